@@ -1,0 +1,1 @@
+"""Split learning for Flower that is small on the wire."""
