@@ -1,1 +1,55 @@
-"""Split learning for Flower that is small on the wire."""
+"""Split learning for Flower that is small on the wire.
+
+A model is cut in two; devices train the front, the server trains the back; only the
+smashed data crosses the network, and it crosses small.
+"""
+
+from flwr_slfac._release import RELEASE
+from flwr_slfac.client import client_app
+from flwr_slfac.cut import CutPoint, Halves, cut, legal_cuts
+from flwr_slfac.errors import (
+    AllDevicesLostError,
+    CodecError,
+    CutError,
+    DecodeError,
+    DeviceError,
+    DivergedError,
+    EncodeError,
+    SettingError,
+    SlfacError,
+    TrainingError,
+    VersionError,
+)
+from flwr_slfac.report import RoundReport, TensorBoard
+from flwr_slfac.split import Device
+from flwr_slfac.split.metrics import accuracy
+from flwr_slfac.strategy import SplitFed
+from flwr_slfac.traffic import Traffic
+
+__version__ = RELEASE
+
+__all__ = [
+    "AllDevicesLostError",
+    "CodecError",
+    "CutError",
+    "CutPoint",
+    "DecodeError",
+    "Device",
+    "DeviceError",
+    "DivergedError",
+    "EncodeError",
+    "Halves",
+    "RoundReport",
+    "SettingError",
+    "SlfacError",
+    "SplitFed",
+    "TensorBoard",
+    "Traffic",
+    "TrainingError",
+    "VersionError",
+    "__version__",
+    "accuracy",
+    "client_app",
+    "cut",
+    "legal_cuts",
+]

@@ -9,6 +9,7 @@ from flwr_slfac.codec.base import (
     encode,
     register,
     registered,
+    restart,
 )
 from flwr_slfac.codec.plain import BFloat16, Float16, Identity, Integers
 from flwr_slfac.codec.settings import format_codec, parse_codec
@@ -30,4 +31,5 @@ __all__ = [
     "parse_codec",
     "register",
     "registered",
+    "restart",
 ]

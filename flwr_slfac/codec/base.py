@@ -39,8 +39,9 @@ class Hints:
         same bytes. In [0, 2**63).
     memory : dict of str to Tensor
         What this codec remembers of the stream (a reused basis, an error-feedback
-        residual). The encoder may read and replace entries; the caller keeps and
-        stores them. A fresh stream starts with an empty one.
+        residual). The encoder may read and replace entries, never change a tensor in
+        place; the caller keeps and stores them. Names that begin with ``stream.`` are
+        what the decoder remembers too: they end with the stream, see `restart`.
     """
 
     role: Role = "activation"
@@ -212,6 +213,15 @@ def decode(
         return cls.decode_sections(
             frame, {} if memory is None else memory, torch.device(device)
         )
+
+
+def restart(memory: Memory) -> Memory:
+    """Return what an encoder still remembers when its stream begins anew.
+
+    The decoder of a new stream remembers nothing, so the entries that mirror the
+    decoder's (``stream.*``) are dropped; a residual, for example, is kept.
+    """
+    return {k: v for k, v in memory.items() if not k.startswith("stream.")}
 
 
 def raw_num_bytes(tensor: torch.Tensor) -> int:

@@ -1,0 +1,49 @@
+"""The server: the back, the loss, and a Flower strategy for the fronts."""
+
+from functools import partial
+
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from torch.nn import CrossEntropyLoss
+from torch.optim import SGD
+
+from flwr_slfac import SplitFed, accuracy, cut
+
+from quickstart.task import build_model, central_test_set
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train, test the joined model on images that no device has seen, report."""
+    run = context.run_config
+    torch.set_num_threads(run["threads"])
+    halves = cut(build_model(run["seed"]), at=run["cut"])
+    strategy = SplitFed(
+        FedAvg(fraction_train=run["fraction-train"]),
+        back=halves.back,
+        loss=CrossEntropyLoss(),
+        optimizer=partial(SGD, lr=run["learning-rate"], momentum=0.9),
+        scheme=run["scheme"],
+        up=run["codec-up"],
+        down=run["codec-down"],
+        seed=run["seed"],
+    )
+    images, labels = central_test_set(run["seed"]).tensors
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model = halves.load(arrays, strategy.back_state()).eval()
+        with torch.no_grad():
+            return MetricRecord({"accuracy": accuracy(model(images), labels)})
+
+    strategy.start(
+        grid,
+        ArrayRecord(halves.front.state_dict()),
+        num_rounds=run["num-rounds"],
+        evaluate_fn=evaluate,
+    )
+    if run["traffic-file"]:
+        strategy.traffic.write(run["traffic-file"])

@@ -1,0 +1,168 @@
+"""The device's door to Flower: a ClientApp that answers the server's steps."""
+
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from flwr_slfac.errors import SettingError, SlfacError
+from flwr_slfac.split import Device, DeviceHalf
+from flwr_slfac.transport import messages
+from flwr_slfac.transport.records import (
+    FRAMES,
+    SPLIT,
+    from_evaluate_reply,
+    from_train_reply,
+    get_frame,
+    put_frame,
+    to_evaluate_request,
+    to_train_request,
+)
+
+_STATE, _STATE_FRAMES = "slfac", "slfac-frames"
+
+
+def client_app(
+    device: Callable[[Context], Device], *, live_cache: int = 32
+) -> ClientApp:
+    """Make the ClientApp of a device.
+
+    Parameters
+    ----------
+    device : callable
+        From Flower's Context to the `Device` of this node: builds the front, loads the
+        node's data. It is called once per process and node, again when the process
+        changes.
+    live_cache : int (default: 32)
+        How many devices a process keeps alive between messages, the graph of their last
+        forward included. Where a device is not alive its forward is run again, with
+        the same result; 0 saves memory and costs one more forward per step.
+
+    Returns
+    -------
+    ClientApp
+        Named in ``[tool.flwr.app.components]`` as ``clientapp``.
+    """
+    if live_cache < 0:
+        raise SettingError(f"live_cache is {live_cache}; it must be 0 or more")
+    workers = _Workers(device, live_cache)
+    app = ClientApp()
+
+    @app.train("step")
+    def train_step(message: Message, context: Context) -> Message:
+        def work(half: DeviceHalf) -> RecordDict:
+            return from_train_reply(half.train(to_train_request(message.content)))
+
+        return workers.answer(message, context, work)
+
+    @app.evaluate("step")
+    def evaluate_step(message: Message, context: Context) -> Message:
+        def work(half: DeviceHalf) -> RecordDict:
+            request = to_evaluate_request(message.content)
+            return from_evaluate_reply(half.evaluate(request))
+
+        return workers.answer(message, context, work)
+
+    @app.query("partition")
+    def partition(message: Message, context: Context) -> Message:
+        record = ConfigRecord({"device": _partition_id(context)})
+        return Message(RecordDict({SPLIT: record}), reply_to=message)
+
+    return app
+
+
+@dataclass
+class _Live:
+    """A device that is alive in this process, and the state it stands for."""
+
+    half: DeviceHalf
+    token: str
+
+
+class _Workers:
+    """The devices alive in this process, least recently used first."""
+
+    def __init__(self, device: Callable[[Context], Device], size: int) -> None:
+        self._device = device
+        self._size = size
+        self._alive: OrderedDict[tuple[int, int], _Live] = OrderedDict()
+
+    def answer(
+        self,
+        message: Message,
+        context: Context,
+        work: Callable[[DeviceHalf], RecordDict],
+    ) -> Message:
+        """Run a request on the node's device and keep the state that follows."""
+        key = (context.run_id, context.node_id)
+        # Out of the cache while it works: if it raises, what it left is not reused.
+        live = self._alive.pop(key, None)
+        try:
+            half = self._bring_to_life(live, context)
+            content = work(half)
+        except SlfacError as error:
+            refusal = f"{type(error).__name__}: {error}"
+            record = ConfigRecord({messages.REFUSED: refusal})
+            return Message(RecordDict({SPLIT: record}), reply_to=message)
+        token = _write_state(context, half)
+        if self._size:
+            self._alive[key] = _Live(half, token)
+            while len(self._alive) > self._size:
+                self._alive.popitem(last=False)
+        return Message(content, reply_to=message)
+
+    def _bring_to_life(self, live: _Live | None, context: Context) -> DeviceHalf:
+        token = _read_token(context)
+        if live is not None and live.token == token:
+            return live.half
+        half = live.half if live is not None else self._build(context)
+        stored = RecordDict({})
+        if token:
+            stored = RecordDict({SPLIT: context.state.config_records[_STATE]})
+            if (frames := context.state.array_records.get(_STATE_FRAMES)) is not None:
+                stored[FRAMES] = frames
+        half.kept = get_frame(stored, "kept") if token else None
+        half.restore(get_frame(stored, "round") if token else None)
+        return half
+
+    def _build(self, context: Context) -> DeviceHalf:
+        device = self._device(context)
+        if not isinstance(device, Device):
+            raise SettingError(
+                f"the function given to client_app returned {type(device).__name__}, "
+                "not a flwr_slfac.Device"
+            )
+        return DeviceHalf(device, _partition_id(context))
+
+
+def _partition_id(context: Context) -> int:
+    """Return the node's partition id, or its node id where it has none."""
+    return int(context.node_config.get("partition-id", context.node_id))
+
+
+def _read_token(context: Context) -> str:
+    record = context.state.config_records.get(_STATE)
+    return "" if record is None else str(record["token"])
+
+
+def _write_state(context: Context, half: DeviceHalf) -> str:
+    """Store in the node's state what the device needs next; return its token."""
+    context.state.config_records.pop(_STATE, None)
+    context.state.array_records.pop(_STATE_FRAMES, None)
+    parts = {"round": half.snapshot(), "kept": half.kept}
+    present = {name: data for name, data in parts.items() if data is not None}
+    if not present:
+        # Nothing to remember: a thousand idle devices hold nothing.
+        return ""
+    token = uuid.uuid4().hex
+    content = RecordDict({SPLIT: ConfigRecord({"token": token})})
+    for name, data in present.items():
+        put_frame(content, name, data)
+    context.state[_STATE] = content.config_records[SPLIT]
+    frames = content.array_records.get(FRAMES)
+    if isinstance(frames, ArrayRecord):
+        context.state[_STATE_FRAMES] = frames
+    return token

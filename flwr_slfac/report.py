@@ -1,0 +1,153 @@
+"""What a round came to, as one line of a table, and hooks that are told of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from flwr_slfac.traffic import Direction, Traffic
+
+_COLUMNS = (
+    ("round", 5),
+    ("devices", 7),
+    ("loss", 8),
+    ("eval loss", 9),
+    ("accuracy", 8),
+    ("up", 9),
+    ("down", 9),
+    ("model up", 9),
+    ("model down", 10),
+    ("ratio", 6),
+    ("seconds", 7),
+)
+
+
+@dataclass
+class RoundReport:
+    """What one round came to.
+
+    Parameters
+    ----------
+    server_round : int
+        The round, from 1.
+    num_devices : int
+        Devices that finished.
+    lost : dict of int to str
+        Node id and reason of each device that was lost.
+    loss : float
+        Mean training loss.
+    evaluation : dict of str to float
+        Federated evaluation: ``loss`` and the server's metrics; empty without one.
+    num_bytes : dict of str to int
+        Bytes of this round by direction, training and evaluation together.
+    compression_ratio : float
+        Float32 bytes over bytes that crossed, of the smashed data in training.
+    train_s, compute_s : float
+        Wall time of training, and the sum of what devices spent on computing.
+    """
+
+    server_round: int
+    num_devices: int
+    lost: dict[int, str]
+    loss: float
+    evaluation: dict[str, float] = field(default_factory=dict)
+    num_bytes: dict[str, int] = field(default_factory=dict)
+    compression_ratio: float = float("nan")
+    train_s: float = 0.0
+    compute_s: float = 0.0
+
+    def count(self, traffic: Traffic) -> None:
+        """Take this round's bytes from the ledger."""
+        self.num_bytes = bytes_by_direction(traffic, self.server_round)
+        self.compression_ratio = traffic.compression_ratio(
+            server_round=self.server_round, phase="train"
+        )
+
+    def line(self) -> str:
+        """Return the round as a line that fits under `table_head`."""
+        values = (
+            str(self.server_round),
+            f"{self.num_devices}" + (f"-{len(self.lost)}" if self.lost else ""),
+            f"{self.loss:.4f}",
+            _number(self.evaluation.get("loss")),
+            _number(self.evaluation.get("accuracy")),
+            *(
+                readable_bytes(self.num_bytes.get(d, 0))
+                for d in ("up", "down", "model-up", "model-down")
+            ),
+            f"{self.compression_ratio:.1f}x",
+            f"{self.train_s:.1f}",
+        )
+        return "  ".join(
+            v.rjust(width) for v, (_, width) in zip(values, _COLUMNS, strict=True)
+        )
+
+
+class Callback(Protocol):
+    """Something that wants to know of every round: a plot, a tracker, a file."""
+
+    def on_round(self, report: RoundReport) -> None:
+        """Be told of a finished round."""
+        ...
+
+
+class TensorBoard:
+    """Writes every round to TensorBoard (needs the ``tensorboard`` package).
+
+    Parameters
+    ----------
+    log_dir : str or Path
+        Where the event files go.
+    """
+
+    def __init__(self, log_dir: str | Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(log_dir=str(log_dir))  # type: ignore[no-untyped-call]
+
+    def on_round(self, report: RoundReport) -> None:
+        """Write the round's scalars."""
+        scalars = {
+            "train/loss": report.loss,
+            "train/seconds": report.train_s,
+            "train/devices": report.num_devices,
+            "traffic/compression_ratio": report.compression_ratio,
+            **{f"evaluate/{k}": v for k, v in report.evaluation.items()},
+            **{f"traffic/{k}_bytes": v for k, v in report.num_bytes.items()},
+        }
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, report.server_round)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+
+def table_head() -> str:
+    """Return the head of the table whose lines `RoundReport.line` returns."""
+    return "  ".join(name.rjust(width) for name, width in _COLUMNS)
+
+
+def bytes_by_direction(traffic: Traffic, server_round: int) -> dict[str, int]:
+    """Return a round's bytes in each direction that was used."""
+    totals: dict[Direction, int] = {}
+    for row in traffic.rows(server_round=server_round):
+        totals[row.direction] = totals.get(row.direction, 0) + row.num_bytes
+    return dict(totals)
+
+
+def readable_bytes(num_bytes: float) -> str:
+    """Return bytes in decimal units.
+
+    Examples
+    --------
+    >>> readable_bytes(999), readable_bytes(12_345), readable_bytes(7_000_000)
+    ('999 B', '12.3 kB', '7.0 MB')
+    """
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} B"
+    if num_bytes < 1e6:
+        return f"{num_bytes / 1e3:.1f} kB"
+    if num_bytes < 1e9:
+        return f"{num_bytes / 1e6:.1f} MB"
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

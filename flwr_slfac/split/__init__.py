@@ -1,0 +1,43 @@
+"""The two halves and the step between them. Knows the codec room, not Flower."""
+
+from flwr_slfac.split.device import Device
+from flwr_slfac.split.device_half import DeviceHalf
+from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
+from flwr_slfac.split.metrics import accuracy
+from flwr_slfac.split.protocol import (
+    Begin,
+    EvaluateReply,
+    EvaluateRequest,
+    Link,
+    Lost,
+    Smashed,
+    TrainReply,
+    TrainRequest,
+)
+from flwr_slfac.split.round import DeviceResult, RoundResult, Rounds
+from flwr_slfac.split.scheme import SCHEMES, Scheme
+from flwr_slfac.split.server_half import Batch, ServerHalf
+
+__all__ = [
+    "SCHEMES",
+    "Batch",
+    "Begin",
+    "Device",
+    "DeviceHalf",
+    "DeviceResult",
+    "EvaluateReply",
+    "EvaluateRequest",
+    "Link",
+    "LocalLink",
+    "LocalResult",
+    "Lost",
+    "RoundResult",
+    "Rounds",
+    "Scheme",
+    "ServerHalf",
+    "Smashed",
+    "TrainReply",
+    "TrainRequest",
+    "accuracy",
+    "train_locally",
+]

@@ -1,0 +1,136 @@
+"""Which examples are in which batch: a pure function of (seed, round, device, step)."""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch.utils.data import Dataset, TensorDataset, default_collate
+
+from flwr_slfac.errors import SettingError
+from flwr_slfac.split.noise import seed_for
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def batch_sizes(num_examples: int, batch_size: int, drop_last: bool) -> list[int]:
+    """Return the sizes of one epoch's batches.
+
+    Examples
+    --------
+    >>> batch_sizes(10, 4, drop_last=False)
+    [4, 4, 2]
+    >>> batch_sizes(10, 4, drop_last=True)
+    [4, 4]
+    """
+    full, rest = divmod(num_examples, batch_size)
+    return [batch_size] * full + ([rest] if rest and not drop_last else [])
+
+
+class BatchOrder:
+    """The batches of one device in one round, at random access.
+
+    Parameters
+    ----------
+    num_examples, batch_size, epochs : int
+        Size of the partition, of a batch, and passes over the data.
+    max_steps : int or None
+        Stop after this many batches.
+    drop_last, shuffle : bool
+        As in `torch.utils.data.DataLoader`.
+    seed, server_round, device : int
+        What the order is a function of.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        batch_size: int,
+        *,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        drop_last: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        server_round: int = 0,
+        device: int = 0,
+    ) -> None:
+        self._num_examples = num_examples
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._place = (seed, server_round, device)
+        self._epoch_sizes = batch_sizes(num_examples, batch_size, drop_last)
+        num_steps = epochs * len(self._epoch_sizes)
+        self.num_steps = num_steps if max_steps is None else min(num_steps, max_steps)
+        self._cached: tuple[int, torch.Tensor] | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Examples in each step's batch."""
+        epoch = self._epoch_sizes
+        if not epoch:
+            return []
+        repeats = math.ceil(self.num_steps / len(epoch))
+        return (epoch * repeats)[: self.num_steps]
+
+    def indices(self, step: int) -> torch.Tensor:
+        """Return the indices of the examples in the batch of a step."""
+        epoch, position = divmod(step, len(self._epoch_sizes))
+        start = position * self._batch_size
+        return self._permutation(epoch)[start : start + self._batch_size]
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        if self._cached is None or self._cached[0] != epoch:
+            order = torch.arange(self._num_examples)
+            if self._shuffle:
+                generator = torch.Generator()
+                generator.manual_seed(seed_for(*self._place, epoch, "order"))
+                order = torch.randperm(self._num_examples, generator=generator)
+            self._cached = (epoch, order)
+        return self._cached[1]
+
+
+def fetch(dataset: Dataset[Any], indices: torch.Tensor) -> Pair:
+    """Collate the examples at `indices` into one (inputs, targets) pair.
+
+    Raises
+    ------
+    SettingError
+        If the examples are not pairs of things that collate to tensors.
+    """
+    if isinstance(dataset, TensorDataset):
+        batch: Any = tuple(t[indices] for t in dataset.tensors)
+    else:
+        batch = default_collate([dataset[i] for i in indices.tolist()])
+    if (
+        not isinstance(batch, (tuple, list))
+        or len(batch) != 2
+        or not all(isinstance(part, torch.Tensor) for part in batch)
+    ):
+        raise SettingError(
+            "each example must be a pair (input, target) that collates to two "
+            f"tensors; this dataset gives {_describe(batch)}"
+        )
+    return cast(Pair, tuple(batch))
+
+
+def dataset_length(dataset: Any, what: str) -> int:
+    """Return the number of examples, or raise SettingError if there is none."""
+    try:
+        length = len(dataset)
+    except TypeError as error:
+        raise SettingError(
+            f"the {what} is a {type(dataset).__name__} without a length; pass a "
+            "map-style dataset"
+        ) from error
+    if length == 0:
+        raise SettingError(
+            f"the {what} is empty; give every device at least one example (a larger "
+            "Dirichlet alpha, or a minimum partition size)"
+        )
+    return length
+
+
+def _describe(batch: Any) -> str:
+    if isinstance(batch, (tuple, list)):
+        return f"{len(batch)} parts: {', '.join(type(p).__name__ for p in batch)}"
+    return type(batch).__name__

@@ -1,0 +1,410 @@
+"""One round: the lock-step loop over devices, written once for every transport."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from flwr_slfac.codec import Codec, Memory, decode, encode
+from flwr_slfac.codec.base import raw_num_bytes
+from flwr_slfac.errors import (
+    AllDevicesLostError,
+    DecodeError,
+    DeviceError,
+    DivergedError,
+    EncodeError,
+)
+from flwr_slfac.split.noise import seed_for
+from flwr_slfac.split.protocol import (
+    Begin,
+    EvaluateReply,
+    EvaluateRequest,
+    Link,
+    Lost,
+    Smashed,
+    State,
+    TrainReply,
+    TrainRequest,
+)
+from flwr_slfac.split.server_half import Batch, ServerHalf
+from flwr_slfac.traffic import Phase, Traffic
+
+logger = logging.getLogger("flwr")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class DeviceResult:
+    """What a device's work in a round came to.
+
+    Parameters
+    ----------
+    device : int
+        Partition id.
+    front : mapping of str to Tensor
+        The trained device-side model.
+    num_examples : int
+        Examples that it trained on, counted in each epoch.
+    loss : float
+        Mean training loss over those examples.
+    """
+
+    device: int
+    front: State
+    num_examples: int
+    loss: float
+
+
+@dataclass
+class RoundResult:
+    """What a round came to: results by key of the link, lost devices with reasons."""
+
+    finished: dict[int, DeviceResult] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    num_steps: int = 0
+    compute_s: float = 0.0
+    wall_s: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over all examples; NaN if no device finished."""
+        total = sum(r.num_examples for r in self.finished.values())
+        if not total:
+            return float("nan")
+        weighted = (r.loss * r.num_examples for r in self.finished.values())
+        return sum(weighted) / total
+
+
+@dataclass
+class _Worker:
+    """The server's notes on one device within a round."""
+
+    key: int
+    device: int = -1
+    num_steps: int = 0
+    num_examples: int = 0
+    loss_sum: float = 0.0
+    up: Memory = field(default_factory=dict)
+    down: Memory = field(default_factory=dict)
+
+
+class Rounds:
+    """Runs rounds of training and evaluation over a link.
+
+    Parameters
+    ----------
+    server : ServerHalf
+        The back and how it learns.
+    down : Codec
+        How cut-layer gradients are coded.
+    traffic : Traffic
+        Where what crosses is entered.
+    max_elements : int
+        Largest activation tensor accepted from a device.
+    """
+
+    def __init__(
+        self, server: ServerHalf, down: Codec, traffic: Traffic, max_elements: int
+    ) -> None:
+        self._server = server
+        self._down = down
+        self._traffic = traffic
+        self._max_elements = max_elements
+
+    def train(
+        self,
+        link: Link,
+        keys: Iterable[int],
+        begin: Begin,
+        progress: Progress | None = None,
+    ) -> RoundResult:
+        """Train one round on the devices with these keys.
+
+        Returns
+        -------
+        RoundResult
+            With at least one finished device.
+
+        Raises
+        ------
+        AllDevicesLostError
+            If no device finishes.
+        """
+        start = time.perf_counter()
+        result = RoundResult()
+        self._server.begin_round(begin.server_round, begin.seed)
+        if self._server.scheme == "sequential":
+            self._relay(link, list(keys), begin, result, progress)
+        else:
+            self._lockstep(link, list(keys), begin, result, progress)
+        if not result.finished:
+            reasons = "; ".join(f"device {k}: {v}" for k, v in result.lost.items())
+            raise AllDevicesLostError(
+                f"round {begin.server_round}: every device was lost ({reasons}); the "
+                "models of the last completed round are kept"
+            )
+        self._server.end_round(
+            {r.device: r.num_examples for r in result.finished.values()}
+        )
+        result.wall_s = time.perf_counter() - start
+        return result
+
+    def _relay(
+        self,
+        link: Link,
+        keys: list[int],
+        begin: Begin,
+        result: RoundResult,
+        progress: Progress | None,
+    ) -> None:
+        """Hand the front from device to device, in partition order."""
+        devices = link.devices(keys)
+        for key in keys:
+            if key not in devices:
+                self._lose(result, key, key, begin.server_round, 0, "did not answer")
+        front = begin.front
+        for key in sorted(devices, key=lambda k: devices[k]):
+            handed = Begin(**{**vars(begin), "front": front})
+            self._lockstep(link, [key], handed, result, progress)
+            if key in result.finished:
+                front = result.finished[key].front
+
+    def _lockstep(
+        self,
+        link: Link,
+        keys: list[int],
+        begin: Begin,
+        result: RoundResult,
+        progress: Progress | None,
+    ) -> None:
+        """Step all devices together until each has done its own number of steps."""
+        workers = {key: _Worker(key) for key in keys}
+        requests = {key: TrainRequest(0, begin=begin) for key in keys}
+        step = 0
+        while requests:
+            answers = link.train(requests)
+            arrived: dict[int, Smashed] = {}
+            for key in sorted(requests):
+                answer = answers[key]
+                worker = workers[key]
+                if isinstance(answer, Lost):
+                    name = worker.device if worker.device >= 0 else key
+                    self._lose(
+                        result, key, name, begin.server_round, step, answer.reason
+                    )
+                    continue
+                worker.device, worker.num_steps = answer.device, answer.num_steps
+                self._note_seconds(begin.server_round, worker, answer)
+                result.compute_s += answer.compute_s
+                if answer.front is not None:
+                    result.finished[key] = DeviceResult(
+                        worker.device,
+                        answer.front,
+                        worker.num_examples,
+                        worker.loss_sum / max(worker.num_examples, 1),
+                    )
+                elif answer.smashed is not None:
+                    arrived[key] = answer.smashed
+            self._require_distinct(workers, arrived)
+            requests = self._answer(step, arrived, workers, begin)
+            step += 1
+            result.num_steps = max(result.num_steps, step - 1)
+            if progress and requests:
+                progress(step, max(workers[k].num_steps for k in requests))
+
+    def _answer(
+        self,
+        step: int,
+        arrived: dict[int, Smashed],
+        workers: dict[int, _Worker],
+        begin: Begin,
+    ) -> dict[int, TrainRequest]:
+        """Learn from a step's smashed data and code everyone's gradient."""
+        by_device = {workers[key].device: key for key in arrived}
+        batches = {
+            device: self._decode(
+                arrived[key], workers[key], begin.server_round, step, "train"
+            )
+            for device, key in sorted(by_device.items())
+        }
+        if not batches:
+            return {}
+        requests = {}
+        for device, (gradient, loss) in self._server.step(step, batches).items():
+            worker = workers[by_device[device]]
+            worker.num_examples += batches[device].num_examples
+            worker.loss_sum += loss * batches[device].num_examples
+            frame = self._encode_gradient(gradient, worker, begin, step)
+            requests[worker.key] = TrainRequest(step + 1, gradient=frame)
+        return requests
+
+    def _decode(
+        self,
+        smashed: Smashed,
+        worker: _Worker,
+        server_round: int,
+        step: int,
+        phase: Phase,
+    ) -> Batch:
+        """Decode a device's smashed data and enter its traffic."""
+        start = time.perf_counter()
+        memory = worker.up if phase == "train" else {}
+        try:
+            activations = decode(
+                smashed.activations,
+                max_elements=self._max_elements,
+                memory=memory,
+                device=self._server.where,
+            )
+            targets = decode(
+                smashed.targets,
+                max_elements=self._max_elements,
+                device=self._server.where,
+            )
+        except DecodeError as error:
+            raise DeviceError(
+                f"device {worker.device}, round {server_round}, step {step} sent "
+                f"smashed data that cannot be decoded: {error}"
+            ) from error
+        if not len(activations) == len(targets) == smashed.num_examples:
+            raise DeviceError(
+                f"device {worker.device}, round {server_round}, step {step} sent "
+                f"{len(activations)} activations and {len(targets)} targets for "
+                f"{smashed.num_examples} examples"
+            )
+        place = (server_round, worker.device, phase)
+        self._traffic.add(
+            *place,
+            "up",
+            num_bytes=len(smashed.activations),
+            raw_bytes=raw_num_bytes(activations),
+            seconds=time.perf_counter() - start,
+        )
+        self._traffic.add(
+            *place,
+            "targets",
+            num_bytes=len(smashed.targets),
+            raw_bytes=raw_num_bytes(targets),
+        )
+        return Batch(activations, targets, smashed.num_examples)
+
+    def _encode_gradient(
+        self, gradient: torch.Tensor, worker: _Worker, begin: Begin, step: int
+    ) -> bytes:
+        start = time.perf_counter()
+        place = (begin.server_round, worker.device, step)
+        try:
+            frame = encode(
+                gradient,
+                self._down,
+                role="gradient",
+                seed=seed_for(begin.seed, *place, "down"),
+                memory=worker.down,
+            )
+        except EncodeError as error:
+            raise DivergedError(
+                f"the cut-layer gradient of device {worker.device}, round "
+                f"{begin.server_round}, step {step} cannot be coded: {error}"
+            ) from error
+        self._traffic.add(
+            begin.server_round,
+            worker.device,
+            "train",
+            "down",
+            num_bytes=len(frame),
+            raw_bytes=raw_num_bytes(gradient),
+            seconds=time.perf_counter() - start,
+        )
+        return frame
+
+    def evaluate(
+        self, link: Link, keys: Iterable[int], begin: Begin, max_bytes: int
+    ) -> dict[int, dict[str, float]]:
+        """Evaluate through the split; return each device's metrics by key.
+
+        Each holds ``num-examples``, ``loss`` and the server's metrics, means over that
+        device's test set. Devices without a test set are left out, lost ones too.
+        """
+        keys = list(keys)
+        workers = {key: _Worker(key) for key in keys}
+        sums: dict[int, dict[str, float]] = {}
+        requests = {key: EvaluateRequest(0, max_bytes, begin) for key in keys}
+        lost = RoundResult()
+        while requests:
+            answers = link.evaluate(requests)
+            following = {}
+            for key in sorted(requests):
+                answer = answers[key]
+                if isinstance(answer, Lost):
+                    sums.pop(key, None)
+                    self._lose(lost, key, key, begin.server_round, 0, answer.reason)
+                    continue
+                worker = workers[key]
+                worker.device = answer.device
+                first = requests[key].first
+                self._evaluate_batches(answer, worker, first, begin, sums)
+                done = first + len(answer.batches)
+                if done < answer.num_batches:
+                    following[key] = EvaluateRequest(done, max_bytes)
+            requests = following
+        return {
+            key: {
+                name: value if name == "num-examples" else value / total["num-examples"]
+                for name, value in total.items()
+            }
+            for key, total in sorted(sums.items(), key=lambda kv: workers[kv[0]].device)
+        }
+
+    def _evaluate_batches(
+        self,
+        answer: EvaluateReply,
+        worker: _Worker,
+        first: int,
+        begin: Begin,
+        sums: dict[int, dict[str, float]],
+    ) -> None:
+        for index, smashed in enumerate(answer.batches, start=first):
+            batch = self._decode(smashed, worker, begin.server_round, index, "evaluate")
+            total = sums.setdefault(worker.key, {"num-examples": 0})
+            total["num-examples"] += batch.num_examples
+            for name, value in self._server.evaluate(batch).items():
+                total[name] = total.get(name, 0.0) + value * batch.num_examples
+        self._traffic.add_seconds(
+            begin.server_round, worker.device, "evaluate", "up", answer.codec_s
+        )
+
+    def _note_seconds(
+        self, server_round: int, worker: _Worker, answer: TrainReply
+    ) -> None:
+        self._traffic.add_seconds(
+            server_round, worker.device, "train", "up", answer.codec_s
+        )
+
+    @staticmethod
+    def _lose(
+        result: RoundResult,
+        key: int,
+        device: int,
+        server_round: int,
+        step: int,
+        why: str,
+    ) -> None:
+        result.lost[key] = why
+        logger.warning(
+            "round %d, step %d: lost device %d: %s", server_round, step, device, why
+        )
+
+    @staticmethod
+    def _require_distinct(
+        workers: dict[int, _Worker], arrived: dict[int, Smashed]
+    ) -> None:
+        devices = [workers[key].device for key in arrived]
+        twice = {d for d in devices if devices.count(d) > 1}
+        if twice:
+            raise DeviceError(
+                f"partition id {min(twice)} is claimed by two devices; give each its "
+                "own partition-id in the node config"
+            )

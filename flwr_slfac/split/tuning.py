@@ -1,0 +1,81 @@
+"""An optimizer and its scheduler, whose progress can be carried between rounds."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+
+from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
+
+
+class Tuning:
+    """Optimizer, scheduler and gradient clipping of one half.
+
+    Parameters
+    ----------
+    parameters : iterable of nn.Parameter
+        What is trained.
+    optimizer, scheduler, scheduler_per, clip_norm
+        As in `Device`.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        scheduler_per: Literal["round", "step"],
+        clip_norm: float | None,
+    ) -> None:
+        self._parameters = [p for p in parameters if p.requires_grad]
+        # A half without trainable weights (a frozen or empty front) has no optimizer.
+        self.optimizer = optimizer(self._parameters) if self._parameters else None
+        self.scheduler = (
+            scheduler(self.optimizer) if scheduler and self.optimizer else None
+        )
+        self._per = scheduler_per
+        self._clip_norm = clip_norm
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        if self.optimizer:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Clip, update the weights, and advance a scheduler that goes per step."""
+        if not self.optimizer:
+            return
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        self.optimizer.step()
+        if self.scheduler and self._per == "step":
+            self.scheduler.step()
+
+    def start_round(self, server_round: int) -> None:
+        """Bring a scheduler that goes per round to this round (from 1)."""
+        if not self.scheduler or self._per != "round":
+            return
+        with warnings.catch_warnings():
+            # torch warns when no optimizer step lies between two scheduler steps.
+            warnings.simplefilter("ignore", UserWarning)
+            while self.scheduler.last_epoch < server_round - 1:
+                self.scheduler.step()
+
+    def state(self, *, moments: bool) -> dict[str, Any]:
+        """Return hyperparameters and schedule, and the moments if asked."""
+        if not self.optimizer:
+            return {}
+        optimizer = self.optimizer.state_dict()
+        if not moments:
+            optimizer["state"] = {}
+        schedule = self.scheduler.state_dict() if self.scheduler else None
+        return {"optimizer": optimizer, "scheduler": schedule}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state` returned."""
+        if not state or not self.optimizer:
+            return
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler and state["scheduler"] is not None:
+            self.scheduler.load_state_dict(state["scheduler"])

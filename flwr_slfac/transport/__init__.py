@@ -1,0 +1,1 @@
+"""What carries the steps between server and devices. Knows split, not codecs."""

@@ -1,0 +1,242 @@
+"""The protocol's requests and replies as Flower records, and back.
+
+A request or reply is one ConfigRecord named ``split``; models travel in an ArrayRecord
+named ``arrays``; frames of 1 MB and more in an ArrayRecord named ``frames``, because
+Flower carries large Arrays faster than large config values.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from flwr_slfac.errors import TrainingError
+from flwr_slfac.split import (
+    Begin,
+    EvaluateReply,
+    EvaluateRequest,
+    Smashed,
+    TrainReply,
+    TrainRequest,
+)
+
+SPLIT, ARRAYS, FRAMES = "split", "arrays", "frames"
+STYPE = "slfac.v1"
+_LARGE_BYTES = 2**20
+_BEGIN_KEYS = {
+    "server_round": "round",
+    "seed": "seed",
+    "up": "up",
+    "release": "release",
+    "min_batch": "min-batch",
+    "proximal_mu": "proximal-mu",
+}
+
+
+class RecordState(Mapping[str, torch.Tensor]):
+    """A state dict that stays a Flower ArrayRecord until somebody reads a tensor."""
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self.record = record
+        self._tensors: dict[str, torch.Tensor] | None = None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if self._tensors is None:
+            self._tensors = dict(self.record.to_torch_state_dict())
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.record)
+
+    def __len__(self) -> int:
+        return len(self.record)
+
+
+def as_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Return a state dict as an ArrayRecord, without work if it is one already."""
+    if isinstance(state, RecordState):
+        return state.record
+    return ArrayRecord(dict(state))
+
+
+def put_frame(content: RecordDict, name: str, frame: bytes) -> None:
+    """Store bytes under a name, in the kind of record that carries them faster."""
+    if len(frame) < _LARGE_BYTES:
+        content.config_records[SPLIT][name] = frame
+        return
+    frames = content.array_records.setdefault(FRAMES, ArrayRecord())
+    frames[name] = Array("uint8", (len(frame),), STYPE, frame)
+
+
+def get_frame(content: RecordDict, name: str) -> bytes | None:
+    """Return the bytes stored under a name, or None."""
+    value = content.config_records[SPLIT].get(name)
+    if isinstance(value, bytes):
+        return value
+    frames = content.array_records.get(FRAMES)
+    return frames[name].data if frames is not None and name in frames else None
+
+
+def from_train_request(request: TrainRequest) -> RecordDict:
+    """Return a training request as records."""
+    content = RecordDict({SPLIT: ConfigRecord({"step": request.step})})
+    _put_begin(content, request.begin)
+    if request.gradient is not None:
+        put_frame(content, "gradient", request.gradient)
+    return content
+
+
+def to_train_request(content: RecordDict) -> TrainRequest:
+    """Read a training request."""
+    config = _split(content)
+    return TrainRequest(
+        step=_int(config, "step"),
+        begin=_get_begin(content),
+        gradient=get_frame(content, "gradient"),
+    )
+
+
+def from_train_reply(reply: TrainReply) -> RecordDict:
+    """Return a training reply as records."""
+    config = ConfigRecord(
+        {
+            "device": reply.device,
+            "num-steps": reply.num_steps,
+            "compute-s": reply.compute_s,
+            "codec-s": reply.codec_s,
+        }
+    )
+    content = RecordDict({SPLIT: config})
+    if reply.smashed is not None:
+        _put_smashed(content, "", reply.smashed)
+    if reply.front is not None:
+        content[ARRAYS] = as_record(reply.front)
+    return content
+
+
+def to_train_reply(content: RecordDict) -> TrainReply:
+    """Read a training reply."""
+    config = _split(content)
+    arrays = content.array_records.get(ARRAYS)
+    return TrainReply(
+        device=_int(config, "device"),
+        num_steps=_int(config, "num-steps"),
+        smashed=_get_smashed(content, ""),
+        front=None if arrays is None else RecordState(arrays),
+        compute_s=_float(config, "compute-s"),
+        codec_s=_float(config, "codec-s"),
+    )
+
+
+def from_evaluate_request(request: EvaluateRequest) -> RecordDict:
+    """Return an evaluation request as records."""
+    config = ConfigRecord({"first": request.first, "max-bytes": request.max_bytes})
+    content = RecordDict({SPLIT: config})
+    _put_begin(content, request.begin)
+    return content
+
+
+def to_evaluate_request(content: RecordDict) -> EvaluateRequest:
+    """Read an evaluation request."""
+    config = _split(content)
+    return EvaluateRequest(
+        first=_int(config, "first"),
+        max_bytes=_int(config, "max-bytes"),
+        begin=_get_begin(content),
+    )
+
+
+def from_evaluate_reply(reply: EvaluateReply) -> RecordDict:
+    """Return an evaluation reply as records."""
+    config = ConfigRecord(
+        {
+            "device": reply.device,
+            "num-batches": reply.num_batches,
+            "num-sent": len(reply.batches),
+            "compute-s": reply.compute_s,
+            "codec-s": reply.codec_s,
+        }
+    )
+    content = RecordDict({SPLIT: config})
+    for index, smashed in enumerate(reply.batches):
+        _put_smashed(content, f"{index}.", smashed)
+    return content
+
+
+def to_evaluate_reply(content: RecordDict) -> EvaluateReply:
+    """Read an evaluation reply."""
+    config = _split(content)
+    batches = []
+    for index in range(_int(config, "num-sent")):
+        smashed = _get_smashed(content, f"{index}.")
+        if smashed is None:
+            raise TrainingError(f"an evaluation reply lacks its batch {index}")
+        batches.append(smashed)
+    return EvaluateReply(
+        device=_int(config, "device"),
+        num_batches=_int(config, "num-batches"),
+        batches=batches,
+        compute_s=_float(config, "compute-s"),
+        codec_s=_float(config, "codec-s"),
+    )
+
+
+def _put_begin(content: RecordDict, begin: Begin | None) -> None:
+    if begin is None:
+        return
+    config = content.config_records[SPLIT]
+    for name, key in _BEGIN_KEYS.items():
+        config[key] = getattr(begin, name)
+    content[ARRAYS] = as_record(begin.front)
+
+
+def _get_begin(content: RecordDict) -> Begin | None:
+    arrays = content.array_records.get(ARRAYS)
+    if arrays is None:
+        return None
+    config = _split(content)
+    missing = [key for key in _BEGIN_KEYS.values() if key not in config]
+    if missing:
+        raise TrainingError(f"a request lacks {', '.join(missing)}")
+    fields: dict[str, Any] = {name: config[key] for name, key in _BEGIN_KEYS.items()}
+    return Begin(front=RecordState(arrays), **fields)
+
+
+def _put_smashed(content: RecordDict, prefix: str, smashed: Smashed) -> None:
+    content.config_records[SPLIT][prefix + "num-examples"] = smashed.num_examples
+    put_frame(content, prefix + "activations", smashed.activations)
+    put_frame(content, prefix + "targets", smashed.targets)
+
+
+def _get_smashed(content: RecordDict, prefix: str) -> Smashed | None:
+    activations = get_frame(content, prefix + "activations")
+    targets = get_frame(content, prefix + "targets")
+    if activations is None or targets is None:
+        return None
+    num_examples = _int(_split(content), prefix + "num-examples")
+    return Smashed(activations, targets, num_examples)
+
+
+def _split(content: RecordDict) -> ConfigRecord:
+    record = content.config_records.get(SPLIT)
+    if record is None:
+        raise TrainingError(
+            "a message holds no 'split' record; is the app on the other side built "
+            "with flwr_slfac.client_app and SplitFed?"
+        )
+    return record
+
+
+def _int(config: ConfigRecord, key: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TrainingError(f"a message's {key!r} is {value!r}, not an integer")
+    return value
+
+
+def _float(config: ConfigRecord, key: str) -> float:
+    value = config.get(key)
+    if not isinstance(value, (int, float)):
+        raise TrainingError(f"a message's {key!r} is {value!r}, not a number")
+    return float(value)
