@@ -32,7 +32,8 @@ class RoundReport:
     num_devices : int
         Devices that finished.
     lost : dict of int to str
-        Node id and reason of each device that was lost.
+        Reason for each device that was lost, by partition id (by node id if it never
+        told its own).
     loss : float
         Mean training loss.
     evaluation : dict of str to float
@@ -43,6 +44,8 @@ class RoundReport:
         Float32 bytes over bytes that crossed, of the smashed data in training.
     train_s, compute_s : float
         Wall time of training, and the sum of what devices spent on computing.
+    num_steps : int
+        Steps in lock-step, of the device with most; summed over a relay's devices.
     """
 
     server_round: int
@@ -54,6 +57,7 @@ class RoundReport:
     compression_ratio: float = float("nan")
     train_s: float = 0.0
     compute_s: float = 0.0
+    num_steps: int = 0
 
     def count(self, traffic: Traffic) -> None:
         """Take this round's bytes from the ledger."""

@@ -211,6 +211,7 @@ class SplitFed(Strategy):
             loss=result.loss,
             train_s=result.wall_s,
             compute_s=result.compute_s,
+            num_steps=result.num_steps,
         )
         report.count(self.traffic)
         self.reports.append(report)

@@ -116,9 +116,10 @@ class EvaluateReply:
 
 @dataclass(frozen=True)
 class Lost:
-    """A device that did not answer, and why."""
+    """A device that did not answer: why, and its partition id where it is known."""
 
     reason: str
+    device: int | None = None
 
 
 TrainAnswer = TrainReply | Lost

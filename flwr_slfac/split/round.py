@@ -60,7 +60,19 @@ class DeviceResult:
 
 @dataclass
 class RoundResult:
-    """What a round came to: results by key of the link, lost devices with reasons."""
+    """What a round came to.
+
+    Parameters
+    ----------
+    finished : dict of int to DeviceResult
+        By key of the link.
+    lost : dict of int to str
+        Reasons by partition id, or by key for a device that never told its own.
+    num_steps : int
+        Most steps that any device took.
+    compute_s, wall_s : float
+        What devices spent on computing, summed, and how long the round took.
+    """
 
     finished: dict[int, DeviceResult] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
@@ -164,7 +176,7 @@ class Rounds:
         devices = link.devices(keys)
         for key in keys:
             if key not in devices:
-                self._lose(result, key, key, begin.server_round, 0, "did not answer")
+                self._lose(result, key, begin.server_round, 0, "did not answer")
         front = begin.front
         for key in sorted(devices, key=lambda k: devices[k]):
             handed = Begin(**{**vars(begin), "front": front})
@@ -191,10 +203,9 @@ class Rounds:
                 answer = answers[key]
                 worker = workers[key]
                 if isinstance(answer, Lost):
-                    name = worker.device if worker.device >= 0 else key
-                    self._lose(
-                        result, key, name, begin.server_round, step, answer.reason
-                    )
+                    name = answer.device if worker.device < 0 else worker.device
+                    name = key if name is None else name
+                    self._lose(result, name, begin.server_round, step, answer.reason)
                     continue
                 worker.device, worker.num_steps = answer.device, answer.num_steps
                 self._note_seconds(begin.server_round, worker, answer)
@@ -211,9 +222,9 @@ class Rounds:
             self._require_distinct(workers, arrived)
             requests = self._answer(step, arrived, workers, begin)
             step += 1
-            result.num_steps = max(result.num_steps, step - 1)
             if progress and requests:
                 progress(step, max(workers[k].num_steps for k in requests))
+        result.num_steps += step - 1
 
     def _answer(
         self,
@@ -340,7 +351,8 @@ class Rounds:
                 answer = answers[key]
                 if isinstance(answer, Lost):
                     sums.pop(key, None)
-                    self._lose(lost, key, key, begin.server_round, 0, answer.reason)
+                    name = key if answer.device is None else answer.device
+                    self._lose(lost, name, begin.server_round, 0, answer.reason)
                     continue
                 worker = workers[key]
                 worker.device = answer.device
@@ -385,14 +397,9 @@ class Rounds:
 
     @staticmethod
     def _lose(
-        result: RoundResult,
-        key: int,
-        device: int,
-        server_round: int,
-        step: int,
-        why: str,
+        result: RoundResult, device: int, server_round: int, step: int, why: str
     ) -> None:
-        result.lost[key] = why
+        result.lost[device] = why
         logger.warning(
             "round %d, step %d: lost device %d: %s", server_round, step, device, why
         )

@@ -210,7 +210,8 @@ class ServerHalf:
         replica.tuning.zero_grad()
         seed = seed_for(self._seed, self._round, noise, step, "back")
         with seeded(seed, self.where), self._precision():
-            outputs = replica.module(inputs)
+            # A copy, because the back may begin with an operation in place.
+            outputs = replica.module(inputs.clone())
             loss = self._call_loss(outputs, targets)
         losses = self._losses_by_device(loss, outputs, targets, list(batches), sizes)
         self._require_finite(losses, step)

@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from flwr.app import Context
 from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from flwr_slfac import Device, client_app, cut
-
 from quickstart.task import build_model, load_partition
 
 
@@ -24,6 +24,7 @@ def device(context: Context) -> Device:
         train_set=train,
         test_set=test,
         batch_size=run["batch-size"],
+        scheduler=partial(CosineAnnealingLR, T_max=run["num-rounds"]),
         epochs=run["epochs"],
         drop_last=len(train) > run["batch-size"],
     )

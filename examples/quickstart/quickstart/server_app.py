@@ -8,9 +8,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from flwr_slfac import SplitFed, accuracy, cut
-
 from quickstart.task import build_model, central_test_set
 
 app = ServerApp()
@@ -27,6 +27,7 @@ def main(grid: Grid, context: Context) -> None:
         back=halves.back,
         loss=CrossEntropyLoss(),
         optimizer=partial(SGD, lr=run["learning-rate"], momentum=0.9),
+        scheduler=partial(CosineAnnealingLR, T_max=run["num-rounds"]),
         scheme=run["scheme"],
         up=run["codec-up"],
         down=run["codec-down"],

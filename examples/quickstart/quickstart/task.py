@@ -28,6 +28,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
         return torch.relu(x + self.body(x))
 
 
@@ -43,6 +44,7 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(32, NUM_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 1, 8, 8) to class scores (N, 10)."""
         x = self.layer1(self.stem(x))
         x = self.layer2(self.down(x))
         return self.head(x.mean((2, 3)))
@@ -71,7 +73,10 @@ def load_arrays(seed: int) -> tuple[TensorDataset, TensorDataset]:
 def partitioner(num_partitions: int, alpha: float, seed: int) -> DirichletPartitioner:
     """Deal the devices' images out by a Dirichlet distribution over classes."""
     dealt = DirichletPartitioner(
-        num_partitions, partition_by="label", alpha=alpha, min_partition_size=20,
+        num_partitions,
+        partition_by="label",
+        alpha=alpha,
+        min_partition_size=20,
         seed=seed,
     )
     labels = load_arrays(seed)[0].tensors[1].tolist()

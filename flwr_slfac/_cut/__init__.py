@@ -1,0 +1,1 @@
+"""How :mod:`flwr_slfac.cut` works: trace, data flow, plan, build."""

@@ -1,0 +1,216 @@
+"""Data flow of a traced forward: what depends on, changes or aliases what."""
+
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+
+_RANDOM = re.compile(
+    r"rand|dropout|bernoulli|multinomial|poisson|rrelu|sdpa|scaled_dot_product"
+    r"|(normal|uniform|exponential|cauchy|geometric)_?$"
+)
+# Calls whose result never shares memory with their first argument.
+_FRESH = re.compile(
+    r"^(add|sub|mul|truediv|matmul|linear|cat|conv\dd|embedding|(batch|layer)_norm)$"
+)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which nodes of one graph run on which side of a cut."""
+
+    point: Node
+    front: set[Node]
+    back: set[Node]
+    read_off: set[Node] = field(default_factory=set)
+    crossing: list[Node] = field(default_factory=list)
+
+
+class Flow:
+    """What each node of a traced graph depends on, changes and may share."""
+
+    def __init__(
+        self, graph: fx.Graph, root: nn.Module, state: Mapping[str, Tensor]
+    ) -> None:
+        self.nodes = list(graph.nodes)
+        self.order = {node: i for i, node in enumerate(self.nodes)}
+        self.root = root
+        self.source = next(n for n in self.nodes if n.op == "placeholder")
+        self.output = self.nodes[-1]
+        self.deps: dict[Node, set[Node]] = {}
+        self.base: dict[Node, Node] = {}  # whose memory a value may share
+        self.mutators: dict[Node, list[Node]] = {}  # by base, in order
+        self.free: set[Node] = set()  # needs nothing of the input but batch, device
+        self.effects: set[Node] = set()  # changes the state of a module
+        attributes: dict[str, Node] = {}
+        for node in self.nodes:
+            if node.op == "get_attr":
+                self.base[node] = attributes.setdefault(str(node.target), node)
+            else:
+                self.base[node] = self._base(node)
+            self.deps[node] = {d for n in node.all_input_nodes for d in self._now(n)}
+            writes_state = False
+            if self._mutates(node):
+                target = self.base[node.args[0]]
+                self.mutators.setdefault(target, []).append(node)
+                writes_state = target.op == "get_attr" and target.target in state
+            if writes_state or (node.op == "call_module" and not node.users):
+                self.effects.add(node)
+            elif self._is_free(node):
+                self.free.add(node)
+        self.exits = self._exits()
+
+    def _now(self, node: Node) -> Iterator[Node]:
+        """Yield a value and the last step that wrote into it since it was made."""
+        yield node
+        for mutator in self.mutators.get(self.base[node], [])[-1:]:
+            if node.op == "get_attr" or self.order[mutator] > self.order[node]:
+                yield mutator
+
+    def _base(self, node: Node) -> Node:
+        """Return the node whose memory this one may share."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, Node) or node.op == "output":
+            return node
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            fresh = any(True for _ in module.parameters())
+        else:
+            fresh = bool(_FRESH.match(call_name(node)))
+        return node if fresh else self.base[first]
+
+    def _mutates(self, node: Node) -> bool:
+        if not node.args or not isinstance(node.args[0], Node):
+            return False
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            return getattr(module, "inplace", False) is True
+        if node.op not in ("call_function", "call_method"):
+            return False
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None:
+            return bool(schema.is_mutable)
+        name = call_name(node)
+        return (
+            (name.endswith("_") and not name.endswith("__"))
+            or node.target is operator.setitem
+            or node.kwargs.get("inplace") is True
+        )
+
+    def _is_free(self, node: Node) -> bool:
+        if node.op == "get_attr" or self.stands_for(node):
+            return True
+        return (
+            node.op in ("call_function", "call_method")
+            and not _RANDOM.search(call_name(node))
+            and all(dep in self.free for dep in self.deps[node])
+        )
+
+    def stands_for(self, node: Node) -> Node | None:
+        """Return the tensor whose batch size or device this node reads."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, Node) or first in self.free:
+            return None
+        rest = (*node.args[1:], *node.kwargs.values())
+        if node.target is operator.getitem and rest == (0,) and first.args:
+            shape = first.target is getattr and first.args[1] == "shape"
+            size = first.target == "size" and not (first.args[1:] or first.kwargs)
+            whole = first.args[0] if shape or size else None
+            return whole if isinstance(whole, Node) else None
+        size = node.target == "size" or node.target is torch.ops.aten.sym_size.int
+        device = node.target is getattr and rest == ("device",)
+        return first if (size and rest == (0,)) or device else None
+
+    def _exits(self) -> dict[str, list[Node]]:
+        """Values that leave the last call of each module."""
+        scopes: dict[str, tuple[tuple[str, ...], set[Node]]] = {}
+        for node in self.nodes:
+            stack = list((node.meta.get("nn_module_stack") or {}).items())
+            for depth, (_, (path, _)) in enumerate(stack, 1):
+                call = tuple(key for key, _ in stack[:depth])
+                if path not in scopes or scopes[path][0] != call:
+                    scopes[path] = (call, set())
+                scopes[path][1].add(node)
+        exits = {}
+        for path, (_, scope) in scopes.items():
+            steps = sorted(scope - self.free, key=self.order.__getitem__)
+            exits[path] = [n for n in steps if not scope.issuperset(n.users)]
+        for node in self.nodes:
+            if node.op == "call_module":
+                exits[str(node.target)] = self._parts(node)
+        return exits
+
+    def _parts(self, node: Node) -> list[Node]:
+        """Split the result of a torch.nn module that returns a tuple."""
+        module = self.root.get_submodule(str(node.target))
+        several = isinstance(module, nn.RNNBase | nn.MultiheadAttention)
+        if several or getattr(module, "return_indices", False):
+            return [n for n in node.users if n.users]
+        return [node] if node.users else []
+
+    def ancestors(self, nodes: Iterable[Node]) -> set[Node]:
+        """Return the nodes and all that they depend on."""
+        seen: set[Node] = set()
+        stack = list(nodes)
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                stack.extend(self.deps[node])
+        return seen
+
+    def split(self, point: Node) -> Sides:
+        """Split the graph after ``point``; a side effect stays where it stands."""
+        before = {n for n in self.effects if self.order[n] <= self.order[point]}
+        front = self.ancestors({point, self.source, *before})
+        # Export writes reassigned buffers back at the end, far from their module.
+        for effect in self.effects - before:
+            needs = self.ancestors({effect})
+            if point not in needs and (needs & front) - self.free:
+                before.add(effect)
+        front |= self.ancestors(before)
+        sides = Sides(point, front, set())
+        stack = [self.output, *(self.effects - before - front)]
+        while stack:
+            node = stack.pop()
+            if node in sides.back or node is point or node in sides.crossing:
+                continue
+            whole = self.stands_for(node)
+            if node in front and node not in self.free:
+                sides.crossing.append(node)
+                continue
+            sides.back.add(node)
+            if whole in front and whole is not point:
+                sides.read_off.add(node)
+            else:
+                stack.extend(self.deps[node])
+        sides.crossing.sort(key=self.order.__getitem__)
+        return sides
+
+    def mutates_point(self, sides: Sides) -> bool:
+        """Whether the back would write into the smashed data it is given."""
+        mutators = self.mutators.get(self.base[sides.point], [])
+        return any(n in sides.back for n in mutators)
+
+    def label(self, node: Node) -> str:
+        """Name a value by the outermost module that ends with it, if any."""
+        names = [path for path, ends in self.exits.items() if ends == [node] and path]
+        if names:
+            return f"`{min(names, key=lambda name: name.count('.'))}`"
+        if node is self.source:
+            return "the input"
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        where = f" in `{stack[-1][0]}`" if stack and stack[-1][0] else ""
+        return f"`{node.name}`{where}"
+
+
+def call_name(node: Node) -> str:
+    """Return the bare name of what a node calls."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return str(schema.name).split("::")[-1]
+    return str(getattr(node.target, "__name__", node.target))

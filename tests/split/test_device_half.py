@@ -1,0 +1,250 @@
+"""A device keeps nothing that it cannot do without."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, StepLR
+
+from flwr_slfac.codec import Identity, encode
+from flwr_slfac.errors import DecodeError, SettingError, TrainingError
+from flwr_slfac.split import (
+    Begin,
+    Device,
+    DeviceHalf,
+    LocalLink,
+    LocalResult,
+    Rounds,
+    TrainRequest,
+    train_locally,
+)
+from flwr_slfac.split.protocol import TrainAnswer
+from flwr_slfac.split.state import pack_state, unpack_state
+from flwr_slfac.traffic import Traffic
+from tests.split import builders
+
+
+class ForgetfulLink(LocalLink):
+    """Hands every request to a new DeviceHalf that only has the stored state."""
+
+    def __init__(self, halves: Sequence[DeviceHalf]) -> None:
+        super().__init__(halves)
+        self.stored: dict[int, tuple[bytes | None, bytes | None]] = {}
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Build the device anew before each step, from bytes alone."""
+        answers: dict[int, TrainAnswer] = {}
+        for key in sorted(requests):
+            fresh = DeviceHalf(self._halves[key].device, key)
+            with torch.no_grad():
+                for p in fresh.front.parameters():
+                    p.fill_(float("nan"))
+            snapshot, kept = self.stored.get(key, (None, None))
+            fresh.kept = kept
+            fresh.restore(snapshot)
+            answers[key] = fresh.train(requests[key])
+            self.stored[key] = (fresh.snapshot(), fresh.kept)
+        return answers
+
+
+class StutteringLink(LocalLink):
+    """Asks every device twice, as a retry after a lost reply does."""
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Deliver each request that is not a round's last one two times."""
+        answers = super().train(requests)
+        unfinished = {
+            k: r
+            for k, r in requests.items()
+            if getattr(answers[k], "smashed", None) is not None and r.begin is None
+        }
+        again = super().train(unfinished)
+        for key, answer in again.items():
+            assert answer.smashed == answers[key].smashed  # type: ignore[union-attr]
+        return {**answers, **again}
+
+
+def run(make_link: type[LocalLink], **settings: object) -> LocalResult:
+    """Train two devices for three rounds with noise, BatchNorm and momentum."""
+    front, back = builders.halves(dropout=0.3)
+    devices = builders.devices(front, [20, 18], **settings)
+    server = builders.server(back)
+    return train_locally(
+        devices, front.state_dict(), server, num_rounds=3, make_link=make_link
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": partial(Adam, lr=1e-2), "keep_optimizer": True},
+        {"scheduler": partial(StepLR, step_size=1, gamma=0.5)},
+        {
+            "scheduler": partial(CosineAnnealingLR, T_max=20),
+            "scheduler_per": "step",
+            "clip_norm": 0.5,
+        },
+    ],
+    ids=["sgd", "kept adam", "schedule per round", "schedule per step"],
+)
+def test_forward_is_recomputed_exactly(settings: dict[str, object]) -> None:
+    """Without any live object the run ends in the same bits, noise and buffers too."""
+    builders.assert_same(
+        run(LocalLink, **settings).front, run(ForgetfulLink, **settings).front
+    )
+
+
+def test_a_repeated_request_changes_nothing() -> None:
+    """A step that is asked for twice is answered alike and taken once."""
+    builders.assert_same(run(LocalLink).front, run(StutteringLink).front)
+
+
+def test_an_idle_device_stores_nothing() -> None:
+    """Between rounds a device of the default settings has no state to keep."""
+    front, back = builders.halves()
+    halves: list[DeviceHalf] = []
+
+    def keep(made: Sequence[DeviceHalf]) -> LocalLink:
+        halves.extend(made)
+        return LocalLink(made)
+
+    train_locally(
+        builders.devices(front, [10]),
+        front.state_dict(),
+        builders.server(back),
+        num_rounds=1,
+        make_link=keep,
+    )
+    assert halves[0].snapshot() is None
+    assert halves[0].kept is None
+
+
+def test_a_kept_optimizer_goes_on() -> None:
+    """keep_optimizer carries momentum into the next round; the default does not."""
+    momentum = partial(SGD, lr=0.05, momentum=0.9)
+    reset = run(LocalLink, optimizer=momentum)
+    kept = run(LocalLink, optimizer=momentum, keep_optimizer=True)
+    assert any(not torch.equal(reset.front[k], kept.front[k]) for k in reset.front)
+
+
+def test_a_schedule_per_round_follows_the_server() -> None:
+    """A device that missed rounds trains at the rate of the server's round."""
+    rates: list[float] = []
+
+    class Recording(SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    front, back = builders.halves()
+    device = builders.devices(
+        front,
+        [8],
+        optimizer=partial(Recording, lr=1.0),
+        scheduler=partial(LinearLR, start_factor=1.0, end_factor=0.0, total_iters=10),
+    )[0]
+    half = DeviceHalf(device, 0)
+    server = builders.server(back)
+    rounds = Rounds(server, Identity(), Traffic(), 10**6)
+    for server_round in (1, 4):
+        begin = Begin(server_round, 0, front.state_dict(), "identity", "0.1.0")
+        rounds.train(LocalLink([half]), [0], begin)
+    assert rates == pytest.approx([1.0, 0.7])
+
+
+def test_proximal_term_pulls_towards_the_global_front() -> None:
+    """A huge FedProx mu keeps the front where the server put it."""
+    front, back = builders.halves(norm=False)
+
+    def moved(mu: float) -> float:
+        devices = builders.devices(
+            front, [24], optimizer=partial(SGD, lr=1e-3), epochs=8
+        )
+        result = train_locally(
+            devices,
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            proximal_mu=mu,
+        )
+        before = front.state_dict()
+        return sum(float((result.front[k] - before[k]).norm()) for k in before)
+
+    assert moved(500.0) < 0.5 * moved(0.0)
+
+
+def test_out_of_order_requests_are_refused() -> None:
+    """A gradient for a step that was not forwarded raises, and trains nothing."""
+    front, _ = builders.halves()
+    half = DeviceHalf(builders.devices(front, [16])[0], 0)
+    with pytest.raises(TrainingError, match="did not begin"):
+        half.train(TrainRequest(0))
+    begin = Begin(1, 0, front.state_dict(), "identity", "0.1.0")
+    half.train(TrainRequest(0, begin=begin))
+    gradient = encode(torch.zeros(8, 3, 6, 6), Identity())
+    with pytest.raises(TrainingError, match="last forward was of step 0"):
+        half.train(TrainRequest(3, gradient=gradient))
+    with pytest.raises(TrainingError, match="shape"):
+        half.train(
+            TrainRequest(1, gradient=encode(torch.zeros(8, 3, 6, 5), Identity()))
+        )
+
+
+@pytest.mark.parametrize("frozen", ["all", "some"])
+def test_frozen_fronts_stay_frozen(frozen: str) -> None:
+    """Weights without requires_grad keep their bits, a wholly frozen front included."""
+    front, back = builders.halves(norm=False)
+    for name, p in front.named_parameters():
+        p.requires_grad_(frozen == "some" and name.endswith("bias"))
+    result = train_locally(
+        builders.devices(front, [16]),
+        front.state_dict(),
+        builders.server(back),
+        num_rounds=1,
+    )
+    assert torch.equal(result.front["0.weight"], front.state_dict()["0.weight"])
+    same_bias = torch.equal(result.front["0.bias"], front.state_dict()["0.bias"])
+    assert same_bias == (frozen == "all")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("max_steps", 0),
+        ("clip_norm", 0.0),
+        ("scheduler_per", "epoch"),
+    ],
+)
+def test_device_settings_are_checked(name: str, value: object) -> None:
+    """A setting out of range is refused when the Device is made, and named."""
+    with pytest.raises(SettingError, match=name):
+        Device(nn.Identity(), builders.sgd, builders.data(4), **{name: value})  # type: ignore[arg-type]
+
+
+def test_state_survives_as_bytes() -> None:
+    """Nested training state comes back with its types, keys and bits."""
+    state = {
+        "a": [1, 2.5, None, True, "x", (1, (2,))],
+        3: {"t": torch.randn(2, 3), "b": torch.tensor(7, dtype=torch.int64)},
+        "bf": torch.randn(3).bfloat16(),
+    }
+    back = unpack_state(pack_state(state))
+    assert back["a"] == state["a"]
+    assert torch.equal(back[3]["t"], state[3]["t"])  # type: ignore[index]
+    assert torch.equal(back["bf"], state["bf"])
+    with pytest.raises(SettingError, match="cannot store a object"):
+        pack_state({"x": object()})
+
+
+@pytest.mark.parametrize("cut_at", [0, 3, 10, 60])
+def test_damaged_state_is_refused(cut_at: int) -> None:
+    """Truncated state bytes raise DecodeError, never another exception."""
+    data = pack_state({"t": torch.ones(4)})
+    with pytest.raises(DecodeError):
+        unpack_state(data[: min(cut_at, len(data) - 1)])
