@@ -1,9 +1,12 @@
 """The server's door to Flower: a strategy around any strategy that averages fronts."""
 
+import json
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -161,6 +164,13 @@ class SplitFed(Strategy):
     def back_state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the server-side model's state dict, on the CPU."""
         return self._server.snapshot()
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``rounds.json``, ``traffic.csv`` and ``traffic.json`` into a folder."""
+        folder = Path(folder)
+        self.traffic.write(folder / "traffic")
+        rounds = [asdict(report) for report in self.reports]
+        (folder / "rounds.json").write_text(json.dumps(rounds, indent=1))
 
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""

@@ -38,7 +38,7 @@ def run(flower: Flower, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.flower
 def test_quickstart_reaches_95_percent(flower: Flower, tmp_path: Path) -> None:
     """The quickstart completes, both evaluations reach 95 %, with a line a round."""
-    done = run(flower, "--run-config", f"traffic-file='{tmp_path}/traffic'")
+    done = run(flower, "--run-config", f"output-folder='{tmp_path}'")
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert done.returncode == 0, log[-3000:] + done.stderr
     federated, central = (
@@ -52,6 +52,11 @@ def test_quickstart_reaches_95_percent(flower: Flower, tmp_path: Path) -> None:
     assert len(re.findall(r"\d+ +5 .* 2\.0x ", log)) == 8
     rows = json.loads((tmp_path / "traffic.json").read_text())
     assert {row["server_round"] for row in rows} == set(range(1, 9))
+    rounds = json.loads((tmp_path / "rounds.json").read_text())
+    assert [r["evaluation"]["accuracy"] for r in rounds] == federated
+    for report in rounds:
+        mine = [r for r in rows if r["server_round"] == report["server_round"]]
+        assert sum(r["num_bytes"] for r in mine) == sum(report["num_bytes"].values())
 
 
 @pytest.mark.flower

@@ -46,5 +46,5 @@ def main(grid: Grid, context: Context) -> None:
         num_rounds=run["num-rounds"],
         evaluate_fn=evaluate,
     )
-    if run["traffic-file"]:
-        strategy.traffic.write(run["traffic-file"])
+    if run["output-folder"]:
+        strategy.write(run["output-folder"])
