@@ -1,5 +1,6 @@
 """A device keeps nothing that it cannot do without."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, StepLR
+from torch.utils.data import TensorDataset
 
 from flwr_slfac.codec import Identity, encode
 from flwr_slfac.errors import DecodeError, SettingError, TrainingError
@@ -248,3 +250,50 @@ def test_damaged_state_is_refused(cut_at: int) -> None:
     data = pack_state({"t": torch.ones(4)})
     with pytest.raises(DecodeError):
         unpack_state(data[: min(cut_at, len(data) - 1)])
+
+
+class Augmented(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Images that are shifted at random each time they are read."""
+
+    def __init__(self) -> None:
+        self._images, self._labels = builders.data(16).tensors
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shift = int(torch.randint(-2, 3, ()))
+        return self._images[index].roll(shift, -1), self._labels[index]
+
+
+def test_random_augmentation_is_repeated_exactly() -> None:
+    """A recomputed forward sees the same augmented images."""
+    front, back = builders.halves()
+    fronts = [
+        train_locally(
+            [Device(copy.deepcopy(front), builders.sgd, Augmented(), batch_size=4)],
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            evaluate=False,
+            make_link=link,
+        ).front
+        for link in (LocalLink, ForgetfulLink)
+    ]
+    builders.assert_same(dict(fronts[0]), dict(fronts[1]))
+
+
+def test_masks_are_targets_too() -> None:
+    """A segmentation model trains on masks through the split."""
+    torch.manual_seed(0)
+    front, back = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+    images = torch.randn(32, 1, 6, 6)
+    masks = (images[:, 0] > 0).long()
+    device = Device(
+        front, builders.sgd, TensorDataset(images, masks), TensorDataset(images, masks),
+        batch_size=8, epochs=10,
+    )  # fmt: skip
+    result = train_locally(
+        [device], front.state_dict(), builders.server(back), num_rounds=1
+    )
+    assert result.evaluations[0]["accuracy"] > 0.9
