@@ -4,13 +4,14 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from flwr_slfac.errors import SettingError, SlfacError
+from flwr_slfac.errors import SettingError, SlfacError, TrainingError
 from flwr_slfac.split import Device, DeviceHalf
-from flwr_slfac.transport import messages
+from flwr_slfac.transport.delivery import REFUSED
 from flwr_slfac.transport.records import (
     FRAMES,
     SPLIT,
@@ -88,7 +89,12 @@ class _Workers:
     def __init__(self, device: Callable[[Context], Device], size: int) -> None:
         self._device = device
         self._size = size
+        self._name = uuid.uuid4().hex
         self._alive: OrderedDict[tuple[int, int], _Live] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Flower's simulation sends a copy of the ClientApp with every message.
+        return _workers_here, (self._name, self._device, self._size)
 
     def answer(
         self,
@@ -103,9 +109,13 @@ class _Workers:
         try:
             half = self._bring_to_life(live, context)
             content = work(half)
+        except TrainingError:
+            # Its state of this round is gone, or it fell out of step: the round can go
+            # on without this device, so to the server it is one that raised.
+            raise
         except SlfacError as error:
             refusal = f"{type(error).__name__}: {error}"
-            record = ConfigRecord({messages.REFUSED: refusal})
+            record = ConfigRecord({REFUSED: refusal, "device": _partition_id(context)})
             return Message(RecordDict({SPLIT: record}), reply_to=message)
         token = _write_state(context, half)
         if self._size:
@@ -136,6 +146,19 @@ class _Workers:
                 "not a flwr_slfac.Device"
             )
         return DeviceHalf(device, _partition_id(context))
+
+
+# Of each ClientApp that arrived in this process, the devices that live here.
+_ARRIVED: dict[str, _Workers] = {}
+
+
+def _workers_here(
+    name: str, device: Callable[[Context], Device], size: int
+) -> _Workers:
+    """Return the workers that an earlier copy of this ClientApp left here."""
+    if name not in _ARRIVED:
+        _ARRIVED[name] = _Workers(device, size)
+    return _ARRIVED[name]
 
 
 def _partition_id(context: Context) -> int:

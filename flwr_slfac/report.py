@@ -66,6 +66,17 @@ class RoundReport:
             server_round=self.server_round, phase="train"
         )
 
+    def scalars(self) -> dict[str, float]:
+        """Return the round's numbers under the names that trackers show."""
+        return {
+            "train/loss": self.loss,
+            "train/seconds": self.train_s,
+            "train/devices": self.num_devices,
+            "traffic/compression_ratio": self.compression_ratio,
+            **{f"evaluate/{k}": v for k, v in self.evaluation.items()},
+            **{f"traffic/{k}_bytes": v for k, v in self.num_bytes.items()},
+        }
+
     def line(self) -> str:
         """Return the round as a line that fits under `table_head`."""
         values = (
@@ -87,7 +98,14 @@ class RoundReport:
 
 
 class Callback(Protocol):
-    """Something that wants to know of every round: a plot, a tracker, a file."""
+    """Something that wants to know of every round: a plot, a tracker, a file.
+
+    For Weights & Biases, for example::
+
+        class WandB:
+            def on_round(self, report: RoundReport) -> None:
+                wandb.log(report.scalars(), step=report.server_round)
+    """
 
     def on_round(self, report: RoundReport) -> None:
         """Be told of a finished round."""
@@ -106,21 +124,13 @@ class TensorBoard:
     def __init__(self, log_dir: str | Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir=str(log_dir))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(log_dir=str(log_dir))
 
     def on_round(self, report: RoundReport) -> None:
         """Write the round's scalars."""
-        scalars = {
-            "train/loss": report.loss,
-            "train/seconds": report.train_s,
-            "train/devices": report.num_devices,
-            "traffic/compression_ratio": report.compression_ratio,
-            **{f"evaluate/{k}": v for k, v in report.evaluation.items()},
-            **{f"traffic/{k}_bytes": v for k, v in report.num_bytes.items()},
-        }
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, report.server_round)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        for name, value in report.scalars().items():
+            self._writer.add_scalar(name, value, report.server_round)
+        self._writer.flush()
 
 
 def table_head() -> str:
@@ -133,7 +143,7 @@ def bytes_by_direction(traffic: Traffic, server_round: int) -> dict[str, int]:
     totals: dict[Direction, int] = {}
     for row in traffic.rows(server_round=server_round):
         totals[row.direction] = totals.get(row.direction, 0) + row.num_bytes
-    return dict(totals)
+    return {str(name): num_bytes for name, num_bytes in totals.items()}
 
 
 def readable_bytes(num_bytes: float) -> str:

@@ -342,9 +342,9 @@ class SplitFed(Strategy):
             return
         link = self._link_to(grid, server_round)
         state = random.getstate()
-        random.seed(seed_for(self._seed, server_round, -1, 0, f"sample-{what}"))
+        seed = seed_for(self._seed, server_round, -1, 0, f"sample-{what}")
         try:
-            yield cast(Grid, _OrderedGrid(grid, link.devices))
+            yield cast(Grid, _OrderedGrid(grid, link.devices, seed))
         finally:
             random.setstate(state)
 
@@ -353,14 +353,17 @@ class _OrderedGrid:
     """A grid that lists its nodes by partition id; all else is the grid's own."""
 
     def __init__(
-        self, grid: Grid, devices: Callable[[list[int]], dict[int, int]]
+        self, grid: Grid, devices: Callable[[list[int]], dict[int, int]], seed: int
     ) -> None:
         self._grid = grid
         self._devices = devices
+        self._seed = seed
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes that told their partition id, in its order."""
         devices = self._devices(list(self._grid.get_node_ids()))
+        # Now, because other threads draw from `random` while nodes are asked.
+        random.seed(self._seed)
         return sorted(devices, key=lambda k: devices[k])
 
     def __getattr__(self, name: str) -> Any:

@@ -204,8 +204,8 @@ class ServerHalf:
     ) -> dict[int, tuple[torch.Tensor, float]]:
         """One update of one server-side model on the joined batches."""
         sizes = [b.num_examples for b in batches.values()]
-        inputs = _join([b.activations for b in batches.values()])
-        targets = _join([b.targets for b in batches.values()])
+        inputs = _join({k: b.activations for k, b in batches.items()}, "activations")
+        targets = _join({k: b.targets for k, b in batches.items()}, "targets")
         inputs = inputs.detach().requires_grad_(inputs.is_floating_point())
         replica.tuning.zero_grad()
         seed = seed_for(self._seed, self._round, noise, step, "back")
@@ -315,14 +315,20 @@ class ServerHalf:
         return replica
 
 
-def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
-    if len(tensors) == 1:
-        return tensors[0]
-    shapes = {tuple(t.shape[1:]) for t in tensors}
-    if len(shapes) > 1:
-        raise SettingError(
-            f"devices sent smashed data or targets of unlike shapes {sorted(shapes)}; "
-            "scheme 'parallel' joins them, so give all devices the same input size, or "
-            "use 'sflv1' or 'sflv2'"
-        )
-    return torch.cat(tensors)
+def _join(tensors: dict[int, torch.Tensor], what: str) -> torch.Tensor:
+    """Concatenate what devices sent; refuse what does not belong together."""
+    first, *others = tensors
+    like = tensors[first]
+    for device in others:
+        tensor = tensors[device]
+        if (tensor.shape[1:], tensor.dtype) != (like.shape[1:], like.dtype):
+            raise SettingError(
+                f"scheme 'parallel' joins what devices send, but the {what} of device "
+                f"{first} are {_describe(like)} per example, those of device {device} "
+                f"{_describe(tensor)}; make their data alike, or use 'sflv1' or 'sflv2'"
+            )
+    return torch.cat(list(tensors.values())) if others else like
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}"

@@ -1,0 +1,1 @@
+"""A tiny split model, trained by a list of jobs that the tests write."""

@@ -1,0 +1,80 @@
+"""Law 2: the same seed ends in the same weights, wherever a run is carried out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.flower.app.splitapp.task import Job
+from tests.flower.harness import Outcome, flower_in
+from tests.flower.oracle import train_in_process
+
+pytestmark = pytest.mark.flower
+
+SCHEMES = ("parallel", "sequential", "sflv1", "sflv2")
+JOBS = (
+    *(Job(scheme, scheme) for scheme in SCHEMES),
+    Job("no live cache", live_cache=0),
+    Job("one live device", scheme="sflv1", live_cache=1),
+    Job("optimizer reset", scheme="sflv2", keep_optimizer=False),
+    Job("float16", up="float16", down="bfloat16"),
+)
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4])
+def simulated(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Outcome]:
+    """Run all jobs in one simulation with this many Ray actors."""
+    with flower_in(tmp_path_factory.mktemp("simulation")) as flower:
+        yield flower.simulate(JOBS, num_actors=request.param)
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_simulation_ends_in_the_weights_of_one_process(
+    simulated: Outcome, job: Job
+) -> None:
+    """Any number of Ray actors, cache or none: the weights of one process."""
+    assert simulated.status == "finished:completed", simulated.log[-3000:]
+    assert simulated.results[job.name]["hash"] == train_in_process(job)[0]
+
+
+def test_live_devices_are_not_built_again(simulated: Outcome) -> None:
+    """A process builds a device once a job where the cache holds it."""
+    built = [line.split() for line in simulated.lines("built.txt")]
+    per_process = [tuple(words) for words in built if words[0] == "parallel"]
+    assert per_process
+    assert len(per_process) == len(set(per_process))
+
+
+def test_every_byte_is_counted(simulated: Outcome) -> None:
+    """Frames and fronts that crossed add up to the traffic of each direction."""
+    result = simulated.results["float16"]
+    mine: dict[str, int] = {}
+    for row in result["traffic"]:
+        mine[row["direction"]] = mine.get(row["direction"], 0) + row["num_bytes"]
+    counted = result["counted"]
+    assert set(mine) == {*counted, "control"}
+    for direction in ("up", "down", "targets"):
+        assert mine[direction] == counted[direction]
+    for direction in ("model-up", "model-down"):
+        # Flower counts the names, shapes and headers of a model's arrays as well.
+        assert counted[direction] <= mine[direction] <= 1.5 * counted[direction]
+
+
+def test_both_evaluations_agree(simulated: Outcome) -> None:
+    """Evaluation through the split gives what the joined model gives on a server."""
+    result = simulated.results["parallel"]
+    for server_round, federated in result["evaluate-metrics"].items():
+        central = result["central-metrics"][server_round]
+        assert federated["accuracy"] == pytest.approx(central["accuracy"], abs=1e-9)
+        assert federated["loss"] == pytest.approx(central["loss"], rel=1e-5)
+
+
+def test_deployment_ends_in_the_weights_of_one_process(tmp_path: Path) -> None:
+    """A SuperLink with two SuperNodes ends in the weights of one process."""
+    job = Job("deployed")
+    with flower_in(tmp_path) as flower:
+        outcome = flower.deploy([job])
+    assert outcome.status == "finished:completed", outcome.log[-3000:]
+    assert outcome.results[job.name]["hash"] == train_in_process(job, 2)[0]
