@@ -1,0 +1,171 @@
+"""What compression costs in accuracy: split training under each codec, three seeds.
+
+Usage: python -m tests.bench.training_parity [--datasets mnist ham10000 cifar10]
+       [--seeds 0 1 2] [--arms identity waterfill ...] [--out FILE]
+
+Quarter-width ResNet-18 cut after `layer1`, five IID devices in one process, scheme
+`parallel`; images come from SLFAC_DATA_DIR. The accuracy of a run is that after its
+last round, on test images (balanced accuracy on HAM10000). Bytes are those of the training
+frames, up and down, headers included. Every finished run is appended to FILE as JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import CrossEntropyLoss
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import TensorDataset
+
+from flwr_slfac import Device, cut
+from flwr_slfac.codec import parse_codec
+from flwr_slfac.split import ServerHalf, train_locally
+from tests.bench.datasets import load_dataset
+from tests.models import resnet18
+
+NUM_DEVICES, BATCH, WIDTH = 5, 16, 16
+# Up and down, as they are written in a run's configuration.
+ARMS = {
+    "identity": ("identity", "identity"),
+    "slfac": ("slfac(theta=0.9)", "slfac(theta=0.9)"),
+    "waterfill 0.1/0.4": ("waterfill(nrmse=0.1)", "waterfill(nrmse=0.4)"),
+    "waterfill 0.15/0.5": ("waterfill(nrmse=0.15)", "waterfill(nrmse=0.5)"),
+    "waterfill 0.2/0.6": ("waterfill(nrmse=0.2)", "waterfill(nrmse=0.6)"),
+    "waterfill 0.3/0.7": ("waterfill(nrmse=0.3)", "waterfill(nrmse=0.7)"),
+    "topk 10%": ("topk(fraction=0.1)", "topk(fraction=0.1)"),
+    "uniform 4": ("uniform(bits=4)", "uniform(bits=4)"),
+}
+PLAN = {"mnist": (2000, 4), "ham10000": (3000, 6), "cifar10": (4000, 8)}
+
+
+def main() -> None:
+    """Train every arm on every dataset with every seed; print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--datasets", nargs="+", default=list(PLAN))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("training_parity.jsonl"))
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    done = [json.loads(line) for line in _lines(options.out)]
+    for seed in options.seeds:
+        for dataset in options.datasets:
+            for arm in options.arms:
+                key = {"dataset": dataset, "arm": arm, "seed": seed}
+                if any(key.items() <= row.items() for row in done):
+                    continue
+                row = {**key, **train(dataset, arm, seed)}
+                print(json.dumps(row), flush=True)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                done.append(row)
+    print(table(done))
+
+
+def train(dataset: str, arm: str, seed: int) -> dict[str, float]:
+    """Train once; return accuracy, bytes, ratio and seconds."""
+    num_images, num_rounds = PLAN[dataset]
+    data = load_dataset(Path(os.environ["SLFAC_DATA_DIR"]), dataset)
+    order = torch.randperm(
+        len(data.train_y), generator=torch.Generator().manual_seed(seed)
+    )[:num_images]
+    torch.manual_seed(seed)
+    model = resnet18(
+        num_classes=data.num_classes, in_channels=data.train_x.shape[1], width=WIDTH
+    )
+    halves = cut(model, at="layer1")
+    optimizer = partial(SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    scheduler = partial(CosineAnnealingLR, T_max=num_rounds)
+    devices = [
+        Device(
+            cut(model, at="layer1").front,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            train_set=TensorDataset(data.train_x[part], data.train_y[part]),
+            batch_size=BATCH,
+        )
+        for part in order.chunk(NUM_DEVICES)
+    ]
+    server = ServerHalf(
+        halves.back,
+        CrossEntropyLoss(),
+        optimizer,
+        scheme="parallel",
+        scheduler=scheduler,
+    )
+    up, down = map(parse_codec, ARMS[arm])
+    start = time.perf_counter()
+    result = train_locally(
+        devices,
+        halves.front.state_dict(),
+        server,
+        num_rounds=num_rounds,
+        seed=seed,
+        up=up,
+        down=down,
+        evaluate=False,
+    )
+    seconds = time.perf_counter() - start
+    whole = halves.load(result.front, server.snapshot()).eval()
+    with torch.no_grad():
+        scores = torch.cat([whole(x) for x in data.test_x.split(256)])
+    crossed = [r for r in result.traffic.rows() if r.direction in ("up", "down")]
+    num_bytes = sum(r.num_bytes for r in crossed)
+    return {
+        "accuracy": score(scores, data.test_y, balanced=dataset == "ham10000"),
+        "num_bytes": num_bytes,
+        "ratio": sum(r.raw_bytes for r in crossed) / num_bytes,
+        "seconds": seconds,
+    }
+
+
+def score(scores: Tensor, targets: Tensor, *, balanced: bool) -> float:
+    """Return the accuracy in percent, or its mean over classes."""
+    hits = (scores.argmax(1) == targets).double()
+    if not balanced:
+        return 100 * float(hits.mean())
+    classes = targets.unique()
+    return 100 * float(torch.stack([hits[targets == c].mean() for c in classes]).mean())
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    """Return means over seeds, and the difference to identity, as Markdown."""
+    lines = [
+        "| dataset | codec | seeds | accuracy | sd | minus identity | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dataset in PLAN:
+        base = [r["accuracy"] for r in _of(rows, dataset, "identity")]
+        for arm in ARMS:
+            mine = _of(rows, dataset, arm)
+            if not mine:
+                continue
+            accuracy = [r["accuracy"] for r in mine]
+            spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
+            gap = statistics.mean(accuracy) - statistics.mean(base or accuracy)
+            ratio = statistics.mean(r["ratio"] for r in mine)
+            lines.append(
+                f"| {dataset} | {arm} | {len(mine)} | {statistics.mean(accuracy):.2f} "
+                f"| {spread:.2f} | {gap:+.2f} | {ratio:.1f}x |"
+            )
+    return "\n".join(lines)
+
+
+def _of(rows: list[dict[str, float]], dataset: str, arm: str) -> list[dict[str, float]]:
+    return [r for r in rows if r["dataset"] == dataset and r["arm"] == arm]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
