@@ -5,8 +5,9 @@ Usage: python -m tests.bench.training_parity [--datasets mnist ham10000 cifar10]
 
 Quarter-width ResNet-18 cut after `layer1`, five IID devices in one process, scheme
 `parallel`; images come from SLFAC_DATA_DIR. The accuracy of a run is that after its
-last round, on test images (balanced accuracy on HAM10000). Bytes are those of the training
-frames, up and down, headers included. Every finished run is appended to FILE as JSON.
+last round, on test images (balanced accuracy on HAM10000). Bytes are those of the
+training frames, up and down, headers included. Every finished run is appended to FILE
+as JSON.
 """
 
 import argparse
