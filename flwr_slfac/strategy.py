@@ -24,7 +24,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Codec, Identity, format_codec, parse_codec
+from flwr_slfac.codec import Codec, Waterfill, format_codec, parse_codec
 from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.errors import SettingError
 from flwr_slfac.progress import step_progress
@@ -38,6 +38,12 @@ from flwr_slfac.transport.messages import MessageLink
 from flwr_slfac.transport.records import RecordState, as_record
 
 logger = logging.getLogger("flwr")
+
+
+# Chosen by tests/bench/results/training_parity.md; gradients bear more error than
+# activations do.
+DEFAULT_UP = Waterfill(nrmse=0.1)
+DEFAULT_DOWN = Waterfill(nrmse=0.4)
 
 
 class SplitFed(Strategy):
@@ -59,9 +65,9 @@ class SplitFed(Strategy):
         From parameters to an optimizer, for the back: ``partial(SGD, lr=0.05)``.
     scheme : {"sequential", "sflv1", "sflv2", "parallel"} (default: "parallel")
         How the back learns from many devices; see `flwr_slfac.split.scheme`.
-    up, down : Codec or str (default: Identity())
+    up, down : Codec or str (default: `DEFAULT_UP`, `DEFAULT_DOWN`)
         How activations and cut-layer gradients are coded; text is read by
-        `flwr_slfac.codec.parse_codec`.
+        `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
     seed : int (default: 0)
         Seed of the run: batch order, noise, sampling of devices.
     scheduler, scheduler_per, clip_norm
@@ -132,8 +138,8 @@ class SplitFed(Strategy):
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
         self._inner = strategy
-        self._up = _as_codec(up)
-        self._down = _as_codec(down)
+        self._up = _as_codec(DEFAULT_UP if up is None else up)
+        self._down = _as_codec(DEFAULT_DOWN if down is None else down)
         self._seed = int(seed)
         self._step_timeout_s = step_timeout_s
         self._evaluate_bytes = evaluate_bytes
@@ -386,9 +392,7 @@ def _nodes(messages: Iterable[Message]) -> list[int]:
     return [m.metadata.dst_node_id for m in messages]
 
 
-def _as_codec(codec: Codec | str | None) -> Codec:
-    if codec is None:
-        return Identity()
+def _as_codec(codec: Codec | str) -> Codec:
     return parse_codec(codec) if isinstance(codec, str) else codec
 
 

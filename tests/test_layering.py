@@ -16,6 +16,7 @@ ROOMS = (
     ("errors", "_release"),
     ("_cut", "cut"),
     ("codec",),
+    ("lightweight",),
     ("traffic",),
     ("split",),
     ("transport",),
@@ -24,7 +25,10 @@ ROOMS = (
     ("strategy", "run"),
 )
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}
-WITHOUT_FLOWER = ("errors", "_release", "_cut", "cut", "codec", "traffic", "split")
+WITHOUT_FLOWER = (
+    *("errors", "_release", "_cut", "cut"),
+    *("codec", "lightweight", "traffic", "split"),
+)
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 

@@ -7,6 +7,7 @@ class method: the settings of the sender are not asked for.
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -231,8 +232,8 @@ def raw_num_bytes(tensor: torch.Tensor) -> int:
 
 def _require_finite(tensor: torch.Tensor, codec: Codec) -> None:
     """Refuse NaN and infinity; one cheap sum decides unless it overflows."""
-    if not tensor.is_floating_point() or bool(
-        torch.isfinite(tensor.sum(dtype=torch.float32))
+    if not tensor.is_floating_point() or math.isfinite(
+        float(tensor.sum(dtype=torch.float32))
     ):
         return
     num_nan = int(torch.isnan(tensor).sum())
@@ -247,6 +248,9 @@ def _require_finite(tensor: torch.Tensor, codec: Codec) -> None:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """Return a tensor's elements in C order as bytes, copied to the CPU if needed."""
+    if tensor.numel() == 0:
+        # Its strides may be anything, which a view as bytes would not allow.
+        return memoryview(b"")
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
@@ -258,13 +262,16 @@ def from_bytes(
     device: torch.device,
 ) -> torch.Tensor:
     """Copy bytes into a new tensor, or raise DecodeError if their number is wrong."""
-    out = torch.empty(tuple(shape), dtype=dtype)
-    if section.nbytes != out.numel() * out.element_size():
+    if section.nbytes != math.prod(shape) * dtype.itemsize:
         raise DecodeError(
             f"{section.nbytes} bytes cannot fill shape {tuple(shape)} of {dtype}"
         )
+    out = torch.empty(tuple(shape), dtype=dtype)
     if section.nbytes:
         out.reshape(-1).view(torch.uint8).numpy().data[:] = section
+    if dtype is torch.bool:
+        # Torch trusts a boolean's byte to be 0 or 1.
+        out = out.view(torch.uint8) != 0
     return out.to(device)
 
 

@@ -65,6 +65,10 @@ class _Half(Codec):
     ) -> torch.Tensor:
         """Widen the elements to the frame's dtype."""
         half = from_bytes(one_section(frame), cls.half, frame.shape, device)
+        limit = torch.finfo(frame.dtype).max
+        if limit < torch.finfo(cls.half).max:
+            # Rounding up at the edge of the narrower range would overflow it.
+            half = half.to(torch.float32).clamp_(-limit, limit)
         return half.to(frame.dtype)
 
 

@@ -69,7 +69,9 @@ def _build(name: str, tree: ast.expr, text: str) -> Codec:
         )
     if isinstance(tree, ast.Name):
         settings: dict[str, Any] = {}
-    elif isinstance(tree, ast.Call) and not tree.args:
+    elif (
+        isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args
+    ):
         settings = {k.arg: _value(k.value, text) for k in tree.keywords if k.arg}
         if len(settings) != len(tree.keywords):
             raise _malformed(text)
@@ -95,7 +97,7 @@ def _value(node: ast.expr, text: str) -> Any:
         return _build(inner.id, node, text)
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise _malformed(text) from error
 
 

@@ -31,6 +31,7 @@ from flwr_slfac.errors import DecodeError, EncodeError
 MAGIC = b"SLFC"
 VERSION = 1
 MAX_DIMS = 8
+MAX_SECTIONS = 255
 _FIXED = struct.Struct("<4s5B")
 _CHECKSUM = struct.Struct("<I")
 _U32_MAX = 2**32 - 1
@@ -82,6 +83,10 @@ def pack_frame(
         raise EncodeError(
             f"dtype {dtype} has no code on the wire; convert the tensor to one of "
             + ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        )
+    if len(sections) > MAX_SECTIONS:
+        raise EncodeError(
+            f"{len(sections)} sections do not fit a frame (at most {MAX_SECTIONS})"
         )
     if len(shape) > MAX_DIMS:
         raise EncodeError(
@@ -143,10 +148,12 @@ def unpack_frame(data: bytes, *, max_elements: int) -> Frame:
         raise DecodeError("the codec id is not ASCII") from error
     table = struct.unpack_from(f"<{ndim + num_sections}I", view, table_start)
     shape, lengths = table[:ndim], table[ndim:]
-    if math.prod(shape) > max_elements:
+    # Without its zeros: torch computes strides for an empty tensor too, and overflows.
+    num_elements = math.prod(size for size in shape if size)
+    if num_elements > max_elements:
         raise DecodeError(
-            f"the frame declares shape {shape}, {math.prod(shape)} elements; the "
-            f"limit is {max_elements}"
+            f"the frame declares shape {shape}, {num_elements} elements; the limit is "
+            f"{max_elements}"
         )
     body_end = len(view) - _CHECKSUM.size
     if body_start + sum(lengths) != body_end:

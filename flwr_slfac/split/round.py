@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from flwr_slfac.codec import Codec, Memory, decode, encode
+from flwr_slfac.codec import Codec, Memory, decode, encode, restart
 from flwr_slfac.codec.base import raw_num_bytes
 from flwr_slfac.errors import (
     AllDevicesLostError,
@@ -125,6 +125,8 @@ class Rounds:
         self._down = down
         self._traffic = traffic
         self._max_elements = max_elements
+        # Of gradient codecs, by device: what outlives a round, a residual for example.
+        self._kept_down: dict[int, Memory] = {}
 
     def train(
         self,
@@ -207,10 +209,14 @@ class Rounds:
                     name = key if name is None else name
                     self._lose(result, name, begin.server_round, step, answer.reason)
                     continue
+                if worker.device < 0:
+                    worker.down = self._kept_down.pop(answer.device, {})
                 worker.device, worker.num_steps = answer.device, answer.num_steps
                 self._note_seconds(begin.server_round, worker, answer)
                 result.compute_s += answer.compute_s
                 if answer.front is not None:
+                    if kept := restart(worker.down):
+                        self._kept_down[worker.device] = kept
                     result.finished[key] = DeviceResult(
                         worker.device,
                         answer.front,

@@ -18,6 +18,14 @@ JOBS = (
     Job("one live device", scheme="sflv1", live_cache=1),
     Job("optimizer reset", scheme="sflv2", keep_optimizer=False),
     Job("float16", up="float16", down="bfloat16"),
+    Job("slfac", up="slfac(theta=0.8)", down="slfac"),
+    Job("waterfill", up="waterfill(nrmse=0.2)", down="waterfill(nrmse=0.5)"),
+    Job(
+        "streams without a cache",
+        up="waterfill(nrmse=0.2)",
+        down="feedback(inner=topk(fraction=0.1))",
+        live_cache=0,
+    ),
 )
 
 

@@ -9,17 +9,23 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
+from flwr_slfac._release import RELEASE
+from flwr_slfac.codec import Feedback, TopK
 from flwr_slfac.errors import DivergedError, SettingError
 from flwr_slfac.split import (
     Batch,
+    Begin,
+    DeviceHalf,
     LocalLink,
     Lost,
+    Rounds,
     Scheme,
     ServerHalf,
     train_locally,
 )
 from flwr_slfac.split.average import weighted_average
 from flwr_slfac.split.batches import fetch
+from flwr_slfac.traffic import Traffic
 from tests.split import builders
 
 SIZES = [24, 16, 8]
@@ -279,3 +285,31 @@ def test_evaluation_equals_the_joined_model() -> None:
         float(nn.functional.cross_entropy(outputs, y)), abs=1e-6
     )
     assert got["num-examples"] == len(y)
+
+
+def test_a_gradient_residual_outlives_the_round() -> None:
+    """Error feedback on gradients adds in round 2 what round 1 left out, by device."""
+    front, back = builders.halves()
+    still = partial(SGD, lr=0.0)
+    frames: list[bytes] = []
+
+    class Recording(LocalLink):
+        def train(self, requests):
+            frames.extend(r.gradient for r in requests.values() if r.gradient)
+            return super().train(requests)
+
+    def second_round(first: Rounds, second: Rounds) -> list[bytes]:
+        half = DeviceHalf(builders.devices(front, [8], optimizer=still)[0], 0)
+        link = Recording([half])
+        for server_round, rounds in ((1, first), (2, second)):
+            frames.clear()
+            begin = Begin(server_round, 0, front.state_dict(), "identity", RELEASE)
+            rounds.train(link, [0], begin)
+        return list(frames)
+
+    def rounds() -> Rounds:
+        server = builders.server(back, optimizer=still)
+        return Rounds(server, Feedback(TopK(fraction=0.1)), Traffic(), 10**6)
+
+    one, other = rounds(), rounds()
+    assert second_round(one, one) != second_round(rounds(), other)

@@ -1,0 +1,1 @@
+"""Lightweight training on the device: less memory, less work, fewer bytes."""

@@ -1,0 +1,112 @@
+"""The entropy stage: every stream comes back, crafted bytes are refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from flwr_slfac.codec.entropy import (
+    LARGE,
+    QUINARY,
+    SMALL,
+    TERNARY,
+    Coder,
+    Digits,
+    Reader,
+    Writer,
+    ideal_bits,
+)
+from flwr_slfac.errors import DecodeError
+
+KINDS = (TERNARY, QUINARY, SMALL, LARGE)
+coders = pytest.mark.parametrize("coder", ["range", "fast"])
+kinds = pytest.mark.parametrize("digits", KINDS, ids=str)
+
+
+def reader_of(coder: Coder, parts: tuple[bytes, bytes, bytes]) -> Reader:
+    """Return a reader over what a writer made."""
+    return Reader(coder, *(memoryview(part) for part in parts))
+
+
+@coders
+@kinds
+@settings(max_examples=40, deadline=None)
+@given(
+    values=st.lists(
+        arrays(np.int64, st.integers(0, 40), elements=st.integers(-(2**38), 2**38))
+        | arrays(np.int64, st.integers(0, 900), elements=st.integers(-3, 3)),
+        max_size=4,
+    )
+)
+def test_streams_come_back(
+    coder: Coder, digits: Digits, values: list[np.ndarray]
+) -> None:
+    """Streams of any integers of 38 bits are read back in the order of writing."""
+    writer = Writer(coder)
+    for stream in values:
+        writer.stream(stream, digits, bulk=True)
+    reader = reader_of(coder, writer.finish())
+    for stream in values:
+        np.testing.assert_array_equal(
+            reader.stream(stream.size, digits, bulk=True), stream
+        )
+    reader.finish()
+
+
+@coders
+def test_raw_bits_come_back_between_streams(coder: Coder) -> None:
+    """Equally likely integers share the words with modelled ones."""
+    random = np.random.default_rng(0)
+    raw, modelled = random.integers(0, 2**18, 500), random.integers(-2, 3, 2000)
+    writer = Writer(coder)
+    writer.raw(raw, 18)
+    writer.stream(modelled, QUINARY, bulk=True)
+    reader = reader_of(coder, writer.finish())
+    np.testing.assert_array_equal(reader.raw(500, 18), raw)
+    np.testing.assert_array_equal(reader.stream(2000, QUINARY, bulk=True), modelled)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 4.0, 20.0])
+def test_range_coder_is_near_the_entropy(scale: float) -> None:
+    """Bytes exceed the empirical entropy of a Laplacian stream by 3 percent at most."""
+    values = np.rint(np.random.default_rng(1).laplace(0, scale, 50_000)).astype(int)
+    digits = TERNARY if scale < 1 else LARGE
+    writer = Writer("range")
+    writer.stream(values, digits)
+    num_bits = 8 * sum(map(len, writer.finish()))
+    counts = np.unique(values, return_counts=True)[1].astype(float)
+    assert ideal_bits(counts) <= num_bits < 1.03 * ideal_bits(counts) + 300
+
+
+@coders
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_changed_bytes_give_values_or_decode_error(
+    coder: Coder, data: st.DataObject
+) -> None:
+    """A changed parameter, word or frame gives as many values as asked, or an error."""
+    writer = Writer(coder)
+    values = np.random.default_rng(2).integers(-4, 5, 2000)
+    writer.stream(values, SMALL, bulk=True)
+    writer.stream(values[:50], LARGE)
+    parts = [bytearray(part) for part in writer.finish()]
+    part = data.draw(st.sampled_from([p for p in parts if p]))
+    place = data.draw(st.integers(0, len(part) - 1))
+    part[place] = data.draw(st.integers(0, 255))
+    try:
+        reader = reader_of(coder, tuple(map(bytes, parts)))
+        assert reader.stream(2000, SMALL, bulk=True).size == 2000
+        assert reader.stream(50, LARGE).size == 50
+        reader.finish()
+    except DecodeError:
+        pass
+
+
+def test_zstd_bombs_are_refused_before_they_are_inflated() -> None:
+    """A frame that claims more symbols than are due is not decompressed."""
+    writer = Writer("fast")
+    writer.stream(np.tile([1, 0, -1, 1], 250_000), LARGE, bulk=True)
+    reader = reader_of("fast", writer.finish())
+    with pytest.raises(DecodeError, match="claims 1000000 bytes where 1000 are due"):
+        reader.stream(1000, LARGE, bulk=True)

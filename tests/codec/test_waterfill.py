@@ -1,0 +1,193 @@
+"""`Waterfill`: targets are hit, bases are reused, crafted frames are refused."""
+
+import math
+
+import pytest
+import torch
+
+from flwr_slfac.codec import Waterfill, decode, encode, restart
+from flwr_slfac.codec.klt import gaussian_bits, water_level
+from flwr_slfac.codec.transform import reflect
+from flwr_slfac.codec.wire import pack_frame, unpack_frame
+from flwr_slfac.errors import DecodeError, SettingError
+
+
+def smooth_maps(
+    num_samples: int = 16, num_channels: int = 8, size: int = 16, seed: int = 0
+) -> torch.Tensor:
+    """Return maps whose channels and pixels are correlated, as after a convolution."""
+    generator = torch.Generator().manual_seed(seed)
+    sources = torch.randn(num_samples, 3, size, size, generator=generator)
+    mix = torch.randn(num_channels, 3, generator=torch.Generator().manual_seed(9))
+    smooth = torch.nn.functional.avg_pool2d(sources, 5, 1, 2)
+    noise = torch.randn(num_samples, num_channels, size, size, generator=generator)
+    return torch.einsum("kc,nchw->nkhw", mix, smooth) + 0.02 * noise
+
+
+def relative_error(x: torch.Tensor, decoded: torch.Tensor) -> float:
+    """Return the L2 error over the norm."""
+    return float((x - decoded).norm() / x.norm())
+
+
+TENSORS = {
+    "maps": smooth_maps(),
+    "maps after relu": smooth_maps().relu(),
+    "odd maps": smooth_maps(9, 7, 15),
+    "tokens": smooth_maps(32, 16, 8).flatten(2).transpose(1, 2),
+    "vectors": smooth_maps(64, 64, 4).mean(3).flatten(1),
+}
+every_tensor = pytest.mark.parametrize("x", TENSORS.values(), ids=TENSORS.keys())
+
+
+@every_tensor
+@pytest.mark.parametrize("coder", ["range", "fast"])
+@pytest.mark.parametrize("nrmse", [0.02, 0.1, 0.3])
+def test_relative_error_is_hit(x: torch.Tensor, coder: str, nrmse: float) -> None:
+    """The relative error is within 2 percent of what was asked for."""
+    decoded = decode(encode(x, Waterfill(nrmse=nrmse, coder=coder)))
+    assert relative_error(x, decoded) == pytest.approx(nrmse, rel=0.02)
+
+
+@every_tensor
+@pytest.mark.parametrize("bits", [1.0, 3.0])
+def test_rate_is_hit(x: torch.Tensor, bits: float) -> None:
+    """The whole frame is within 2 percent of the bits asked for."""
+    num_bits = 8 * len(encode(x, Waterfill(bits=bits)))
+    assert num_bits / x.numel() == pytest.approx(bits, rel=0.02)
+
+
+@pytest.mark.parametrize("basis", ["identity", "dct", "haar", "db2:1"])
+@pytest.mark.parametrize("channels", ["klt", None])
+def test_every_basis_hits_the_error(basis: str, channels: str | None) -> None:
+    """The error is that of the coefficients, whichever orthonormal basis is used."""
+    x = TENSORS["maps"]
+    decoded = decode(encode(x, Waterfill(nrmse=0.1, basis=basis, channels=channels)))
+    assert relative_error(x, decoded) == pytest.approx(0.1, rel=0.02)
+
+
+def test_a_wavelet_refuses_odd_sizes() -> None:
+    """A basis that cannot do the size is refused with the remedy, never replaced."""
+    with pytest.raises(SettingError, match="use 'dct'"):
+        encode(TENSORS["odd maps"], Waterfill(basis="haar"))
+
+
+def test_correlated_channels_cost_less() -> None:
+    """The channel basis pays for itself where channels are mixtures of few."""
+    x = TENSORS["maps"]
+    rotated = len(encode(x, Waterfill(nrmse=0.1)))
+    assert rotated < 0.7 * len(encode(x, Waterfill(nrmse=0.1, channels=None)))
+
+
+def test_a_reused_basis_is_not_sent_again() -> None:
+    """In a stream the second frame is smaller, and decodes with the stream's memory."""
+    generator = torch.Generator().manual_seed(9)
+    mix = torch.randn(64, 16, generator=generator)
+    first, second = torch.einsum(
+        "kc,bnchw->bnkhw", mix, torch.randn(2, 8, 16, 8, 8, generator=generator)
+    )
+    mine: dict[str, torch.Tensor] = {}
+    theirs: dict[str, torch.Tensor] = {}
+    codec = Waterfill(nrmse=0.2)
+    decode(encode(first, codec, memory=mine), memory=theirs)
+    data = encode(second, codec, memory=mine)
+    assert len(data) < 0.9 * len(encode(second, codec))
+    decoded = decode(data, memory=theirs)
+    assert relative_error(second, decoded) == pytest.approx(0.2, rel=0.02)
+    with pytest.raises(DecodeError, match="not received"):
+        decode(data)
+    stranger: dict[str, torch.Tensor] = {}
+    decode(encode(TENSORS["maps after relu"], codec), memory=stranger)
+    with pytest.raises(DecodeError, match="not received"):
+        decode(data, memory=stranger)
+
+
+def test_a_stream_begun_anew_needs_no_memory() -> None:
+    """After `restart` the basis is sent again."""
+    memory: dict[str, torch.Tensor] = {}
+    encode(smooth_maps(), Waterfill(), memory=memory)
+    assert memory
+    x = smooth_maps(seed=1)
+    data = encode(x, Waterfill(), memory=restart(memory))
+    assert relative_error(x, decode(data)) == pytest.approx(0.1, rel=0.02)
+
+
+def test_decoding_does_not_depend_on_threads() -> None:
+    """The same bytes decode to the same tensor but for the last bits of a product."""
+    data = encode(smooth_maps(), Waterfill(nrmse=0.2))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = decode(data)
+        torch.set_num_threads(2)
+        two = decode(data)
+    finally:
+        torch.set_num_threads(threads)
+    assert float((one - two).abs().max()) <= 2**-20 * float(one.abs().max())
+
+
+@pytest.mark.parametrize("num_channels", [1025, 70_000])
+def test_more_channels_than_a_basis_takes(num_channels: int) -> None:
+    """Wide vectors are coded without a channel basis."""
+    x = torch.randn(2, num_channels, generator=torch.Generator().manual_seed(0))
+    decoded = decode(encode(x, Waterfill(nrmse=0.2)))
+    assert relative_error(x, decoded) == pytest.approx(0.2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"nrmse": 0.1, "bits": 2.0},
+        {"nrmse": 1.0},
+        {"nrmse": 0.0},
+        {"nrmse": math.nan},
+        {"bits": 33},
+        {"step": math.inf},
+        {"step": True},
+        {"channels": "dct"},
+        {"coder": "zstd"},
+        {"basis": "bior2.2"},
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused(settings: dict[str, object]) -> None:
+    """Settings that contradict each other or are out of range are refused."""
+    with pytest.raises(SettingError):
+        Waterfill(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", range(11))
+def test_no_byte_of_the_head_breaks_the_decoder(place: int) -> None:
+    """Every value of every byte of the head gives DecodeError or the tensor's shape."""
+    frame = unpack_frame(encode(smooth_maps(2, 3, 4), Waterfill()), max_elements=10**4)
+    head, *rest = map(bytes, frame.sections)
+    for value in range(256):
+        changed = head[:place] + bytes([value]) + head[place + 1 :]
+        data = pack_frame("waterfill", frame.dtype, frame.shape, [changed, *rest])
+        try:
+            assert decode(data).shape == frame.shape
+        except DecodeError:
+            continue
+
+
+def test_water_level_meets_the_distortion() -> None:
+    """Components bear the level or their variance; the sum is the distortion."""
+    variances = torch.rand(50, generator=torch.Generator().manual_seed(0)).numpy() ** 4
+    for share in (0.001, 0.1, 0.5, 0.99):
+        level = water_level(variances, share * variances.sum())
+        borne = variances.clip(max=level).sum()
+        assert borne == pytest.approx(share * variances.sum())
+
+
+def test_gaussian_bits_are_those_of_half_a_log() -> None:
+    """A component k times the level costs log2(k) / 2 bits, one below it nothing."""
+    variances = torch.tensor([16.0, 4.0, 0.5]).double().numpy()
+    assert gaussian_bits(variances, 1.0) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 9])
+def test_reflection_brings_the_mean_forward_and_undoes_itself(num_samples: int) -> None:
+    """Sample 0 becomes the scaled mean; twice is the identity."""
+    x = torch.randn(num_samples, 2, 3, generator=torch.Generator().manual_seed(0))
+    once = reflect(x)
+    torch.testing.assert_close(once[0], x.mean(0) * math.sqrt(num_samples))
+    torch.testing.assert_close(reflect(once), x)
