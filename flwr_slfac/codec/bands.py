@@ -124,13 +124,10 @@ def decompose(groups: torch.Tensor, n: int, theta: float) -> Components:
     """
     cumulative = _cumulative_energy(groups, n)
     goal = theta * cumulative[-1]
-    # The sign of what is missing, 1 where the goal is not reached yet.
-    missing = (goal - cumulative[:-1]).sign_().clamp_(min=0)
-    index = missing.sum(0).to(torch.int64)
+    index = (cumulative[:-1] < goal).sum(0)
     here = take_group(groups, index)
     inside, before, after = _around(here, cumulative, index, n)
-    missing = (goal - before - inside[:-1]).sign_().clamp_(min=0)
-    split = missing.sum(0).to(torch.int64).add_(8 * index + 1).clamp_(max=n)
+    split = (inside[:-1] < goal - before).sum(0).add_(8 * index + 1).clamp_(max=n)
     return _describe(groups, n, split, here, inside, before, after)
 
 

@@ -263,6 +263,8 @@ def order_2d(basis: Basis, h: int, w: int) -> torch.Tensor:
     return _order(kind, levels, h, w)
 
 
+# Outside of inference mode, as what is shared must serve every caller.
+@torch.inference_mode(False)
 def _order(kind: str, levels: int, h: int, w: int) -> torch.Tensor:
     index = torch.arange(h * w).reshape(h, w)
     if kind == "dct":

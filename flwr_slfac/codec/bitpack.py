@@ -52,7 +52,9 @@ class BitWriter:
         words = words.reshape(-1)
         index = starts.reshape(-1) >> 6
         shift = (starts.reshape(-1) & 63).view(np.uint64)
-        last = np.append(np.flatnonzero(index[1:] != index[:-1]), words.size - 1)
+        is_last = np.ones(words.size, dtype=bool)
+        np.not_equal(index[1:], index[:-1], out=is_last[:-1])
+        last = is_last.nonzero()[0]
         # A word has at most 64 bits, so `index` grows by 0 or 1: no slot is skipped.
         here = slice(int(index[0]), int(index[-1]) + 1)
         following = slice(here.start + 1, here.stop + 1)
@@ -64,7 +66,8 @@ class BitWriter:
         # sums, which may wrap.
         np.left_shift(words, shift, out=shift)
         slots = np.cumsum(shift, out=shift)[last]
-        self._buffer[here] |= np.diff(slots, prepend=np.uint64(0))
+        slots[1:] -= slots[:-1].copy()
+        self._buffer[here] |= slots
 
     def getvalue(self) -> memoryview:
         """Return the bytes, the last one filled up with zero bits."""

@@ -299,7 +299,7 @@ def _saturated(values: Ints, digits: Digits) -> Ints:
     """Return the positions of values at or beyond the limit."""
     limit = digits.limit
     if limit == 1:
-        return np.flatnonzero(values)
+        return np.flatnonzero(values != 0)
     return np.flatnonzero((values >= limit) | (values <= -limit))
 
 

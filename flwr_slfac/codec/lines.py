@@ -173,6 +173,7 @@ def _unfilter_by(name: str, like: torch.Tensor) -> Line:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _taps(name: str) -> tuple[torch.Tensor, int]:
     """Return the filters (2, L) of one level, and where the first window starts."""
     length = pywt.Wavelet(name).dec_len
@@ -184,7 +185,7 @@ def _taps(name: str) -> tuple[torch.Tensor, int]:
     return torch.from_numpy(first[:, begin : begin + length].copy()), begin - length
 
 
-# Outside of inference mode: what is shared must serve callers that track gradients.
+# Outside of inference mode, as what is shared must serve every caller.
 @torch.inference_mode(False)
 def _build_matrix(
     name: str, levels: int, n: int, device: torch.device, dtype: torch.dtype

@@ -37,6 +37,7 @@ _BITS_PER_NAT = 1.6 / math.log(2)
 _TRIAL_SIZE = 2**14
 _TRIAL_SAMPLES = 4
 _FEWEST_FOR_MEAN = 8
+_SQUARES_SIZE = 2**18
 _FEWEST_PER_FREQUENCY = 256
 _FEWEST_PER_SAMPLE = 8
 # Rows that hold less than this share of the distortion would be zero anyway.
@@ -160,7 +161,7 @@ def make_plan(
     channels = best.channels.settled(level)
     rows = x if channels.matrix is None else torch.matmul(channels.matrix, x)
     if best.has_mean:
-        rows = reflect(rows)
+        rows = reflect(rows, out=None if channels.matrix is None else rows)
     energies = plane_energies(rows)
     left_out = 0.0
     if rows.shape[1] < x.shape[1]:
@@ -243,7 +244,11 @@ def _best_trial(
     bases: list[Basis],
     level: float,
 ) -> tuple[_Trial, float]:
-    """Return the candidate that takes the least bits, and about its step."""
+    """Return the candidate that takes the least bits, and about its step.
+
+    Bases are compared with the first way, then the ways with the best basis: which
+    basis suits depends little on the channels.
+    """
     num_samples, num_channels, num_positions = x.shape
     wanted = max(_TRIAL_SAMPLES, _TRIAL_SIZE // (num_channels * num_positions))
     picked = np.linspace(0, num_samples - 1, min(wanted, num_samples)).astype(int)
@@ -251,25 +256,32 @@ def _best_trial(
     some = x.index_select(0, torch.from_numpy(picked).to(x.device))
     if num_samples >= _FEWEST_FOR_MEAN:
         some = torch.cat([some, x.mean(0, keepdim=True)])
-    trials = [
-        trial
-        for channels in ways
-        for basis in bases
-        for trial in _trials(some, shape, channels, basis, len(picked), num_samples)
-    ]
+
+    def trials_of(channels: klt.Channels, basis: Basis) -> list[_Trial]:
+        return _trials(some, shape, channels, basis, len(picked), num_samples)
+
     step = math.sqrt(12 * level)
+    trials = [trial for basis in bases for trial in trials_of(ways[0], basis)]
     best = trials[0]
-    for _ in range(2):
+    for others in (ways[1:], []):
         if len(trials) > 1:
             best = min(trials, key=lambda trial: trial.bits(step, share))
-        if target.distortion is None:
-            break
-        part = best.parts[0].reshape(-1)
-        magnitudes = part[:: 1 + part.numel() // _TRIAL_SIZE].abs()
-        goal = float(magnitudes.square().sum()) * target.distortion / target.energy
-        if goal > 0:
-            step = solve(partial(dead_zone_error, magnitudes), goal, step, 0.05)
+        step = _step_of(best, target, step)
+        for channels in others:
+            trials += trials_of(channels, best.basis)
     return best, step
+
+
+def _step_of(trial: _Trial, target: Target, start: float) -> float:
+    """Return about the step at which a candidate meets a distortion, if one is due."""
+    if target.distortion is None:
+        return start
+    part = trial.parts[0].reshape(-1)
+    magnitudes = part[:: 1 + part.numel() // _TRIAL_SIZE].abs()
+    goal = float(magnitudes.square().sum()) * target.distortion / target.energy
+    if goal <= 0:
+        return start
+    return solve(partial(dead_zone_error, magnitudes), goal, start, 0.05)
 
 
 def _trials(
@@ -303,7 +315,11 @@ def _frequency_energies(
     # In float32, weights must not overflow where the step is far below the values.
     weights = 1 / (model + max(level, 1e-12 * float(model.max()), 1e-30))
     column = torch.from_numpy(weights).to(coefficients)
-    above = (coefficients.square() @ column).to("cpu", torch.float64).numpy()
+    # A few frequencies at a time: their squares stay in the cache.
+    height = max(1, _SQUARES_SIZE // coefficients.shape[1])
+    starts = range(0, len(coefficients), height)
+    squares = [coefficients[i : i + height].square() @ column for i in starts]
+    above = torch.cat(squares).to("cpu", torch.float64).numpy()
     below = float((model * weights).sum())
     sizes = np.bincount(groups)
     result: Reals = np.bincount(groups, above) / (sizes * below)

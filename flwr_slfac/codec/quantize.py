@@ -7,7 +7,7 @@ that the decoder sees: float16's overflow and underflow cannot reach it.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -26,10 +26,6 @@ from flwr_slfac.codec.bitpack import (
     spread_uneven,
 )
 from flwr_slfac.errors import DecodeError
-
-_POWERS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
-_CLIPS = tuple(round(0.5 + 0.05 * i, 2) for i in range(11))
-_NEGATIVE_TINY = -32767  # the bits of float16's smallest negative subnormal
 
 
 @dataclass(frozen=True)
@@ -162,72 +158,12 @@ def round_outward(ends: torch.Tensor, exponent: int) -> torch.Tensor:
     scaled = ends.to(torch.float64) * 2.0**-exponent
     half = scaled.to(torch.float16)
     bits = half.view(torch.int16)
-    # One step down: towards zero for positive bits, away from it for negative ones.
+    # One step down: towards zero for positive bits, away from it for negative ones. A
+    # zero that is too large is -0, which negative values round to.
     below = torch.where(half > 0, bits - 1, bits + 1)
-    below = torch.where(half == 0, _NEGATIVE_TINY, below).to(torch.int16)
     down = torch.where(half > scaled, below.view(torch.float16), half)
     down[1].neg_()
     return down
-
-
-def search_power(coeffs: torch.Tensor, is_low: torch.Tensor, grid: Grid) -> float:
-    """Return the exponent of 0.2, 0.25, ..., 1 with the least squared error.
-
-    PowerQuant searches one exponent per network for weights; one per tensor, by grid
-    search, is our reading for smashed data.
-
-    Parameters
-    ----------
-    coeffs, is_low : Tensor (n, K)
-        Coefficients, and which belong to the low component.
-    grid : Grid
-        Their ranges and widths.
-    """
-    errors = []
-    for power in _POWERS:
-        tried = replace(grid, power=power)
-        decoded = _there_and_back(coeffs, is_low, tried)
-        errors.append(float((decoded - coeffs).square_().sum()))
-    return _POWERS[errors.index(min(errors))]
-
-
-def search_clip(
-    coeffs: torch.Tensor, is_low: torch.Tensor, high: torch.Tensor, widths: torch.Tensor
-) -> torch.Tensor:
-    """Return the clipped range (2, K) of the best cosine similarity per component.
-
-    EasyQuant (Wu et al., 2020) searches a layer's scale so; trying 0.5, 0.55, ..., 1
-    times the largest magnitude of each component is our reading for smashed data.
-
-    Parameters
-    ----------
-    coeffs, is_low : Tensor (n, K)
-        Coefficients, and which belong to the low component.
-    high, widths : Tensor (2, K)
-        Largest magnitude and bit width of each component.
-    """
-    best = torch.full_like(high, -1.0)
-    chosen = high.clone()
-    for clip in sorted(_CLIPS, reverse=True):
-        grid = Grid(-high * clip, high * clip, widths, 1.0)
-        decoded = _there_and_back(coeffs, is_low, grid)
-        likeness = []
-        for member in (is_low, 1 - is_low):
-            kept = decoded * member
-            norm = kept.square().sum(0).sqrt_().clamp_(min=1e-30)
-            likeness.append((kept * coeffs).sum(0) / norm)
-        found = torch.stack(likeness)
-        better = found > best * (1 + 1e-6)
-        best = torch.where(better, found, best)
-        chosen = torch.where(better, high * clip, chosen)
-    return chosen
-
-
-def _there_and_back(
-    coeffs: torch.Tensor, is_low: torch.Tensor, grid: Grid
-) -> torch.Tensor:
-    codes = to_codes(coeffs, pick(grid.encoder(), is_low), grid.power)
-    return to_values(codes, pick(grid.decoder(), is_low), grid.power)
 
 
 def _reciprocal(values: torch.Tensor) -> torch.Tensor:

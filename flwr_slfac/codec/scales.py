@@ -9,7 +9,7 @@ a frequency, a column a plane, one channel of one sample. With rows and columns 
 by energy, the coefficients of one class are few rectangular blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -138,30 +138,29 @@ class Partition:
         if self._is_fine:
             flat = matrix.reshape(-1)[self._elements]
             return np.split(flat, np.cumsum(self.counts)[:-1])
-        pieces: list[list[Ints]] = [[] for _ in range(NUM_CLASSES)]
-        for number, rows, columns in self._blocks:
-            pieces[number].append(matrix[rows, columns].reshape(-1))
         empty = matrix[:0].reshape(-1)
-        return [
-            np.concatenate(p) if len(p) > 1 else (p[0] if p else empty) for p in pieces
-        ]
+        classes = []
+        for blocks in self._blocks:
+            parts = [matrix[rows, columns].reshape(-1) for rows, columns in blocks]
+            classes.append(np.concatenate(parts) if parts else empty)
+        return classes
 
     def join(
-        self, values: Sequence[npt.NDArray[np.float32]]
+        self, values: Iterable[tuple[int, npt.NDArray[np.float32]]]
     ) -> npt.NDArray[np.float32]:
-        """Undo `split`."""
-        matrix = np.empty(self._shape, np.float32)
-        if self._is_fine:
-            matrix.reshape(-1)[self._elements] = np.concatenate(values)
-        else:
-            starts = [0] * NUM_CLASSES
-            for number, rows, columns in self._blocks:
+        """Undo `split`, class by class as values come; classes left out stay zero."""
+        matrix = np.zeros(self._shape, np.float32)
+        starts = np.cumsum([0, *self.counts])
+        for number, part in values:
+            if self._is_fine:
+                places = self._elements[starts[number] : starts[number + 1]]
+                matrix.reshape(-1)[places] = part
+                continue
+            start = 0
+            for rows, columns in self._blocks[number]:
                 block = matrix[rows, columns]
-                start = starts[number]
-                starts[number] = start + block.size
-                block[...] = values[number][start : start + block.size].reshape(
-                    block.shape
-                )
+                block[...] = part[start : start + block.size].reshape(block.shape)
+                start += block.size
         if self._in_order:
             return matrix
         result = np.empty_like(matrix)
@@ -180,9 +179,9 @@ class Partition:
         return np.argsort(by_element, axis=None, kind="stable")
 
     @cached_property
-    def _blocks(self) -> list[tuple[int, slice, slice]]:
-        """Blocks of one class, row run by row run, left to right."""
-        blocks = []
+    def _blocks(self) -> list[list[tuple[slice, slice]]]:
+        """Blocks of each class, row run by row run, left to right."""
+        blocks: list[list[tuple[slice, slice]]] = [[] for _ in range(NUM_CLASSES)]
         row_starts, column_starts = self._rows[1].tolist(), self._columns[1]
         for i, line in enumerate(self._grid):
             rows = slice(row_starts[i], row_starts[i + 1])
@@ -190,7 +189,7 @@ class Partition:
             first = [0, *changes.tolist()]
             edges = column_starts[[*first, len(line)]].tolist()
             for j, column in enumerate(first):
-                blocks.append((int(line[column]), rows, slice(edges[j], edges[j + 1])))
+                blocks[line[column]].append((rows, slice(edges[j], edges[j + 1])))
         return blocks
 
 

@@ -14,7 +14,7 @@ docstrings below say "our reading".
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -33,14 +33,19 @@ from flwr_slfac.codec.slfac_sections import (
     pack_order,
     pack_splits,
 )
-from flwr_slfac.codec.spectra import DECODE_CHUNK, Spectra, chunks_of, fit, new_tensor
+from flwr_slfac.codec.spectra import (
+    DECODE_CHUNK,
+    Spectra,
+    chunks_of,
+    fit,
+    new_tensor,
+    with_lanes,
+)
+from flwr_slfac.codec.symmetric import choose_power, clip_ranges
 from flwr_slfac.codec.uniform import decode_empty
 from flwr_slfac.codec.widths import equal_widths, spectral_widths
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import SettingError
-
-# PowerQuant's exponent is searched on about this many coefficients.
-_SAMPLE = 2**18
 
 
 @register
@@ -154,7 +159,7 @@ class SLFAC(Codec):
             ranges, exponent, widths, float(is_symmetric), spectra.dtype
         )
         if self.widths == "powerquant":
-            grid = _with_power(grid, chunks, split)
+            grid = choose_power(grid, chunks, split)
         header = Header(
             self.tokens,
             self.components,
@@ -189,10 +194,8 @@ class SLFAC(Codec):
         # One block for all: chunks kept among temporaries would scatter the heap.
         store = new_tensor((num_elements,), spectra.dtype, spectra.device)
         for coeffs in source:
-            room, store = (
-                store[: coeffs.numel()].view_as(coeffs),
-                store[coeffs.numel() :],
-            )
+            room = store[: coeffs.numel()].view_as(coeffs)
+            store = store[coeffs.numel() :]
             if order is None:
                 ordered = room.copy_(coeffs)
             else:
@@ -230,14 +233,7 @@ class SLFAC(Codec):
         if self.widths != "fqc":
             high = ends.abs().amax(0)
             if self.widths == "easyquant":
-                clipped = []
-                for lanes, coeffs in _with_lanes(chunks):
-                    is_low = bands.first_mask(
-                        found.split[lanes], len(coeffs), coeffs.dtype
-                    )
-                    here = high[:, lanes], widths[:, lanes]
-                    clipped.append(quantize.search_clip(coeffs, is_low, *here))
-                high = torch.cat(clipped, 1)
+                high = clip_ranges(chunks, found.split, high, widths)
             ends = torch.stack([-high, -high])
         exponent = quantize.range_exponent(ends)
         return quantize.round_outward(ends, exponent), exponent
@@ -290,7 +286,7 @@ def _pack_codes(
     widths = grid.widths.cpu().to(torch.int64).numpy()
     ends = row_bits(rows_split, widths, n).cumsum()
     writer = BitWriter(int(ends[-1]))
-    for lanes, coeffs in _with_lanes(chunks):
+    for lanes, coeffs in with_lanes(chunks):
         words = quantize.quantize(
             bands.group_by_eight(coeffs),
             n,
@@ -340,31 +336,3 @@ def _decode_coefficients(
         return coeffs
     order = bands.partition(member).to(device)
     return torch.empty_like(coeffs).scatter_(0, order, coeffs)
-
-
-def _with_power(
-    grid: quantize.Grid, chunks: list[torch.Tensor], split: torch.Tensor
-) -> quantize.Grid:
-    """Search PowerQuant's exponent on rows spread over the tensor."""
-    n = chunks[0].shape[0]
-    every = -(-n * len(split) // _SAMPLE)
-    samples, kept = [], []
-    for lanes, coeffs in _with_lanes(chunks):
-        some = torch.arange(-lanes.start % every, coeffs.shape[1], every)
-        samples.append(coeffs[:, some.to(coeffs.device)])
-        kept.append(lanes.start + some)
-    sampled = torch.cat(samples, 1)
-    index = torch.cat(kept).to(split.device)
-    part = quantize.Grid(
-        grid.low[:, index], grid.high[:, index], grid.widths[:, index], grid.power
-    )
-    is_low = bands.first_mask(split[index], n, sampled.dtype)
-    return replace(grid, power=quantize.search_power(sampled, is_low, part))
-
-
-def _with_lanes(chunks: list[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield each chunk (n, K) with the rows that it holds."""
-    start = 0
-    for coeffs in chunks:
-        yield slice(start, start + coeffs.shape[1]), coeffs
-        start += coeffs.shape[1]

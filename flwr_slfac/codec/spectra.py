@@ -76,6 +76,14 @@ def chunks_of(
         yield slice(start, min(start + step, num_rows))
 
 
+def with_lanes(chunks: list[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield each chunk (n, K) with the rows that it holds."""
+    start = 0
+    for coeffs in chunks:
+        yield slice(start, start + coeffs.shape[1]), coeffs
+        start += coeffs.shape[1]
+
+
 def coefficient_order(
     basis: Basis, sizes: tuple[int, ...], device: torch.device
 ) -> torch.Tensor | None:

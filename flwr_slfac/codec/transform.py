@@ -20,6 +20,9 @@ import torch
 
 from flwr_slfac.codec.basis import Basis, forward_rows, inverse_rows
 
+_CHUNK_PLANES = 512
+_CHUNK_VALUES = 2**19
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -92,17 +95,48 @@ class Transform:
         """Take rotated planes (N, r, S) to coefficients (S, N * r)."""
         planes = rows.reshape(len(self.order), self.shape.num_positions)
         index = torch.from_numpy(self.order).to(rows.device)
-        return forward_planes(planes.index_select(0, index), self.basis, self.shape)
+        coefficients = planes.new_empty(planes.shape[1], len(index))
+        for start in range(0, len(index), _CHUNK_PLANES):
+            chunk = slice(start, start + _CHUNK_PLANES)
+            part = planes.index_select(0, index[chunk])
+            coefficients[:, chunk] = forward_planes(part, self.basis, self.shape)
+        return coefficients
 
-    def inverse(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Take coefficients back to planes (N, C, S)."""
-        place = torch.from_numpy(np.argsort(self.order)).to(coefficients.device)
-        planes = inverse_planes(coefficients, self.basis, self.shape)
-        planes = planes.index_select(0, place)
+    def inverse(
+        self, coefficients: torch.Tensor, *, is_nonnegative: bool = False
+    ) -> torch.Tensor:
+        """Take coefficients back to planes (N, C, S), clamped at zero if asked to.
+
+        Chunks that fit a cache spare the memory of whole tensors in between.
+        """
+        index = torch.from_numpy(self.order).to(coefficients.device)
+        planes = coefficients.new_empty(len(index), self.shape.num_positions)
+        for start in range(0, len(index), _CHUNK_PLANES):
+            chunk = slice(start, start + _CHUNK_PLANES)
+            part = coefficients[:, chunk].contiguous()
+            part = inverse_planes(part, self.basis, self.shape).contiguous()
+            planes.index_copy_(0, index[chunk], part)
         rows = planes.view(self.shape.num_samples, self.num_rows, -1)
         if self.has_mean:
-            rows = reflect(rows)
-        return rows if self.matrix is None else torch.matmul(self.matrix.t(), rows)
+            rows = reflect(rows, out=rows)
+        return self._unrotate(rows, is_nonnegative)
+
+    def _unrotate(self, rows: torch.Tensor, is_nonnegative: bool) -> torch.Tensor:
+        """Undo the rotation of channels, in place where it is square."""
+        if self.matrix is None:
+            return rows.clamp_(min=0) if is_nonnegative else rows
+        num_samples, num_rows, num_positions = rows.shape
+        num_channels = self.shape.num_channels
+        result = rows
+        if num_rows < num_channels:
+            result = rows.new_empty(num_samples, num_channels, num_positions)
+        step = max(1, _CHUNK_VALUES // max(1, num_channels * num_positions))
+        turned = self.matrix.t().contiguous()
+        for start in range(0, num_samples, step):
+            chunk = slice(start, start + step)
+            part = torch.matmul(turned, rows[chunk])
+            result[chunk] = part.clamp_(min=0) if is_nonnegative else part
+        return result
 
 
 def forward_planes(planes: torch.Tensor, basis: Basis, shape: Shape) -> torch.Tensor:
@@ -122,10 +156,11 @@ def inverse_planes(coeffs: torch.Tensor, basis: Basis, shape: Shape) -> torch.Te
     return lines.reshape(num_planes, -1)
 
 
-def reflect(rows: torch.Tensor) -> torch.Tensor:
+def reflect(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Swap the mean of samples and sample 0 by a reflection, its own inverse.
 
-    Row 0 of the result (N, r, S) is sqrt(N) times the mean of the samples.
+    Row 0 of the result (N, r, S) is sqrt(N) times the mean of the samples. `out` may be
+    the rows themselves.
     """
     num_samples = len(rows)
     if num_samples == 1:
@@ -134,7 +169,9 @@ def reflect(rows: torch.Tensor) -> torch.Tensor:
     normal[0] += 1.0
     flat = rows.reshape(num_samples, -1)
     scale = -2.0 / float(normal @ normal)
-    return torch.addr(flat, normal, normal @ flat, alpha=scale).view(rows.shape)
+    target = None if out is None else out.view(num_samples, -1)
+    result = torch.addr(flat, normal, normal @ flat, alpha=scale, out=target)
+    return result.view(rows.shape)
 
 
 def energy(x: torch.Tensor) -> float:

@@ -17,7 +17,7 @@ a value (Gish and Pierce 1968), and within less at low rates (Sullivan 1996).
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,7 +38,7 @@ from flwr_slfac.codec.entropy import (
     Writer,
 )
 from flwr_slfac.codec.plan import Plan, Target, frequency_groups, make_plan
-from flwr_slfac.codec.scales import NUM_CLASSES, Partition, Scales
+from flwr_slfac.codec.scales import Partition, Scales
 from flwr_slfac.codec.solve import solve
 from flwr_slfac.codec.step import (
     CENTROID_UNIT,
@@ -151,13 +151,13 @@ class Waterfill(Codec):
         if tensor.numel() == 0:
             return [_Head(_ZERO).pack()]
         shape = Shape.of(tensor.shape)
-        x, exponent = _normalized(shape.planes(tensor.contiguous()))
+        x, exponent, is_nonnegative = _normalized(shape.planes(tensor.contiguous()))
         total = energy(x)
         if total == 0.0:
             return [_Head(_ZERO).pack()]
         target = self._target(total, x.numel(), exponent)
         plan = self._plan(x, shape, target, hints.memory)
-        frame = _Frame(self.coder == "fast", exponent, bool(x.min() >= 0))
+        frame = _Frame(self.coder == "fast", exponent, is_nonnegative)
         if target.step is not None:
             sections = _write(frame, plan, quantize(plan, Search(plan), target.step))
         elif target.distortion is not None:
@@ -270,16 +270,19 @@ class _Frame:
     is_nonnegative: bool
 
 
-def _normalized(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return float32 values of safe magnitude, and the power of two taken out."""
+def _normalized(x: torch.Tensor) -> tuple[torch.Tensor, int, bool]:
+    """Return float32 values of safe magnitude, the power of two taken out, the sign.
+
+    The last is whether no value is negative.
+    """
     low, high = torch.aminmax(x)
     largest = max(-float(low), float(high))
     if largest == 0.0 or _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
-        return x.to(torch.float32), 0
+        return x.to(torch.float32), 0, float(low) >= 0
     exponent = math.frexp(largest)[1]
     half = exponent // 2
     wide = x.to(torch.float64) * 2.0**-half * 2.0 ** -(exponent - half)
-    return wide.to(torch.float32), exponent
+    return wide.to(torch.float32), exponent, float(low) >= 0
 
 
 def _write(frame: _Frame, plan: Plan, quantized: Quantized) -> list[bytes]:
@@ -399,9 +402,10 @@ def _decode(frame: Frame, memory: Memory, device: torch.device) -> torch.Tensor:
     reader.finish()
     has_mean = bool(head.flags & _MEAN)
     transform = Transform(shape, basis, matrix, has_mean, order)
-    planes = transform.inverse(torch.from_numpy(coefficients).to(device))
-    if head.flags & _NONNEGATIVE:
-        planes = planes.clamp_(min=0)
+    planes = transform.inverse(
+        torch.from_numpy(coefficients).to(device),
+        is_nonnegative=bool(head.flags & _NONNEGATIVE),
+    )
     if rotation is not None and is_new:
         rotation.remember(memory)
     return _finished(planes, head.exponent, shape, frame)
@@ -446,20 +450,21 @@ def _read_basis(text: str, shape: Shape) -> Basis:
 
 def _read_values(
     reader: Reader, partition: Partition, step: float
-) -> list[npt.NDArray[np.float32]]:
-    """Return the coefficients of all classes at their centroids."""
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Yield the coefficients of each class at their centroids."""
     present = np.flatnonzero(partition.counts)
     shifts = np.cumsum(reader.stream(len(present), LARGE).astype(np.int64))
     if np.abs(shifts).max() > CENTROID_UNIT:
         raise DecodeError("a centroid of codec 'waterfill' is out of range")
-    values = [np.zeros(0, np.float32)] * NUM_CLASSES
-    for number, shift in zip(present, shifts, strict=True):
-        levels = _read_class(reader, partition.counts[number], int(number))
-        taken = np.sign(levels) * np.float32(shift / CENTROID_UNIT)
+    for number, shift in zip(present.tolist(), shifts, strict=True):
+        levels = _read_class(reader, partition.counts[number], number)
         # A crafted step may overflow; `_finished` finds what is not finite.
         with np.errstate(over="ignore", invalid="ignore"):
-            values[number] = (levels.astype(np.float32) - taken) * np.float32(step)
-    return values
+            scale = np.float32(step)
+            values = np.multiply(levels, scale, dtype=np.float32)
+            taken = np.float32(shift / CENTROID_UNIT) * scale
+            values -= np.multiply(np.sign(levels), taken, dtype=np.float32)
+        yield number, values
 
 
 def _finished(

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,29 +111,32 @@ def water(
 def gaussian_bound(x: Tensor, error: float) -> float:
     """Return the bits per value that reverse water-filling needs for the plan's bands.
 
-    Every coefficient is taken for Gaussian with the variance that the plan models; the
-    level is that at which the modelled distortion is the measured one.
+    A band is the coefficients to which the plan gives one energy; each is taken for
+    Gaussian with the band's own mean square. The level is that at which the distortion
+    is the measured one.
     """
     shape = Shape.of(x.shape)
     planes = shape.planes(x.contiguous())
     total = energy(planes)
     target = Target(total, distortion=error**2 * total)
     plan = make_plan(planes, shape, target, {}, basis="auto", use_klt=True)
+    if plan.left_out > target.spare(x.numel()):
+        plan = make_plan(planes, shape, target, {}, basis="auto", use_klt=False)
     frequencies, columns = plan.energies
-    half_units = torch.from_numpy(frequencies)[:, None] + torch.from_numpy(columns)
-    variances = torch.exp2(half_units.double().reshape(-1) / 2)
-    # The model's energy is rounded to half units: bring its sum to the true one.
-    variances *= (total - plan.left_out) / float(variances.sum())
-    wanted = error**2 * total - plan.left_out
+    bands = (frequencies[:, None] + columns).reshape(-1)
+    squares = plan.coefficients.double().square().reshape(-1).numpy()
+    _, bands, counts = np.unique(bands, return_inverse=True, return_counts=True)
+    variances = np.bincount(bands, squares) / counts
+    wanted = max(error**2 * total - plan.left_out, 1e-12 * total)
     low, high = 0.0, float(variances.max())
     for _ in range(60):
         level = (low + high) / 2
-        if float(variances.clamp(max=level).sum()) < wanted:
+        if float((counts * np.minimum(variances, level)).sum()) < wanted:
             low = level
         else:
             high = level
-    nats = (variances / high).clamp(min=1).log2()
-    return float(0.5 * nats.sum()) / x.numel()
+    bits = 0.5 * np.log2(np.maximum(variances / high, 1.0))
+    return float((counts * bits).sum()) / x.numel()
 
 
 def slfac_settings() -> Iterable[str]:

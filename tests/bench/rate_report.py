@@ -133,6 +133,7 @@ def plot(rows: Sequence[Row], curves: dict[str, list[Curve]], path: Path) -> Non
     errors = sorted({row.error for row in rows})
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True)
     for axis, role in zip(axes, ("activation", "gradient"), strict=True):
+        axis.set_prop_cycle(color=mpl.colormaps["tab20"].colors)
         own = [row for row in rows if f"/{role}" in row.name]
         for kind in ("alone", "bound", *curves):
             line = [_mean(own, kind, error) for error in errors]

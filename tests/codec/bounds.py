@@ -107,11 +107,12 @@ def largest_kept(tensor: torch.Tensor, decoded: torch.Tensor) -> None:
     assert (dropped <= least).all()
 
 
-def spectrum(least_bits: int) -> Bound:
+def spectrum(least_bits: int, *, symmetric: bool = False) -> Bound:
     """Bound the L2 error of each row by half a step of its whole DCT range.
 
     Components divide a row's range and take at least `least_bits` bits, so this holds
     without knowledge of the split; the basis is orthonormal, so L2 errors are equal.
+    A `symmetric` range is twice the largest magnitude.
     """
 
     def bound(tensor: torch.Tensor, decoded: torch.Tensor) -> None:
@@ -122,6 +123,8 @@ def spectrum(least_bits: int) -> Bound:
         axes = tuple(range(1, x.ndim))
         coefficients = scipy.fft.dctn(x.numpy(), norm="ortho", axes=axes)
         span = coefficients.max(axes) - coefficients.min(axes)
+        if symmetric:
+            span = 2 * np.abs(coefficients).max(axes)
         largest = np.abs(coefficients).max()
         num = x[0].numel()
         widened = span + 2**-10 * np.abs(coefficients).max(axes) + 2**-22 * largest

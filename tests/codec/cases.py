@@ -95,6 +95,12 @@ CASES = (
     Case("splitfc(bits=2, feature='column')", bounds.features_kept("column")),
     Case("slfac", bounds.spectrum(2), exact_bytes=False),
     Case("slfac(theta=0.5, bit_widths=(4, 6))", bounds.spectrum(4), exact_bytes=False),
+    Case("slfac(components='deviation')", bounds.spectrum(2), exact_bytes=False),
+    Case(
+        "slfac(components='magnitude', widths='powerquant')",
+        bounds.spectrum(2, symmetric=True),
+        exact_bytes=False,
+    ),
     Case("waterfill", bounds.relative_error(0.1), exact_bytes=False),
     Case("waterfill(nrmse=0.5)", bounds.relative_error(0.5), exact_bytes=False),
     Case("waterfill(bits=2.0)", bounds.never_louder, exact_bytes=False),

@@ -449,9 +449,7 @@ def _frames() -> list[bytes]:
 FRAMES = _frames()
 
 
-@settings(
-    max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(FRAMES), st.data())
 def test_hostile_sections_decode_or_say_so(frame: bytes, data: st.DataObject) -> None:
     """Changed sections under a right checksum: DecodeError or a finite tensor."""
