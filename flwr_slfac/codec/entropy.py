@@ -16,6 +16,7 @@ systems (Duda 2013) from `constriction`: a stack, so the writer collects streams
 codes them last to first.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -36,6 +37,7 @@ _ONE = 2**24
 # Last magnitude of each bucket of magnitudes that share one stopping chance.
 _BUCKET_ENDS = (0, 1, 2, 4, 8, 16, 32, 64, 126)
 _FEWEST_FOR_ZSTD = 256
+_LEAST_HUFFMAN_BITS = 0.9
 _MAX_EXCESS_BITS = 40
 # Matches hardly occur and cost much: a small table of long matches leaves zstd its
 # Huffman stage.
@@ -105,7 +107,7 @@ class Writer:
         if empty:
             self._parameters.append(0)
             return
-        if bulk and self._fast and symbols.size >= _FEWEST_FOR_ZSTD:
+        if bulk and self._fast and _suits_zstd(counts, symbols.size):
             self._parameters.append(1)
             self._frames.append(self._zstd.compress(symbols.data))
         else:
@@ -177,9 +179,8 @@ class Reader:
         num_parameters = self._parameter_bytes(1)[0]
         if num_parameters == 0:
             return np.zeros(num_values, np.int8)
-        if bulk and self._fast and num_symbols >= _FEWEST_FOR_ZSTD:
-            if num_parameters != 1:
-                raise DecodeError("a zstd stream has no model")
+        # No model of signed digits is as short as 1 byte.
+        if bulk and self._fast and num_parameters == 1:
             symbols = self._next_frame(num_symbols)
             if int(symbols.max()) >= digits.base**digits.per_symbol:
                 raise DecodeError("a zstd stream holds a symbol out of range")
@@ -253,6 +254,13 @@ class Reader:
         return values
 
 
+def _suits_zstd(counts: Ints, num_symbols: int) -> bool:
+    """Say whether Huffman codes, at least a bit a symbol, come near the entropy."""
+    if num_symbols < _FEWEST_FOR_ZSTD:
+        return False
+    return ideal_bits(counts.astype(np.float64)) > _LEAST_HUFFMAN_BITS * num_symbols
+
+
 def ideal_bits(counts: npt.NDArray[np.float64]) -> float:
     """Return the bits of an ideal code for symbols that occur `counts` times."""
     some = counts[counts > 0]
@@ -323,16 +331,16 @@ def _fit(counts: Ints, digits: Digits) -> bytes:
         by_magnitude[1:] += by_digit[digits.zero - 1 :: -1]
         num_negative = int(by_digit[: digits.zero].sum())
         model.append(_nearest(num_negative, int(by_magnitude[1:].sum())))
-    reach = by_magnitude[::-1].cumsum()[::-1]
-    largest = int(np.flatnonzero(by_magnitude)[-1])
+    # Short lists: plain integers are several times faster than arrays.
+    stops = by_magnitude.tolist()
+    reach = by_magnitude[::-1].cumsum()[::-1].tolist()
+    largest = max(magnitude for magnitude, count in enumerate(stops) if count)
     start = 0
     for end in _BUCKET_ENDS:
         stop = min(end + 1, digits.limit)
         if start >= stop or start > largest:
             break
-        model.append(
-            _nearest(int(by_magnitude[start:stop].sum()), int(reach[start:stop].sum()))
-        )
+        model.append(_nearest(sum(stops[start:stop]), sum(reach[start:stop])))
         start = stop
     return bytes(model)
 
@@ -380,10 +388,10 @@ def _stopping_chances() -> Ints:
 
 
 _CHANCES = _stopping_chances()
-_MIDPOINTS = (_CHANCES[1:] + _CHANCES[:-1]) // 2
+_MIDPOINTS = ((_CHANCES[1:] + _CHANCES[:-1]) // 2).tolist()
 
 
 def _nearest(stops: int, reaches: int) -> int:
     """Return the byte whose chance is nearest to stops / reaches."""
     chance = (stops << 24) // max(reaches, 1)
-    return int(np.searchsorted(_MIDPOINTS, chance))
+    return bisect_left(_MIDPOINTS, chance)

@@ -34,8 +34,8 @@ Ints = npt.NDArray[Any]
 
 _AUTO = ("identity", "dct", "sym4")
 _BITS_PER_NAT = 1.6 / math.log(2)
-_TRIAL_SIZE = 2**14
-_TRIAL_SAMPLES = 4
+_TRIAL_SIZE = 2**13
+_TRIAL_SAMPLES = 2
 _FEWEST_FOR_MEAN = 8
 _SQUARES_SIZE = 2**18
 _FEWEST_PER_FREQUENCY = 256

@@ -30,6 +30,8 @@ Per = Literal["tensor", "channel"]
 _PERS: tuple[Per, ...] = get_args(Per)
 _MAX_BITS = 16
 _WORD_BITS = 64
+# Widths whose packing is a plain copy.
+_WHOLE_BYTES = {8: "<u1", 16: "<u2"}
 
 
 @register
@@ -186,6 +188,9 @@ def num_packed_bytes(num_codes: int, bits: int) -> int:
 
 def pack_codes(codes: torch.Tensor, bits: int) -> memoryview:
     """Pack whole numbers in [0, 2**bits), of any dtype, without gaps, in C order."""
+    if bits in _WHOLE_BYTES:
+        whole = codes.reshape(-1).to("cpu", torch.int32).numpy()
+        return whole.astype(_WHOLE_BYTES[bits]).view(np.uint8).data
     flat = codes.reshape(-1).to("cpu", torch.int64).numpy()
     per_word = _WORD_BITS // bits
     records = np.zeros((math.ceil(flat.size / per_word), per_word), dtype=np.int64)
@@ -203,6 +208,9 @@ def unpack_codes(
         raise DecodeError(
             f"{section.nbytes} bytes for {num_codes} codes of {bits} bits, not {length}"
         )
+    if bits in _WHOLE_BYTES:
+        whole = np.frombuffer(section, _WHOLE_BYTES[bits]).astype(np.int64)
+        return torch.from_numpy(whole).to(device)
     per_word = _WORD_BITS // bits
     num_words = math.ceil(num_codes / per_word)
     padded = bytes(section).ljust(num_packed_bytes(num_words * per_word, bits), b"\0")

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,17 +157,13 @@ def run_atheris(runs: int, seed: int, seconds: int, without: Collection[str]) ->
         frame = data if kind < 0.6 else rng.choice(frames)
         return repair(mutate(frame, rng.choice(frames), rng))[:max_size]
 
-    with tempfile.TemporaryDirectory() as corpus:
-        for number, frame in enumerate(frames):
-            (Path(corpus) / f"{number:04}").write_bytes(frame)
-        options = [f"-runs={runs}", f"-seed={seed}", f"-max_total_time={seconds}"]
-        options.append("-print_final_stats=1")
-        # No leak check or memory limit of libFuzzer's: torch's own pools upset them.
-        limits = ["-max_len=1000", "-rss_limit_mb=4096", "-detect_leaks=0"]
-        found = [f"-artifact_prefix={tempfile.gettempdir()}/"]
-        argv = [sys.argv[0], *options, *limits, *found, corpus]
-        atheris.Setup(argv, target, custom_mutator=vary)
-        atheris.Fuzz()
+    options = [f"-runs={runs}", f"-seed={seed}", f"-max_total_time={seconds}"]
+    # No leak check or memory limit of libFuzzer's: torch's own pools upset them.
+    limits = ["-max_len=1000", "-rss_limit_mb=4096", "-detect_leaks=0"]
+    files = [f"-artifact_prefix={tempfile.gettempdir()}/", "-print_final_stats=1"]
+    argv = [sys.argv[0], *options, *limits, *files]
+    atheris.Setup(argv, target, custom_mutator=vary)
+    atheris.Fuzz()
 
 
 def _reporter(counts: Counter[str]) -> Callable[[], None]:

@@ -20,7 +20,8 @@ def test_thousands_of_mutated_frames_do_no_harm() -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="needs atheris (the dev extra)"
+    importlib.util.find_spec("atheris") is None,
+    reason="needs atheris (the bench extra)",
 )
 def test_coverage_guided_inputs_do_no_harm() -> None:
     """Inputs bred for new coverage give DecodeError or a tensor, for some seconds."""
