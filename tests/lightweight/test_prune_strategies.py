@@ -1,0 +1,105 @@
+"""Flower's own averaging strategies, given filled states."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    Strategy,
+)
+from torch import Tensor, nn
+
+from flwr_slfac.lightweight.channel_analysis import channel_groups
+from flwr_slfac.lightweight.coordinate_average import (
+    average_coordinates,
+    fill_absent,
+    restore_absent,
+)
+from flwr_slfac.lightweight.coordinates import sub_state
+from flwr_slfac.lightweight.kept import KeptChannels
+from tests.lightweight.prune_cases import random_kept
+
+State = dict[str, Tensor]
+NUM_EXAMPLES = [30, 50, 20]
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "FedAvg": FedAvg,
+    "FedAvgM": partial(FedAvgM, server_learning_rate=0.7, server_momentum=0.9),
+    "FedAdagrad": FedAdagrad,
+    "FedAdam": partial(FedAdam, beta_1=0.9, beta_2=0.99),
+    "FedYogi": partial(FedYogi, beta_1=0.9, beta_2=0.99),
+}
+
+
+def drawn(seed: int) -> tuple[State, list[State], list[KeptChannels]]:
+    """Return a state, what three devices made of their parts, and the parts."""
+    torch.manual_seed(seed)
+    front = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).double()
+    channels = channel_groups(front, torch.zeros(1, 6).double())
+    kepts = [random_kept(channels, seed + i, share=0.7) for i in range(3)]
+    previous = {k: v.clone() for k, v in front.state_dict().items()}
+    parts = [sub_state(previous, kept) for kept in kepts]
+    subs = [{k: v + torch.randn_like(v) for k, v in part.items()} for part in parts]
+    return previous, subs, kepts
+
+
+def aggregated(strategy: Strategy, number: int, old: State, new: list[State]) -> State:
+    """Return what a strategy makes of a round."""
+    # With fraction_train=0 a strategy notes what it would send, and samples nobody.
+    strategy.configure_train(number, ArrayRecord(old), ConfigRecord(), None)
+    replies = []
+    for node, (state, examples) in enumerate(zip(new, NUM_EXAMPLES, strict=True), 1):
+        metrics = MetricRecord({"num-examples": examples})
+        content = RecordDict({"arrays": ArrayRecord(state), "metrics": metrics})
+        about = Metadata(1, "", node, 0, "", "", 0.0, 60.0, "train")
+        replies.append(Message(content, metadata=about))
+    arrays, _ = strategy.aggregate_train(number, replies)
+    return arrays.to_torch_state_dict()
+
+
+@pytest.mark.parametrize("build", STRATEGIES.values(), ids=STRATEGIES.keys())
+def test_a_strategy_sees_the_mean_over_holders(build: Callable[..., Strategy]) -> None:
+    """Filled states lead where three devices with the coordinates' mean would lead."""
+    filling, knowing = build(fraction_train=0.0), build(fraction_train=0.0)
+    for number in (1, 2):
+        previous, subs, kepts = drawn(number)
+        mean = average_coordinates(subs, NUM_EXAMPLES, kepts, previous)
+        filled = fill_absent(subs, NUM_EXAMPLES, kepts, previous)
+        found = aggregated(filling, number, previous, filled)
+        wanted = aggregated(knowing, number, previous, [mean] * 3)
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9)
+        if build is FedAvg:
+            torch.testing.assert_close(found, mean)
+
+
+def test_what_nobody_holds_stays_even_with_momentum() -> None:
+    """A strategy's momentum moves it on; restored, it is where it was, bit for bit."""
+    strategy = STRATEGIES["FedAdam"](fraction_train=0.0)
+    previous, subs, kepts = drawn(1)
+    everything = [{k: v + 1 for k, v in previous.items()}] * 3
+    aggregated(strategy, 1, previous, everything)
+    filled = fill_absent(subs, NUM_EXAMPLES, kepts, previous)
+    moved = aggregated(strategy, 2, previous, filled)
+    restored = restore_absent(moved, NUM_EXAMPLES, kepts, previous)
+    num_absent = 0
+    for name, old in previous.items():
+        held = torch.stack([kept.held(name, tuple(old.shape)) for kept in kepts]).any(0)
+        num_absent += int((~held).sum())
+        assert torch.equal(restored[name][~held], old[~held])
+        assert not torch.equal(moved[name][~held], old[~held]) or bool(held.all())
+        assert torch.equal(restored[name][held], moved[name][held])
+    assert num_absent > 0
