@@ -20,7 +20,8 @@ from flwr_slfac.errors import (
     TrainingError,
     VersionError,
 )
-from flwr_slfac.report import RoundReport, TensorBoard
+from flwr_slfac.lightweight.setting import Lightweight
+from flwr_slfac.report import DeviceCost, RoundReport, TensorBoard
 from flwr_slfac.split import Device
 from flwr_slfac.split.metrics import accuracy
 from flwr_slfac.strategy import SplitFed
@@ -35,10 +36,12 @@ __all__ = [
     "CutPoint",
     "DecodeError",
     "Device",
+    "DeviceCost",
     "DeviceError",
     "DivergedError",
     "EncodeError",
     "Halves",
+    "Lightweight",
     "RoundReport",
     "SettingError",
     "SlfacError",

@@ -15,6 +15,7 @@ from flwr_slfac.transport.delivery import REFUSED
 from flwr_slfac.transport.records import (
     FRAMES,
     SPLIT,
+    from_description,
     from_evaluate_reply,
     from_train_reply,
     get_frame,
@@ -64,6 +65,14 @@ def client_app(
         def work(half: DeviceHalf) -> RecordDict:
             request = to_evaluate_request(message.content)
             return from_evaluate_reply(half.evaluate(request))
+
+        return workers.answer(message, context, work)
+
+    @app.query("describe")
+    def describe(message: Message, context: Context) -> Message:
+        def work(half: DeviceHalf) -> RecordDict:
+            channels = bool(message.content.config_records[SPLIT]["channels"])
+            return from_description(half.describe(channels=channels))
 
         return workers.answer(message, context, work)
 

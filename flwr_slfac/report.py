@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flwr_slfac.traffic import Direction, Traffic
+from flwr_slfac.lightweight.cost import StepCost
+from flwr_slfac.traffic import SMASHED, Direction, Traffic
 
 _COLUMNS = (
     ("round", 5),
@@ -94,6 +95,62 @@ class RoundReport:
         )
         return "  ".join(
             v.rjust(width) for v, (_, width) in zip(values, _COLUMNS, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class DeviceCost:
+    """What a round cost a device, with and without what makes it lighter.
+
+    Parameters
+    ----------
+    server_round, device : int
+        The round, from 1, and the partition id.
+    step : StepCost
+        Operations, parameters and activations of one step.
+    model_down_bytes, model_up_bytes : int
+        Of the front that crossed in training; 0 in a round in which it did not.
+    plain_model_bytes : int
+        Of the whole front's parameters in one direction.
+    smashed_up_bytes, smashed_down_bytes : int
+        Of activations and gradients that crossed in training.
+    plain_smashed_bytes : int
+        The same, whole and in float32, in both directions.
+    """
+
+    server_round: int
+    device: int
+    step: StepCost
+    model_down_bytes: int
+    model_up_bytes: int
+    plain_model_bytes: int
+    smashed_up_bytes: int
+    smashed_down_bytes: int
+    plain_smashed_bytes: int
+
+    @classmethod
+    def of(
+        cls, server_round: int, device: int, step: StepCost, traffic: Traffic
+    ) -> "DeviceCost":
+        """Join a device's own account with what crossed."""
+        rows = {
+            row.direction: row
+            for row in traffic.rows(server_round=server_round, phase="train")
+            if row.device == device
+        }
+        crossed = {name: row.num_bytes for name, row in rows.items()}
+        return cls(
+            server_round,
+            device,
+            step,
+            model_down_bytes=crossed.get("model-down", 0),
+            model_up_bytes=crossed.get("model-up", 0),
+            plain_model_bytes=step.plain_parameter_bytes,
+            smashed_up_bytes=crossed.get("up", 0),
+            smashed_down_bytes=crossed.get("down", 0),
+            plain_smashed_bytes=sum(
+                row.raw_bytes for name, row in rows.items() if name in SMASHED
+            ),
         )
 
 

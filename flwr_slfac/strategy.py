@@ -1,5 +1,6 @@
 """The server's door to Flower: a strategy around any strategy that averages fronts."""
 
+import inspect
 import json
 import logging
 import random
@@ -20,16 +21,39 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import (
+    Bulyan,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+    Result,
+    Strategy,
+)
 from torch import nn
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Waterfill, format_codec, parse_codec
 from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.codec.feedback import Feedback
 from flwr_slfac.errors import SettingError
+from flwr_slfac.lightweight.setting import Lightweight
 from flwr_slfac.progress import step_progress
-from flwr_slfac.report import Callback, RoundReport, table_head
-from flwr_slfac.split import Begin, RoundResult, Rounds, Scheme, ServerHalf, accuracy
+from flwr_slfac.report import Callback, DeviceCost, RoundReport, table_head
+from flwr_slfac.split import (
+    Begin,
+    Fronts,
+    RoundResult,
+    Rounds,
+    Scheme,
+    ServerHalf,
+    accuracy,
+)
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
 from flwr_slfac.split.noise import seed_for
 from flwr_slfac.split.server_half import Loss, Metric
@@ -39,6 +63,20 @@ from flwr_slfac.transport.records import RecordState, as_record
 
 logger = logging.getLogger("flwr")
 
+
+# Strategies that rank, clip or weigh whole states, which no mean by coordinate serves.
+_NOT_BY_COORDINATE = (
+    Bulyan,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+)
 
 # Chosen by tests/bench/results/training_parity.md; gradients bear more error than
 # activations do.
@@ -90,6 +128,9 @@ class SplitFed(Strategy):
         Make the wrapped strategy's sampling a function of `seed`: nodes are listed by
         partition id (each new node is asked for it once) and Python's `random` is
         seeded while it samples.
+    lightweight : Lightweight, optional
+        What makes training lighter on the devices: pruning, quantization, dropout at
+        the cut, rarer aggregation.
     callbacks : sequence of Callback
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
 
@@ -100,7 +141,9 @@ class SplitFed(Strategy):
     reports : list of RoundReport
         One a round.
     arrays : ArrayRecord or None
-        The device-side model after the last completed round.
+        The device-side model after the last completed round; zero where it is pruned.
+    costs : list of DeviceCost
+        Of lightweight training: what each round cost each device.
 
     Raises
     ------
@@ -129,6 +172,7 @@ class SplitFed(Strategy):
         step_timeout_s: float = 600.0,
         evaluate_bytes: int = 2**23,
         seeded_sampling: bool = True,
+        lightweight: Lightweight | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         if transport not in ("auto", "messages"):
@@ -160,12 +204,37 @@ class SplitFed(Strategy):
         self.traffic = Traffic()
         self.reports: list[RoundReport] = []
         self.arrays: ArrayRecord | None = None
+        self.costs: list[DeviceCost] = []
+        self._lightweight = lightweight
+        self._fronts: Fronts | None = None
+        if lightweight is not None:
+            _require_averaging(strategy, lightweight)
+            _require_no_feedback(self._up, self._down, lightweight)
+            self._fronts = Fronts(lightweight, relay=scheme == "sequential")
         self._rounds = Rounds(
-            self._server, self._down, self.traffic, DEFAULT_MAX_ELEMENTS
+            self._server, self._down, self.traffic, DEFAULT_MAX_ELEMENTS, self._fronts
         )
+        self._aggregates = True
         self._link: MessageLink | None = None
         self._train_replies: list[Message] = []
         self._evaluate_replies: list[Message] = []
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds, as `flwr.serverapp.strategy.Strategy.start` does.
+
+        Parameters
+        ----------
+        grid : Grid
+            Flower's access to the nodes.
+        *args, **kwargs
+            Those of Flower's `start`: ``initial_arrays``, ``num_rounds`` (default: 3),
+            ``timeout``, ``train_config``, ``evaluate_config``, ``evaluate_fn``.
+        """
+        bound = inspect.signature(super().start).bind(grid, *args, **kwargs)
+        bound.apply_defaults()
+        if self._fronts is not None:
+            self._fronts.last_round = bound.arguments["num_rounds"]
+        return super().start(grid, *args, **kwargs)
 
     def back_state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the server-side model's state dict, on the CPU."""
@@ -177,6 +246,9 @@ class SplitFed(Strategy):
         self.traffic.write(folder / "traffic")
         rounds = [asdict(report) for report in self.reports]
         (folder / "rounds.json").write_text(json.dumps(rounds, indent=1))
+        if self.costs:
+            costs = [asdict(cost) for cost in self.costs]
+            (folder / "devices.json").write_text(json.dumps(costs, indent=1))
 
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
@@ -184,6 +256,8 @@ class SplitFed(Strategy):
         logger.info("\t│\t├── Scheme: %s", self._server.scheme)
         logger.info("\t│\t├── Codec up: %s", format_codec(self._up))
         logger.info("\t│\t├── Codec down: %s", format_codec(self._down))
+        if self._lightweight is not None:
+            logger.info("\t│\t├── %s", self._lightweight)
         logger.info("\t│\t└── Seed: %d", self._seed)
         logger.info("\t├──> Fronts: %s", type(self._inner).__name__)
         self._inner.summary()
@@ -203,6 +277,12 @@ class SplitFed(Strategy):
             If a loss is NaN or infinite.
         """
         self._train_replies = []
+        served = arrays
+        if self._fronts is not None:
+            if arrays is not self.arrays:
+                self._fronts.replace(arrays.to_torch_state_dict())
+            # The wrapped strategy goes on from the weights that masks left out, too.
+            arrays = as_record(self._fronts.full)
         with self._sampling(server_round, "train", grid) as sampling_grid:
             wanted = list(
                 self._inner.configure_train(server_round, arrays, config, sampling_grid)
@@ -217,9 +297,15 @@ class SplitFed(Strategy):
                 result = self._rounds.train(link, _nodes(wanted), begin, progress)
         except Exception:
             self._server.back.load_state_dict(before)
-            self.arrays = arrays
+            self.arrays = served
             raise
-        self._train_replies = self._replies_for_inner(result, wanted)
+        self._aggregates = result.aggregates
+        if result.aggregates:
+            self._train_replies = self._replies_for_inner(result, wanted)
+        self.costs += [
+            DeviceCost.of(server_round, device, cost, self.traffic)
+            for device, cost in sorted(result.costs.items())
+        ]
         report = RoundReport(
             server_round,
             num_devices=len(result.finished),
@@ -237,10 +323,19 @@ class SplitFed(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the wrapped strategy aggregate the fronts; add what crossed."""
-        arrays, metrics = self._inner.aggregate_train(server_round, self._train_replies)
+        arrays: ArrayRecord | None = None
+        metrics: MetricRecord | None = None
+        if self._aggregates:
+            arrays, metrics = self._inner.aggregate_train(
+                server_round, self._train_replies
+            )
+        elif self.reports:
+            metrics = MetricRecord({"train-loss": self.reports[-1].loss})
         if arrays is not None:
             like = next(iter(self._train_replies[0].content.array_records.values()))
             arrays = _with_integer_buffers(arrays, like)
+            if self._fronts is not None:
+                arrays = as_record(self._fronts.advance(arrays.to_torch_state_dict()))
             self.arrays = arrays
         if metrics is not None and self.reports:
             report = self.reports[-1]
@@ -317,12 +412,12 @@ class SplitFed(Strategy):
         """Return the devices' results as replies that any strategy aggregates."""
         instructions = {m.metadata.dst_node_id: m for m in wanted}
         ordered = sorted(result.finished.items(), key=lambda item: item[1].device)
-        if self._server.scheme == "sequential":
+        if result.handed_on:
             ordered = ordered[-1:]
         return [
             _reply(
                 instructions[key],
-                as_record(r.front),
+                as_record(r.front or {}),
                 self._weighted({"num-examples": r.num_examples, "train-loss": r.loss}),
                 self._inner,
             )
@@ -394,6 +489,27 @@ def _nodes(messages: Iterable[Message]) -> list[int]:
 
 def _as_codec(codec: Codec | str) -> Codec:
     return parse_codec(codec) if isinstance(codec, str) else codec
+
+
+def _require_averaging(strategy: Strategy, lightweight: Lightweight) -> None:
+    """Refuse strategies that compare whole states where devices hold unlike parts."""
+    if lightweight.unlike_shares and isinstance(strategy, _NOT_BY_COORDINATE):
+        raise SettingError(
+            f"{type(strategy).__name__} compares whole fronts, but with prune as a "
+            "function devices hold unlike parts; use a strategy that averages (FedAvg, "
+            "FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi) or one share for all"
+        )
+
+
+def _require_no_feedback(up: Codec, down: Codec, lightweight: Lightweight) -> None:
+    """Refuse residuals kept by place where the places change from step to step."""
+    if lightweight.activation_dropout and any(
+        isinstance(codec, Feedback) for codec in (up, down)
+    ):
+        raise SettingError(
+            "error feedback keeps what was lost place by place, and dropout at the cut "
+            "sends other places at each step; use one of them"
+        )
 
 
 def _with_integer_buffers(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:

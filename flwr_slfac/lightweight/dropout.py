@@ -149,12 +149,23 @@ class DropMask:
         TrainingError
             If the activations are not of the mask's shape.
         """
+        kept = self.select(activations)
+        return kept if self._keeps_all else kept * self.scale
+
+    def select(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return the kept values as they are; what `scatter` is the adjoint of.
+
+        Raises
+        ------
+        TrainingError
+            If the activations are not of the mask's shape.
+        """
         _require_shape(activations, tuple(self.shape), "activations")
         if self._keeps_all:
             return activations
         rows = self._by_units(activations, self.num_units)
         kept = rows.flatten(0, 1).index_select(0, self._flat(activations.device))
-        kept = kept.reshape(rows.shape[0], self.num_kept, rows.shape[2]) * self.scale
+        kept = kept.reshape(rows.shape[0], self.num_kept, rows.shape[2])
         return self._from_units(kept, self.kept_shape)
 
     def scatter(self, kept: torch.Tensor) -> torch.Tensor:

@@ -161,7 +161,7 @@ def choose_elements(
     state : Mapping of str to Tensor
         Full state of the front.
     names : sequence of str
-        Parameters to prune, for example :func:`weights_of` the front.
+        Parameters to prune, for example those of :func:`prunable_shapes`.
     rho : float
         Share of weights that leave, in [0, 1); each tensor keeps at least one.
     scope : {"layer", "global"} (default: "layer")
@@ -193,15 +193,19 @@ def choose_elements(
     return ElementMasks({n: masks[n].reshape(state[n].shape) for n in names})
 
 
-def weights_of(front: nn.Module) -> list[str]:
-    """Return the names of a front's weights: trained, of two or more dimensions.
+def prunable_shapes(state: State) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a state's weights: floating, of two or more dimensions.
 
     Examples
     --------
-    >>> weights_of(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
-    ['0.weight']
+    >>> prunable_shapes(nn.Linear(2, 3).state_dict())
+    {'weight': (3, 2)}
     """
-    return [n for n, p in front.named_parameters() if p.requires_grad and p.ndim > 1]
+    return {
+        n: tuple(t.shape)
+        for n, t in state.items()
+        if t.ndim > 1 and t.is_floating_point() and t.numel()
+    }
 
 
 def hold_zero(

@@ -2,10 +2,12 @@
 
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
+from flwr_slfac.split.fronts import Fronts
 from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
 from flwr_slfac.split.metrics import accuracy
 from flwr_slfac.split.protocol import (
     Begin,
+    Description,
     EvaluateReply,
     EvaluateRequest,
     Link,
@@ -22,11 +24,13 @@ __all__ = [
     "SCHEMES",
     "Batch",
     "Begin",
+    "Description",
     "Device",
     "DeviceHalf",
     "DeviceResult",
     "EvaluateReply",
     "EvaluateRequest",
+    "Fronts",
     "Link",
     "LocalLink",
     "LocalResult",

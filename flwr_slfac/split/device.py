@@ -1,7 +1,7 @@
 """What a device brings to split training: a front, data and how to train it."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,8 @@ class Device:
         Clip the gradient of the front to this total norm.
     device : torch.device or str (default: "cpu")
         Where the front runs.
+    profile : mapping of str to str, number or bool
+        What the device says of itself to a pruning ratio that is a function.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class Device:
     keep_optimizer: bool = False
     clip_norm: float | None = None
     device: torch.device | str = "cpu"
+    profile: Mapping[str, str | float | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "max_steps"):
@@ -84,6 +87,11 @@ class Device:
                 f"scheduler_per is {self.scheduler_per!r}; use 'round' or 'step'"
             )
         require_positive("clip_norm", self.clip_norm)
+        for name, value in self.profile.items():
+            if not isinstance(name, str) or not isinstance(value, str | int | float):
+                raise SettingError(
+                    f"the profile's {name!r} is {value!r}; give texts, numbers or bools"
+                )
 
     def batches(self, seed: int, server_round: int, device: int) -> BatchOrder:
         """Return the order of this device's batches in a round."""

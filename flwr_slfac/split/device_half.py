@@ -22,11 +22,19 @@ from flwr_slfac.codec import (
     restart,
 )
 from flwr_slfac.errors import SettingError, TrainingError, VersionError
+from flwr_slfac.lightweight.cost import step_cost
+from flwr_slfac.lightweight.gradients import quantize_gradients
+from flwr_slfac.lightweight.saved import saved_in_8_bits, without_values
+from flwr_slfac.lightweight.setting import FULL_BITS, Orders
+from flwr_slfac.lightweight.update import pack_update
+from flwr_slfac.split.absent import drop_mask
 from flwr_slfac.split.batches import BatchOrder, Pair, fetch
 from flwr_slfac.split.device import Device, has_batch_norm
+from flwr_slfac.split.held_front import HeldFront
 from flwr_slfac.split.noise import seed_for, seeded
 from flwr_slfac.split.protocol import (
     Begin,
+    Description,
     EvaluateReply,
     EvaluateRequest,
     Smashed,
@@ -54,9 +62,10 @@ class DeviceHalf:
     def __init__(self, device: Device, partition: int) -> None:
         self.device = device
         self.partition = partition
-        self.front = device.front.to(device.device)
         self._where = torch.device(device.device)
+        self._held = HeldFront(device.front.to(device.device), self._example)
         self._begin: Begin | None = None
+        self._orders = Orders()
         self._order: BatchOrder | None = None
         self._tuning: Tuning | None = None
         self._step = _FIRST_FORWARD
@@ -68,7 +77,27 @@ class DeviceHalf:
         self._up_before: Memory = {}
         self._down: Memory = {}
         self._kept: dict[str, Any] = {}
+        self._kept_bytes: bytes | None = None
+        # What the server sent, if the update is taken against it.
+        self._reference: dict[str, torch.Tensor] = {}
+        self._costs: dict[Any, str] = {}
         self._codec_s = 0.0
+
+    @property
+    def front(self) -> torch.nn.Module:
+        """The network that runs: the front, without the channels that are pruned."""
+        return self._held.network
+
+    def describe(self, *, channels: bool) -> Description:
+        """Return the device's profile, and the channels of its front where asked.
+
+        Raises
+        ------
+        SettingError
+            If the front's channels cannot be pruned.
+        """
+        text = self._held.channels.to_text() if channels else ""
+        return Description(self.partition, dict(self.device.profile), text)
 
     def train(self, request: TrainRequest) -> TrainReply:
         """Carry out one fused step; a repeated request gives the same reply.
@@ -82,8 +111,8 @@ class DeviceHalf:
         """
         start = time.perf_counter()
         self._codec_s = 0.0
-        if request.begin is not None:
-            self._begin_round(request.begin)
+        if request.begin is not None and not self._begin_round(request.begin):
+            return TrainReply(self.partition, 0, wants_front=True)
         if self._begin is None or self._order is None:
             raise TrainingError(
                 f"device {self.partition} was asked for step {request.step} of a round "
@@ -91,17 +120,18 @@ class DeviceHalf:
             )
         if request.gradient is not None:
             self._backward(request.step - 1, request.gradient)
-        smashed, front = None, None
+        smashed, results = None, {}
         if request.step < self._order.num_steps:
             smashed = self._forward(request.step)
         else:
-            front = self._finish()
+            results = self._finish()
         elapsed = time.perf_counter() - start
         return TrainReply(
             device=self.partition,
             num_steps=self._order.num_steps,
             smashed=smashed,
-            front=front,
+            done=smashed is None,
+            **results,
             compute_s=elapsed - self._codec_s,
             codec_s=self._codec_s,
         )
@@ -111,9 +141,14 @@ class DeviceHalf:
         start = time.perf_counter()
         self._codec_s = 0.0
         if request.begin is not None:
-            self._require_release(request.begin)
-            load_front(self.front, request.begin.front, f"device {self.partition}")
-            self._begin = request.begin
+            begin = request.begin
+            self._require_release(begin)
+            if not self._take_front(begin):
+                raise TrainingError(
+                    f"device {self.partition} does not have the front that it is to "
+                    "test"
+                )
+            self._begin = begin
         if self._begin is None:
             raise TrainingError(
                 f"device {self.partition} was not given a front to test"
@@ -143,18 +178,14 @@ class DeviceHalf:
         """Return the state of the round in progress, or None between rounds."""
         if self._begin is None:
             return None
+        begin = {**vars(self._begin), "mask": self._begin.mask.hex()}
+        del begin["front"]
         state: dict[str, Any] = {
-            "begin": {
-                "server_round": self._begin.server_round,
-                "seed": self._begin.seed,
-                "up": self._begin.up,
-                "release": self._begin.release,
-                "min_batch": self._begin.min_batch,
-                "proximal_mu": self._begin.proximal_mu,
-            },
+            "begin": begin,
             "front": {**self.front.state_dict(), **self._buffers_before},
             "step": self._step,
             "anchor": self._anchor,
+            "reference": self._reference,
             "memory": (self._up, self._up_before, self._down),
         }
         if self._tuning:
@@ -168,11 +199,14 @@ class DeviceHalf:
             self._forget_round()
             return
         state = unpack_state(snapshot)
-        self._begin = Begin(front={}, **state["begin"])
+        begin = {**state["begin"], "mask": bytes.fromhex(state["begin"]["mask"])}
+        self._begin = Begin(front=None, **begin)
+        self._follow(self._begin)
         self.front.load_state_dict(state["front"])
         self._buffers_before = self._clone_buffers()
         self._up, self._up_before, self._down = state["memory"]
         self._anchor = {k: v.to(self._where) for k, v in state["anchor"].items()}
+        self._reference = state["reference"]
         self._step = state["step"]
         if "tuning" in state:
             self._order = self._batches(self._begin)
@@ -182,29 +216,58 @@ class DeviceHalf:
     @property
     def kept(self) -> bytes | None:
         """What the device keeps from round to round, or None."""
-        return pack_state(self._kept) if self._kept else None
+        if self._kept_bytes is None and self._kept:
+            self._kept_bytes = pack_state(self._kept)
+        return self._kept_bytes
 
     @kept.setter
     def kept(self, data: bytes | None) -> None:
         self._kept = {} if data is None else unpack_state(data)
+        self._kept_bytes = data
 
-    def _begin_round(self, begin: Begin) -> None:
+    def _begin_round(self, begin: Begin) -> bool:
+        """Take up a round; return False if its front is not here."""
         self._require_release(begin)
         parse_codec(begin.up)
         order = self._batches(begin)
+        if not self._take_front(begin):
+            return False
         self._require_batches(order, begin)
-        load_front(self.front, begin.front, f"device {self.partition}")
         self._forget_round()
         self._begin, self._order = begin, order
+        if self._orders.update_bits < FULL_BITS:
+            lived = self._kept.get("front", {})
+            sent = begin.front is not None
+            self._reference = self._held.state() if sent else lived["reference"]
         self._buffers_before = self._clone_buffers()
         if begin.proximal_mu:
             self._anchor = {
                 n: p.detach().clone() for n, p in self.front.named_parameters()
             }
         self._tuning = self._new_tuning()
-        self._tuning.load(self._kept.get("tuning", {}))
+        # Moments of another mask fit no more.
+        if self._kept.get("mask", "") == begin.mask.hex():
+            self._tuning.load(self._kept.get("tuning", {}))
         self._tuning.start_round(begin.server_round)
         self._up = restart(self._kept.get("memory", {}))
+        return True
+
+    def _take_front(self, begin: Begin) -> bool:
+        """Wear the mask and load the front that was sent, or the one that was kept."""
+        front = begin.front
+        if front is None:
+            lived = self._kept.get("front")
+            place = [begin.version, begin.mask.hex()]
+            if lived is None or [lived["version"], lived["mask"]] != place:
+                return False
+            front = lived["state"]
+        self._follow(begin)
+        self._held.load(front, f"device {self.partition}")
+        return True
+
+    def _follow(self, begin: Begin) -> None:
+        self._orders = Orders.from_text(begin.orders) if begin.orders else Orders()
+        self._held.wear(begin.mask, structured=self._orders.structured)
 
     def _forward(self, step: int) -> Smashed:
         """Run the front over a batch and code what comes out."""
@@ -219,12 +282,13 @@ class DeviceHalf:
             raise self._out_of_step(step)
         self._step = step
         inputs, targets = self._batch(step)
-        self._graph = self._run_front(inputs, step)
+        activations, shape = self._run_front(inputs, step)
+        self._hold_graph(activations)
         start = time.perf_counter()
         place = (begin.seed, begin.server_round, self.partition, step)
         smashed = Smashed(
             activations=encode(
-                self._graph,
+                activations,
                 parse_codec(begin.up),
                 role="activation",
                 seed=seed_for(*place, "up"),
@@ -232,6 +296,7 @@ class DeviceHalf:
             ),
             targets=encode_targets(targets),
             num_examples=len(inputs),
+            shape=shape,
         )
         self._codec_s += time.perf_counter() - start
         return smashed
@@ -244,7 +309,9 @@ class DeviceHalf:
             raise self._out_of_step(step)
         if self._graph is None:
             self._load_buffers(self._buffers_before)
-            self._graph = self._run_front(self._batch(step)[0], step)
+            self._hold_graph(self._run_front(self._batch(step)[0], step)[0])
+        if self._graph is None:
+            raise self._out_of_step(step)
         start = time.perf_counter()
         decoded = decode(
             gradient,
@@ -262,32 +329,100 @@ class DeviceHalf:
         if self._graph.requires_grad:
             self._graph.backward(decoded.to(self._graph.dtype))  # type: ignore[no-untyped-call]
         self._add_proximal_term(self._begin.proximal_mu)
+        self._quantize_gradients(self._begin, step)
         self._tuning.step()
         self._graph = None
 
-    def _finish(self) -> State:
-        """Return the trained front and keep what outlives the round."""
-        tuning = self._tuning
+    def _finish(self) -> dict[str, Any]:
+        """Return what the last reply holds, and keep what outlives the round."""
+        tuning, begin = self._tuning, self._require_begun()
         if tuning is None:
             raise self._out_of_step(self._step)
-        front = {
-            k: v.detach().cpu().clone() for k, v in self.front.state_dict().items()
-        }
-        self._kept = {}
+        front = self._held.state()
+        results: dict[str, Any] = {}
+        kept: dict[str, Any] = {}
+        if begin.orders:
+            results["cost"] = self._cost(begin)
+        if not begin.aggregate:
+            kept["front"] = {
+                "state": front,
+                "version": begin.version,
+                "mask": begin.mask.hex(),
+                "reference": self._reference,
+            }
+            if "residual" in self._kept:
+                kept["residual"] = self._kept["residual"]
+        elif self._orders.update_bits < FULL_BITS:
+            results["update"] = self._pack(begin, front, kept)
+        else:
+            results["front"] = front
         if self.device.keep_optimizer or self.device.scheduler:
-            self._kept["tuning"] = tuning.state(moments=self.device.keep_optimizer)
-        if kept := restart(self._up):
-            self._kept["memory"] = kept
+            kept["tuning"] = tuning.state(moments=self.device.keep_optimizer)
+        if memory := restart(self._up):
+            kept["memory"] = memory
+        if begin.mask:
+            kept["mask"] = begin.mask.hex()
+        self._kept, self._kept_bytes = kept, None
         order = self._order
         self._forget_round()
         self._order = order
-        return front
+        return results
+
+    def _pack(self, begin: Begin, front: State, kept: dict[str, Any]) -> bytes:
+        """Quantize the front's update; put what it lost where it is kept."""
+        orders = self._orders
+        residual: dict[str, torch.Tensor] | None = None
+        if orders.error_feedback:
+            residual = {}
+            # What was lost under another mask belongs to other coordinates.
+            if self._kept.get("mask", "") == begin.mask.hex():
+                residual = dict(self._kept.get("residual", {}))
+            kept["residual"] = residual
+        place = (begin.seed, begin.server_round, self.partition, self._step)
+        generator = torch.Generator().manual_seed(seed_for(*place, "update"))
+        return pack_update(
+            front,
+            self._reference,
+            orders.update_bits,
+            generator,
+            bucket=orders.bucket,
+            residual=residual,
+        )
+
+    def _quantize_gradients(self, begin: Begin, step: int) -> None:
+        if self._orders.gradient_bits == FULL_BITS:
+            return
+        place = (begin.seed, begin.server_round, self.partition, step)
+        generator = torch.Generator().manual_seed(seed_for(*place, "gradient"))
+        quantize_gradients(
+            self.front.parameters(),
+            self._orders.gradient_bits,
+            generator,
+            self._orders.bucket,
+        )
+
+    def _cost(self, begin: Begin) -> str:
+        """Return what a step costs, measured once a mask."""
+        key = (begin.mask, begin.orders)
+        if key not in self._costs:
+            inputs = self._batch(0)[0].to(self._where)
+            cost = step_cost(
+                self.front, self._held.full, inputs, self._orders.saved_bits
+            )
+            self._costs = {key: cost.to_text()}
+        return self._costs[key]
 
     def _forget_round(self) -> None:
         self._begin = self._order = self._tuning = self._graph = None
         self._step = _FIRST_FORWARD
-        self._anchor, self._buffers_before = {}, {}
+        self._anchor, self._buffers_before, self._reference = {}, {}, {}
         self._up, self._up_before, self._down = {}, {}, {}
+
+    def _example(self) -> torch.Tensor:
+        """Return one training input, for the analysis of the front."""
+        with seeded(0, self._where):
+            inputs, _ = fetch(self.device.train_set, torch.tensor([0]))
+        return inputs.to(self._where)
 
     def _batch(self, step: int) -> Pair:
         begin = self._require_begun()
@@ -297,12 +432,19 @@ class DeviceHalf:
         with seeded(seed_for(*place, "data"), self._where):
             return fetch(self.device.train_set, self._order.indices(step))
 
-    def _run_front(self, inputs: torch.Tensor, step: int) -> torch.Tensor:
-        begin = self._require_begun()
+    def _run_front(
+        self, inputs: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """Return what travels, and the activations' shape if some are dropped."""
+        begin, orders = self._require_begun(), self._orders
         place = (begin.seed, begin.server_round, self.partition, step)
         self.front.train()
         with seeded(seed_for(*place, "forward"), self._where):
-            out = self.front(inputs.to(self._where))
+            if orders.saved_bits == FULL_BITS:
+                out = self.front(inputs.to(self._where))
+            else:
+                with saved_in_8_bits(self.front):
+                    out = self.front(inputs.to(self._where))
         if (
             not isinstance(out, torch.Tensor)
             or out.ndim == 0
@@ -313,7 +455,15 @@ class DeviceHalf:
                 f"for {len(inputs)} examples it gave "
                 f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out)}"
             )
-        return out
+        if not orders.dropout:
+            return out, ()
+        shape = tuple(out.shape)
+        return drop_mask(orders, shape, *place).gather(out), shape
+
+    def _hold_graph(self, activations: torch.Tensor) -> None:
+        """Keep what backward needs; in 8 bits, without the activations themselves."""
+        plain = self._orders.saved_bits == FULL_BITS
+        self._graph = activations if plain else without_values(activations)
 
     def _test_batch(self, index: int, sizes: list[int]) -> Smashed:
         begin = self._require_begun()
@@ -353,13 +503,15 @@ class DeviceHalf:
 
     def _new_tuning(self) -> Tuning:
         d = self.device
-        return Tuning(
+        tuning = Tuning(
             self.front.parameters(),
             d.optimizer,
             d.scheduler,
             d.scheduler_per,
             d.clip_norm,
         )
+        self._held.hold_zero(tuning.optimizer)
+        return tuning
 
     def _clone_buffers(self) -> dict[str, torch.Tensor]:
         state = self.front.state_dict()
@@ -404,42 +556,6 @@ class DeviceHalf:
             f"device {self.partition} was asked for step {step}; its last forward was "
             f"of step {self._step}"
         )
-
-
-def load_front(front: torch.nn.Module, state: State, who: str) -> None:
-    """Load the server's front into a device's, or say what does not fit.
-
-    Averaged integer buffers (`num_batches_tracked`) arrive as floats: they are rounded.
-
-    Raises
-    ------
-    SettingError
-        If names or shapes differ.
-    """
-    own = front.state_dict()
-    missing, unexpected = own.keys() - state.keys(), state.keys() - own.keys()
-    shapes = [
-        f"{n} {tuple(state[n].shape)} against {tuple(own[n].shape)} here"
-        for n in own.keys() & state.keys()
-        if state[n].shape != own[n].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(sorted(names)[:5])}"
-        for what, names in (
-            ("missing from the server's", missing),
-            ("unknown here", unexpected),
-            ("other shapes", shapes),
-        )
-        if names
-    ]
-    if problems:
-        raise SettingError(
-            f"the front of {who} is not the server's ({'; '.join(problems)}); build "
-            "both with the same model and cut"
-        )
-    front.load_state_dict(
-        {n: t if own[n].is_floating_point() else t.round() for n, t in state.items()}
-    )
 
 
 def encode_targets(targets: torch.Tensor) -> bytes:

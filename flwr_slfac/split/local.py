@@ -1,18 +1,22 @@
 """Split training in one process, without Flower: the fastest way, and the oracle."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Identity, format_codec
 from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.lightweight.setting import Lightweight
 from flwr_slfac.split.average import weighted_average
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
+from flwr_slfac.split.fronts import Fronts
 from flwr_slfac.split.protocol import (
     Begin,
+    Description,
     EvaluateAnswer,
     EvaluateRequest,
+    Lost,
     State,
     TrainAnswer,
     TrainRequest,
@@ -34,6 +38,12 @@ class LocalLink:
         """Return the keys: here they are the partition ids."""
         return {key: key for key in keys}
 
+    def describe(
+        self, keys: list[int], *, channels: bool
+    ) -> dict[int, Description | Lost]:
+        """Call each device."""
+        return {k: self._halves[k].describe(channels=channels) for k in keys}
+
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
         """Call each device in partition order."""
         return {k: self._halves[k].train(requests[k]) for k in sorted(requests)}
@@ -52,7 +62,8 @@ class LocalResult:
     Parameters
     ----------
     front : mapping of str to Tensor
-        The averaged device-side model; the back is in the `ServerHalf`.
+        The averaged device-side model, zero where it is pruned; the back is in the
+        `ServerHalf`.
     rounds : list of RoundResult
         One a round.
     evaluations : list of dict
@@ -78,6 +89,7 @@ def train_locally(
     down: Codec | None = None,
     evaluate: bool = True,
     proximal_mu: float = 0.0,
+    lightweight: Lightweight | None = None,
     make_link: Callable[[Sequence[DeviceHalf]], LocalLink] = LocalLink,
 ) -> LocalResult:
     """Train a split model over several devices in this process.
@@ -103,43 +115,51 @@ def train_locally(
         Evaluate through the split after each round.
     proximal_mu : float (default: 0)
         Weight of FedProx's proximal term on the devices.
+    lightweight : Lightweight, optional
+        What makes training lighter on the devices.
     make_link : callable
         How the halves are reached.
     """
     halves = [DeviceHalf(device, i) for i, device in enumerate(devices)]
     link = make_link(halves)
     traffic = Traffic()
-    rounds = Rounds(server, down or Identity(), traffic, DEFAULT_MAX_ELEMENTS)
+    fronts = None
+    if lightweight is not None:
+        relay = server.scheme == "sequential"
+        fronts = Fronts(lightweight, relay=relay, last_round=num_rounds)
+        fronts.replace(front)
+    rounds = Rounds(server, down or Identity(), traffic, DEFAULT_MAX_ELEMENTS, fronts)
     result = LocalResult(dict(front), [], [], traffic)
     keys = range(len(devices))
     for server_round in range(1, num_rounds + 1):
         begin = Begin(
             server_round=server_round,
             seed=seed,
-            front=result.front,
+            front=result.front if fronts is None else fronts.full,
             up=format_codec(up or Identity()),
             release=RELEASE,
             min_batch=server.min_batch,
             proximal_mu=proximal_mu,
         )
         outcome = rounds.train(link, keys, begin)
-        result.front = merge_fronts(outcome, server)
+        if outcome.aggregates:
+            merged = merge_fronts(outcome)
+            result.front = merged if fronts is None else fronts.advance(merged)
         result.rounds.append(outcome)
         if evaluate:
-            begin = Begin(**{**vars(begin), "front": result.front})
+            begin = replace(begin, front=result.front)
             by_key = rounds.evaluate(link, keys, begin, _EVALUATE_BYTES)
             result.evaluations.append(weighted_metrics(list(by_key.values())))
     return result
 
 
-def merge_fronts(outcome: RoundResult, server: ServerHalf) -> State:
+def merge_fronts(outcome: RoundResult) -> State:
     """Return the round's front: the last of a relay, else the mean by examples."""
     results = sorted(outcome.finished.values(), key=lambda r: r.device)
-    if server.scheme == "sequential":
-        return results[-1].front
-    return weighted_average(
-        [r.front for r in results], [r.num_examples for r in results]
-    )
+    fronts = [r.front for r in results if r.front is not None]
+    if outcome.handed_on:
+        return fronts[-1]
+    return weighted_average(fronts, [r.num_examples for r in results])
 
 
 def weighted_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """One round: the lock-step loop over devices, written once for every transport."""
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,7 +16,12 @@ from flwr_slfac.errors import (
     DeviceError,
     DivergedError,
     EncodeError,
+    SettingError,
+    TrainingError,
 )
+from flwr_slfac.lightweight.cost import StepCost
+from flwr_slfac.split.absent import Absent, drop_mask
+from flwr_slfac.split.fronts import Fronts
 from flwr_slfac.split.noise import seed_for
 from flwr_slfac.split.protocol import (
     Begin,
@@ -25,6 +31,7 @@ from flwr_slfac.split.protocol import (
     Lost,
     Smashed,
     State,
+    TrainAnswer,
     TrainReply,
     TrainRequest,
 )
@@ -44,8 +51,8 @@ class DeviceResult:
     ----------
     device : int
         Partition id.
-    front : mapping of str to Tensor
-        The trained device-side model.
+    front : mapping of str to Tensor or None
+        The trained device-side model, in full; None if it stays on the device.
     num_examples : int
         Examples that it trained on, counted in each epoch.
     loss : float
@@ -53,7 +60,7 @@ class DeviceResult:
     """
 
     device: int
-    front: State
+    front: State | None
     num_examples: int
     loss: float
 
@@ -72,6 +79,12 @@ class RoundResult:
         Most steps that any device took.
     compute_s, wall_s : float
         What devices spent on computing, summed, and how long the round took.
+    aggregates : bool
+        Whether the fronts came back.
+    handed_on : bool
+        Whether each device went on with the front of the one before.
+    costs : dict of int to StepCost
+        Of lightweight training: what a step cost each device, by partition id.
     """
 
     finished: dict[int, DeviceResult] = field(default_factory=dict)
@@ -79,6 +92,9 @@ class RoundResult:
     num_steps: int = 0
     compute_s: float = 0.0
     wall_s: float = 0.0
+    aggregates: bool = True
+    handed_on: bool = False
+    costs: dict[int, StepCost] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -101,6 +117,7 @@ class _Worker:
     loss_sum: float = 0.0
     up: Memory = field(default_factory=dict)
     down: Memory = field(default_factory=dict)
+    absent: Absent = field(default_factory=Absent)
 
 
 class Rounds:
@@ -116,15 +133,23 @@ class Rounds:
         Where what crosses is entered.
     max_elements : int
         Largest activation tensor accepted from a device.
+    fronts : Fronts, optional
+        Hands out fronts and takes them back, for lightweight training.
     """
 
     def __init__(
-        self, server: ServerHalf, down: Codec, traffic: Traffic, max_elements: int
+        self,
+        server: ServerHalf,
+        down: Codec,
+        traffic: Traffic,
+        max_elements: int,
+        fronts: Fronts | None = None,
     ) -> None:
         self._server = server
         self._down = down
         self._traffic = traffic
         self._max_elements = max_elements
+        self._fronts = fronts
         # Of gradient codecs, by device: what outlives a round, a residual for example.
         self._kept_down: dict[int, Memory] = {}
 
@@ -148,21 +173,29 @@ class Rounds:
             If no device finishes.
         """
         start = time.perf_counter()
-        result = RoundResult()
+        result, keys = RoundResult(), list(keys)
         self._server.begin_round(begin.server_round, begin.seed)
+        if self._fronts is not None:
+            self._fronts.meet(link, keys)
+            self._fronts.choose_masks(begin.server_round)
+            result.aggregates = self._fronts.aggregates(begin.server_round)
         if self._server.scheme == "sequential":
-            self._relay(link, list(keys), begin, result, progress)
+            self._relay(link, keys, begin, result, progress)
         else:
-            self._lockstep(link, list(keys), begin, result, progress)
+            self._lockstep(link, keys, begin, result, progress)
         if not result.finished:
             reasons = "; ".join(f"device {k}: {v}" for k, v in result.lost.items())
             raise AllDevicesLostError(
                 f"round {begin.server_round}: every device was lost ({reasons}); the "
                 "models of the last completed round are kept"
             )
-        self._server.end_round(
-            {r.device: r.num_examples for r in result.finished.values()}
-        )
+        num_examples = {r.device: r.num_examples for r in result.finished.values()}
+        self._server.end_round(num_examples)
+        if self._fronts is not None and result.aggregates:
+            parts = {r.device: r.front for r in result.finished.values() if r.front}
+            fronts = self._fronts.complete(parts, num_examples)
+            for device_result in result.finished.values():
+                device_result.front = fronts[device_result.device]
         result.wall_s = time.perf_counter() - start
         return result
 
@@ -179,11 +212,12 @@ class Rounds:
         for key in keys:
             if key not in devices:
                 self._lose(result, key, begin.server_round, 0, "did not answer")
+        result.handed_on = self._fronts is None or self._fronts.relay
         front = begin.front
         for key in sorted(devices, key=lambda k: devices[k]):
-            handed = Begin(**{**vars(begin), "front": front})
+            handed = replace(begin, front=front)
             self._lockstep(link, [key], handed, result, progress)
-            if key in result.finished:
+            if result.handed_on and key in result.finished:
                 front = result.finished[key].front
 
     def _lockstep(
@@ -196,10 +230,15 @@ class Rounds:
     ) -> None:
         """Step all devices together until each has done its own number of steps."""
         workers = {key: _Worker(key) for key in keys}
-        requests = {key: TrainRequest(0, begin=begin) for key in keys}
+        requests = self._first_requests(link, keys, begin)
+        for key in keys:
+            if key not in requests:
+                self._lose(result, key, begin.server_round, 0, "did not answer")
         step = 0
         while requests:
             answers = link.train(requests)
+            if step == 0:
+                answers = {**answers, **self._send_missing(link, answers, begin)}
             arrived: dict[int, Smashed] = {}
             for key in sorted(requests):
                 answer = answers[key]
@@ -214,12 +253,12 @@ class Rounds:
                 worker.device, worker.num_steps = answer.device, answer.num_steps
                 self._note_seconds(begin.server_round, worker, answer)
                 result.compute_s += answer.compute_s
-                if answer.front is not None:
+                if answer.done:
                     if kept := restart(worker.down):
                         self._kept_down[worker.device] = kept
                     result.finished[key] = DeviceResult(
                         worker.device,
-                        answer.front,
+                        self._take_front(worker, answer, begin, result),
                         worker.num_examples,
                         worker.loss_sum / max(worker.num_examples, 1),
                     )
@@ -232,6 +271,59 @@ class Rounds:
                 progress(step, max(workers[k].num_steps for k in requests))
         result.num_steps += step - 1
 
+    def _first_requests(
+        self, link: Link, keys: list[int], begin: Begin
+    ) -> dict[int, TrainRequest]:
+        if self._fronts is None:
+            return {key: TrainRequest(0, begin=begin) for key in keys}
+        requests = {}
+        for key, device in link.devices(keys).items():
+            own = self._fronts.begin(device, begin)
+            if own.mask:
+                place = (begin.server_round, device)
+                self._traffic.add(
+                    *place, "train", "model-down", num_bytes=len(own.mask)
+                )
+            requests[key] = TrainRequest(0, begin=own)
+        return requests
+
+    def _send_missing(
+        self, link: Link, answers: Mapping[int, TrainAnswer], begin: Begin
+    ) -> dict[int, TrainAnswer]:
+        """Begin again with devices that lost the front which was to live on them."""
+        again = {
+            key: answer.device
+            for key, answer in answers.items()
+            if isinstance(answer, TrainReply) and answer.wants_front
+        }
+        if self._fronts is None or not again:
+            return {}
+        for device in again.values():
+            self._fronts.forget(device)
+        return link.train(self._first_requests(link, list(again), begin))
+
+    def _take_front(
+        self, worker: _Worker, reply: TrainReply, begin: Begin, result: RoundResult
+    ) -> State | None:
+        """Return what came of a device's front, and enter what crossed."""
+        if self._fronts is None:
+            if reply.front is None:
+                raise DeviceError(f"device {worker.device} did not send its front")
+            return reply.front
+        front = self._fronts.receive(worker.device, reply)
+        if reply.update is not None and front is not None:
+            self._traffic.add(
+                begin.server_round,
+                worker.device,
+                "train",
+                "model-up",
+                num_bytes=len(reply.update),
+                raw_bytes=sum(4 * t.numel() for t in front.values()),
+            )
+        if reply.cost:
+            result.costs[worker.device] = StepCost.from_text(reply.cost)
+        return front
+
     def _answer(
         self,
         step: int,
@@ -242,9 +334,7 @@ class Rounds:
         """Learn from a step's smashed data and code everyone's gradient."""
         by_device = {workers[key].device: key for key in arrived}
         batches = {
-            device: self._decode(
-                arrived[key], workers[key], begin.server_round, step, "train"
-            )
+            device: self._decode(arrived[key], workers[key], begin, step, "train")
             for device, key in sorted(by_device.items())
         }
         if not batches:
@@ -262,11 +352,12 @@ class Rounds:
         self,
         smashed: Smashed,
         worker: _Worker,
-        server_round: int,
+        begin: Begin,
         step: int,
         phase: Phase,
     ) -> Batch:
         """Decode a device's smashed data and enter its traffic."""
+        server_round = begin.server_round
         start = time.perf_counter()
         memory = worker.up if phase == "train" else {}
         try:
@@ -281,7 +372,9 @@ class Rounds:
                 max_elements=self._max_elements,
                 device=self._server.where,
             )
-        except DecodeError as error:
+            worker.absent = self._absent(smashed, worker.device, begin, step, phase)
+            activations = worker.absent.restore(activations)
+        except (DecodeError, SettingError, TrainingError) as error:
             raise DeviceError(
                 f"device {worker.device}, round {server_round}, step {step} sent "
                 f"smashed data that cannot be decoded: {error}"
@@ -308,6 +401,23 @@ class Rounds:
         )
         return Batch(activations, targets, smashed.num_examples)
 
+    def _absent(
+        self, smashed: Smashed, device: int, begin: Begin, step: int, phase: Phase
+    ) -> Absent:
+        """Return what this smashed data lacks by pruning and dropout."""
+        if self._fronts is None:
+            return Absent()
+        orders, dropped = self._fronts.setting.orders, None
+        if orders.dropout and phase == "train":
+            if math.prod(smashed.shape) > self._max_elements:
+                raise DecodeError(
+                    f"activations of shape {smashed.shape} are above the limit of "
+                    f"{self._max_elements} elements"
+                )
+            place = (begin.seed, begin.server_round, device, step)
+            dropped = drop_mask(orders, smashed.shape, *place)
+        return Absent(self._fronts.at_cut(device), dropped)
+
     def _encode_gradient(
         self, gradient: torch.Tensor, worker: _Worker, begin: Begin, step: int
     ) -> bytes:
@@ -315,7 +425,7 @@ class Rounds:
         place = (begin.server_round, worker.device, step)
         try:
             frame = encode(
-                gradient,
+                worker.absent.select(gradient),
                 self._down,
                 role="gradient",
                 seed=seed_for(begin.seed, *place, "down"),
@@ -348,7 +458,13 @@ class Rounds:
         keys = list(keys)
         workers = {key: _Worker(key) for key in keys}
         sums: dict[int, dict[str, float]] = {}
-        requests = {key: EvaluateRequest(0, max_bytes, begin) for key in keys}
+        begins = dict.fromkeys(keys, begin)
+        if self._fronts is not None:
+            begins = {
+                key: self._fronts.begin_evaluation(device, begin)
+                for key, device in self._fronts.meet(link, keys).items()
+            }
+        requests = {k: EvaluateRequest(0, max_bytes, b) for k, b in begins.items()}
         lost = RoundResult()
         while requests:
             answers = link.evaluate(requests)
@@ -385,7 +501,7 @@ class Rounds:
         sums: dict[int, dict[str, float]],
     ) -> None:
         for index, smashed in enumerate(answer.batches, start=first):
-            batch = self._decode(smashed, worker, begin.server_round, index, "evaluate")
+            batch = self._decode(smashed, worker, begin, index, "evaluate")
             total = sums.setdefault(worker.key, {"num-examples": 0})
             total["num-examples"] += batch.num_examples
             for name, value in self._server.evaluate(batch).items():

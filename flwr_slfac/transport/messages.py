@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from flwr_slfac.errors import SettingError
 from flwr_slfac.split import (
+    Description,
     EvaluateReply,
     EvaluateRequest,
     Lost,
@@ -26,11 +27,13 @@ from flwr_slfac.transport.records import (
     SPLIT,
     from_evaluate_request,
     from_train_request,
+    to_description,
     to_evaluate_reply,
     to_train_reply,
 )
 
 TRAIN_STEP, EVALUATE_STEP = "train.step", "evaluate.step"
+DESCRIBE = "query.describe"
 
 Request = TypeVar("Request", TrainRequest, EvaluateRequest)
 Reply = TypeVar("Reply", TrainReply, EvaluateReply)
@@ -70,6 +73,21 @@ class MessageLink:
                 if isinstance(partition, int):
                     self._partitions[key] = partition
         return {k: self._partitions[k] for k in keys if k in self._partitions}
+
+    def describe(
+        self, keys: list[int], *, channels: bool
+    ) -> dict[int, Description | Lost]:
+        """Ask nodes for what their devices say of themselves."""
+        asked = ConfigRecord({"channels": channels})
+        contents = {k: RecordDict({SPLIT: asked}) for k in keys}
+        answers: dict[int, Description | Lost] = {}
+        for key, answer in self._delivery.exchange(contents, DESCRIBE).items():
+            if isinstance(answer, Lost):
+                answers[key] = answer
+                continue
+            answers[key] = description = to_description(answer)
+            self._count(answer, description.device, "train", "model-up")
+        return answers
 
     def train(
         self, requests: Mapping[int, TrainRequest]

@@ -5,6 +5,7 @@ named ``arrays``; frames of 1 MB and more in an ArrayRecord named ``frames``, be
 Flower carries large Arrays faster than large config values.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.split import (
     Begin,
+    Description,
     EvaluateReply,
     EvaluateRequest,
     Smashed,
@@ -31,6 +33,9 @@ _BEGIN_KEYS = {
     "release": "release",
     "min_batch": "min-batch",
     "proximal_mu": "proximal-mu",
+    "orders": "orders",
+    "version": "version",
+    "aggregate": "aggregate",
 }
 
 
@@ -107,9 +112,16 @@ def from_train_reply(reply: TrainReply) -> RecordDict:
             "codec-s": reply.codec_s,
         }
     )
+    for name, present in (("done", reply.done), ("wants-front", reply.wants_front)):
+        if present:
+            config[name] = True
+    if reply.cost:
+        config["cost"] = reply.cost
     content = RecordDict({SPLIT: config})
     if reply.smashed is not None:
         _put_smashed(content, "", reply.smashed)
+    if reply.update is not None:
+        put_frame(content, "update", reply.update)
     if reply.front is not None:
         content[ARRAYS] = as_record(reply.front)
     return content
@@ -123,7 +135,11 @@ def to_train_reply(content: RecordDict) -> TrainReply:
         device=_int(config, "device"),
         num_steps=_int(config, "num-steps"),
         smashed=_get_smashed(content, ""),
+        done=bool(config.get("done", False)),
         front=None if arrays is None else RecordState(arrays),
+        update=get_frame(content, "update"),
+        wants_front=bool(config.get("wants-front", False)),
+        cost=str(config.get("cost", "")),
         compute_s=_float(config, "compute-s"),
         codec_s=_float(config, "codec-s"),
     )
@@ -188,23 +204,29 @@ def _put_begin(content: RecordDict, begin: Begin | None) -> None:
     config = content.config_records[SPLIT]
     for name, key in _BEGIN_KEYS.items():
         config[key] = getattr(begin, name)
-    content[ARRAYS] = as_record(begin.front)
+    if begin.mask:
+        put_frame(content, "mask", begin.mask)
+    if begin.front is not None:
+        content[ARRAYS] = as_record(begin.front)
 
 
 def _get_begin(content: RecordDict) -> Begin | None:
-    arrays = content.array_records.get(ARRAYS)
-    if arrays is None:
-        return None
     config = _split(content)
+    if not config.keys() & _BEGIN_KEYS.values():
+        return None
+    arrays = content.array_records.get(ARRAYS)
     missing = [key for key in _BEGIN_KEYS.values() if key not in config]
     if missing:
         raise TrainingError(f"a request lacks {', '.join(missing)}")
     fields: dict[str, Any] = {name: config[key] for name, key in _BEGIN_KEYS.items()}
-    return Begin(front=RecordState(arrays), **fields)
+    front = None if arrays is None else RecordState(arrays)
+    return Begin(front=front, mask=get_frame(content, "mask") or b"", **fields)
 
 
 def _put_smashed(content: RecordDict, prefix: str, smashed: Smashed) -> None:
     content.config_records[SPLIT][prefix + "num-examples"] = smashed.num_examples
+    if smashed.shape:
+        content.config_records[SPLIT][prefix + "shape"] = list(smashed.shape)
     put_frame(content, prefix + "activations", smashed.activations)
     put_frame(content, prefix + "targets", smashed.targets)
 
@@ -214,8 +236,40 @@ def _get_smashed(content: RecordDict, prefix: str) -> Smashed | None:
     targets = get_frame(content, prefix + "targets")
     if activations is None or targets is None:
         return None
-    num_examples = _int(_split(content), prefix + "num-examples")
-    return Smashed(activations, targets, num_examples)
+    config = _split(content)
+    num_examples = _int(config, prefix + "num-examples")
+    shape = config.get(prefix + "shape", [])
+    if not isinstance(shape, list) or not all(
+        isinstance(n, int) and n >= 0 for n in shape
+    ):
+        raise TrainingError(f"a message's 'shape' is {shape!r}, not whole numbers")
+    return Smashed(
+        activations, targets, num_examples, tuple(n for n in shape if type(n) is int)
+    )
+
+
+def from_description(description: Description) -> RecordDict:
+    """Return a device's description as records."""
+    config = ConfigRecord(
+        {
+            "device": description.device,
+            "profile": json.dumps(dict(description.profile)),
+            "channels": description.channels,
+        }
+    )
+    return RecordDict({SPLIT: config})
+
+
+def to_description(content: RecordDict) -> Description:
+    """Read a device's description."""
+    config = _split(content)
+    try:
+        profile = json.loads(str(config.get("profile", "")))
+    except ValueError as error:
+        raise TrainingError(f"a device's profile cannot be read: {error}") from error
+    if not isinstance(profile, dict):
+        raise TrainingError(f"a device's profile is {profile!r}, not names and values")
+    return Description(_int(config, "device"), profile, str(config.get("channels", "")))
 
 
 def _split(content: RecordDict) -> ConfigRecord:

@@ -43,7 +43,8 @@ ARMS = {
     "topk 10%": ("topk(fraction=0.1)", "topk(fraction=0.1)"),
     "uniform 4": ("uniform(bits=4)", "uniform(bits=4)"),
 }
-PLAN = {"mnist": (2000, 4), "ham10000": (3000, 6), "cifar10": (4000, 8)}
+# Training images and rounds.
+PLAN = {"mnist": (2000, 4), "ham10000": (5000, 10), "cifar10": (4000, 8)}
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def train(dataset: str, arm: str, seed: int) -> dict[str, float]:
     ]
     server = ServerHalf(
         halves.back,
-        CrossEntropyLoss(),
+        CrossEntropyLoss(_class_weights(data.train_y[order], data.num_classes)),
         optimizer,
         scheme="parallel",
         scheduler=scheduler,
@@ -126,6 +127,13 @@ def train(dataset: str, arm: str, seed: int) -> dict[str, float]:
         "ratio": sum(r.raw_bytes for r in crossed) / num_bytes,
         "seconds": seconds,
     }
+
+
+def _class_weights(targets: Tensor, num_classes: int) -> Tensor:
+    """Weight classes by the root of their rarity, so that none is given up."""
+    counts = targets.bincount(minlength=num_classes).float()
+    weights = (counts.mean() / counts.clamp(min=1)).sqrt()
+    return weights / (weights * counts).sum() * counts.sum()
 
 
 def score(scores: Tensor, targets: Tensor, *, balanced: bool) -> float:

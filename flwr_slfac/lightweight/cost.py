@@ -1,0 +1,123 @@
+"""What a step costs a device: operations, parameters and what the graph holds."""
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flwr_slfac.errors import DecodeError
+from flwr_slfac.lightweight.saved import saved_in_8_bits
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The cost of one step of a front, with and without what makes it lighter.
+
+    Parameters
+    ----------
+    forward_flops, backward_flops : int
+        Floating-point operations, a multiply-add counted as two, of convolutions and
+        matrix products, as `torch.utils.flop_counter` counts them.
+    parameter_bytes : int
+        Bytes of the parameters that the device holds.
+    activation_bytes : int
+        Bytes that the graph holds at the end of the forward, each storage once.
+    pruned_activation_bytes : int
+        The same if they were not held in 8 bits.
+    plain_forward_flops, plain_backward_flops, plain_parameter_bytes
+        The same of the whole front.
+    plain_activation_bytes : int
+        The same of the whole front, not in 8 bits.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    parameter_bytes: int
+    activation_bytes: int
+    pruned_activation_bytes: int
+    plain_forward_flops: int
+    plain_backward_flops: int
+    plain_parameter_bytes: int
+    plain_activation_bytes: int
+
+    def to_text(self) -> str:
+        """Return the cost as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "StepCost":
+        """Undo `to_text`.
+
+        Raises
+        ------
+        DecodeError
+            If the text is not a cost.
+        """
+        try:
+            fields = {k: int(v) for k, v in json.loads(text).items()}
+            return cls(**fields)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DecodeError(f"a device's costs cannot be read: {error}") from error
+
+
+def step_cost(
+    network: nn.Module, full: nn.Module, inputs: torch.Tensor, saved_bits: int
+) -> StepCost:
+    """Measure a step on a batch; the models are not changed.
+
+    Parameters
+    ----------
+    network : nn.Module
+        What the device runs.
+    full : nn.Module
+        The whole front; may be `network` itself.
+    inputs : Tensor
+        A batch.
+    saved_bits : {8, 32}
+        Whether activations are held in 8 bits.
+    """
+    own = _flops(network, inputs)
+    held, unsaved = _held(network, inputs, saved_bits)
+    same = full is network
+    whole = own if same else _flops(full, inputs)
+    return StepCost(
+        forward_flops=own[0],
+        backward_flops=own[1],
+        parameter_bytes=_parameter_bytes(network),
+        activation_bytes=held,
+        pruned_activation_bytes=unsaved,
+        plain_forward_flops=whole[0],
+        plain_backward_flops=whole[1],
+        plain_parameter_bytes=_parameter_bytes(full),
+        plain_activation_bytes=unsaved if same else _held(full, inputs, 32)[1],
+    )
+
+
+def _flops(front: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
+    """Count without computing, on tensors that have a shape and no values."""
+    meta = copy.deepcopy(front).to("meta").train()
+    with FlopCounterMode(display=False) as forward:
+        out = meta(inputs.detach().to("meta"))
+    if not out.requires_grad:
+        return forward.get_total_flops(), 0
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+def _held(front: nn.Module, inputs: torch.Tensor, saved_bits: int) -> tuple[int, int]:
+    own = copy.deepcopy(front).train()
+    cuda = [inputs.device] if inputs.is_cuda else []
+    with (
+        torch.random.fork_rng(devices=cuda),
+        saved_in_8_bits(own, enabled=saved_bits == 8) as saved,
+    ):
+        own(inputs.detach())
+    return saved.num_bytes, saved.raw_num_bytes
+
+
+def _parameter_bytes(front: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in front.parameters())

@@ -1,0 +1,252 @@
+"""What a run asks of its devices, in one setting; checked before anything starts."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from flwr_slfac.errors import DecodeError, SettingError
+from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
+from flwr_slfac.lightweight.importance import Criterion, CutChoice, Scope, require_ratio
+from flwr_slfac.lightweight.qsgd import DEFAULT_BUCKET, require_qsgd
+
+Profile = Mapping[str, Any]
+Prune = float | Sequence[float] | Callable[[int, Profile], float]
+FULL_BITS = 32
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a device must know of the setting; travels at the start of a round.
+
+    Parameters
+    ----------
+    structured : bool
+        Whether masks are of channels.
+    gradient_bits, update_bits, bucket, error_feedback, saved_bits
+        As in `Lightweight`.
+    dropout, dropout_unit, dropout_per
+        ``activation_dropout`` and its kind, as in `Lightweight`.
+    """
+
+    structured: bool = True
+    gradient_bits: int = FULL_BITS
+    update_bits: int = FULL_BITS
+    bucket: int = DEFAULT_BUCKET
+    error_feedback: bool = False
+    saved_bits: int = FULL_BITS
+    dropout: float = 0.0
+    dropout_unit: Unit = "channel"
+    dropout_per: Per = "batch"
+
+    def __post_init__(self) -> None:
+        for name in ("gradient_bits", "update_bits"):
+            _require_bits(name, getattr(self, name), self.bucket)
+        if self.saved_bits not in (8, FULL_BITS):
+            raise SettingError(f"saved_bits is {self.saved_bits!r}; give 8 or 32")
+        require_dropout(self.dropout, self.dropout_unit)
+        if self.dropout_per not in get_args(Per):
+            raise SettingError(
+                f"dropout_per is {self.dropout_per!r}; give 'batch' or 'example'"
+            )
+
+    def to_text(self) -> str:
+        """Return the orders as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Orders":
+        """Undo `to_text`.
+
+        Raises
+        ------
+        DecodeError
+            If the text is not valid orders.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise DecodeError(f"the server's orders cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class Lightweight:
+    """Lightweight federated split learning: less work, memory and bytes on devices.
+
+    After the scheme of Zhang, Ni and Wang, "Lightweight federated split learning"
+    (arXiv 2412.06414), in our reading. Every part may be used alone, with any of the
+    four schemes and any codec. With the defaults nothing is changed, bit for bit.
+
+    Parameters
+    ----------
+    prune : float, sequence of float or callable (default: 0)
+        Share rho of the front's channels (or weights) that a device does without, in
+        [0, 1). A sequence gives one share a round, its last one from then on. A
+        callable is given the round, from 1, and the device's profile
+        (`Device.profile`, with ``"partition-id"`` added), so that unlike devices carry
+        unlike shares.
+    structured : bool (default: True)
+        True: whole channels leave convolutions, linear layers and norms, and the
+        device runs a smaller network. False: single weights are zero; that saves bytes
+        of the model only.
+    criterion : {"weight", "gradient", "scale"} (default: "weight")
+        What makes a channel (or weight) important: |w|, |w g| with the gradient
+        accumulated over rounds (|w| in the first round, when there is none), or the
+        scale of its batch norm (structured only).
+    scope : {"layer", "global"} (default: "layer")
+        Whether the share holds in every layer or over all.
+    at_cut : {"prune", "keep"} (default: "prune")
+        Whether channels of the smashed data leave too, which makes it smaller.
+    remask_every : int (default: 1)
+        Rounds between two choices of the masks; a choice waits for the start of a
+        period between aggregations.
+    gradient_decay : float (default: 0.9)
+        Weight of earlier rounds in the accumulated gradient, in [0, 1).
+    gradient_bits : int (default: 32)
+        2 to 8: the front's gradients are quantized to so many bits, unbiasedly (QSGD),
+        before the optimizer's step. 32: they are not.
+    update_bits : int, optional
+        Bits of the front's update on its way up; by default `gradient_bits`.
+    bucket : int (default: 512)
+        Values that share a scale.
+    error_feedback : bool (default: False)
+        Add what an update lost to the next one, and round to nearest.
+    saved_bits : {8, 32} (default: 32)
+        8: what the front's backward needs of its forward is held in 8 bits.
+    activation_dropout : float (default: 0)
+        Share p of the smashed data that is dropped at random, in [0, 1): it travels
+        neither up nor down.
+    dropout_unit : {"channel", "element"} (default: "channel")
+        What is dropped. Codecs that transform want whole channels: `Waterfill` and
+        `SLFAC` take 0.91 to 0.92 of the bytes at p = 0.1. ``"element"`` breaks maps up
+        and suits codecs of single values only.
+    dropout_per : {"batch", "example"} (default: "batch")
+        Whether the examples of a batch lose the same units.
+    aggregate_every : int (default: 1)
+        I: fronts are aggregated in every I-th round, and in the last. In between they
+        live on the devices and do not cross the network. A device that missed an
+        aggregation begins with the aggregated front. Under scheme ``sequential`` with
+        I > 1 the front is not handed on: each device trains its own until they are
+        aggregated.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> Lightweight(prune=0.3, gradient_bits=8, activation_dropout=0.1).share(1, {})
+    0.3
+    >>> Lightweight(prune=lambda server_round, profile: 0.5).share(1, {})
+    0.5
+    """
+
+    prune: Prune = 0.0
+    structured: bool = True
+    criterion: Criterion = "weight"
+    scope: Scope = "layer"
+    at_cut: CutChoice = "prune"
+    remask_every: int = 1
+    gradient_decay: float = 0.9
+    gradient_bits: int = FULL_BITS
+    update_bits: int | None = None
+    bucket: int = DEFAULT_BUCKET
+    error_feedback: bool = False
+    saved_bits: Literal[8, 32] = 32
+    activation_dropout: float = 0.0
+    dropout_unit: Unit = "channel"
+    dropout_per: Per = "batch"
+    aggregate_every: int = 1
+
+    def __post_init__(self) -> None:
+        if not callable(self.prune):
+            number = isinstance(self.prune, int | float)
+            shares: Any = [self.prune] if number else self.prune
+            fits = isinstance(shares, Sequence) and not isinstance(shares, str)
+            if not fits or not shares:
+                raise SettingError(
+                    f"prune is {self.prune!r}; give a number, a sequence of numbers "
+                    "or a function of round and profile"
+                )
+            for share in shares:
+                require_ratio(share)
+        for name, choices in (
+            ("criterion", Criterion),
+            ("scope", Scope),
+            ("at_cut", CutChoice),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                names = ", ".join(map(repr, get_args(choices)))
+                raise SettingError(f"{name} is {getattr(self, name)!r}; give {names}")
+        for name in ("remask_every", "aggregate_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingError(f"{name} is {value!r}; give a whole number above 0")
+        if not 0 <= self.gradient_decay < 1:
+            raise SettingError(
+                f"gradient_decay is {self.gradient_decay!r}; give a number in [0, 1)"
+            )
+        if self.criterion == "scale" and not self.structured:
+            raise SettingError("criterion 'scale' is of channels; set structured=True")
+        self.orders  # noqa: B018 - checks the rest
+
+    @property
+    def orders(self) -> Orders:
+        """What devices are told."""
+        bits = self.gradient_bits if self.update_bits is None else self.update_bits
+        return Orders(
+            structured=self.structured,
+            gradient_bits=self.gradient_bits,
+            update_bits=bits,
+            bucket=self.bucket,
+            error_feedback=self.error_feedback,
+            saved_bits=self.saved_bits,
+            dropout=self.activation_dropout,
+            dropout_unit=self.dropout_unit,
+            dropout_per=self.dropout_per,
+        )
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any device may be pruned."""
+        if callable(self.prune):
+            return True
+        shares = [self.prune] if isinstance(self.prune, int | float) else self.prune
+        return any(share > 0 for share in shares)
+
+    @property
+    def unlike_shares(self) -> bool:
+        """Whether devices of one round may carry unlike shares."""
+        return callable(self.prune)
+
+    def share(self, server_round: int, profile: Profile) -> float:
+        """Return rho of a device in a round, from 1.
+
+        Raises
+        ------
+        SettingError
+            If a function of the user's returns something else than a share.
+        """
+        if callable(self.prune):
+            share = self.prune(server_round, profile)
+        elif isinstance(self.prune, int | float):
+            share = self.prune
+        else:
+            share = self.prune[min(server_round, len(self.prune)) - 1]
+        require_ratio(share)
+        return float(share)
+
+    def aggregates(self, server_round: int, last_round: int | None) -> bool:
+        """Say whether fronts are aggregated at the end of a round, from 1."""
+        return server_round % self.aggregate_every == 0 or server_round == last_round
+
+
+def _require_bits(name: str, bits: int, bucket: int) -> None:
+    if bits == FULL_BITS and not isinstance(bits, bool):
+        require_qsgd(8, bucket)
+        return
+    try:
+        require_qsgd(bits, bucket)
+    except SettingError as error:
+        raise SettingError(f"{name}: {error}; or 32 for none") from error
