@@ -215,6 +215,8 @@ class SplitFed(Strategy):
             self._server, self._down, self.traffic, DEFAULT_MAX_ELEMENTS, self._fronts
         )
         self._aggregates = True
+        # The arrays whose dormant weights `self._fronts` knows.
+        self._served: ArrayRecord | None = None
         self._link: MessageLink | None = None
         self._train_replies: list[Message] = []
         self._evaluate_replies: list[Message] = []
@@ -279,8 +281,9 @@ class SplitFed(Strategy):
         self._train_replies = []
         served = arrays
         if self._fronts is not None:
-            if arrays is not self.arrays:
+            if arrays is not self._served:
                 self._fronts.replace(arrays.to_torch_state_dict())
+                self._served = arrays
             # The wrapped strategy goes on from the weights that masks left out, too.
             arrays = as_record(self._fronts.full)
         with self._sampling(server_round, "train", grid) as sampling_grid:
@@ -336,6 +339,7 @@ class SplitFed(Strategy):
             arrays = _with_integer_buffers(arrays, like)
             if self._fronts is not None:
                 arrays = as_record(self._fronts.advance(arrays.to_torch_state_dict()))
+                self._served = arrays
             self.arrays = arrays
         if metrics is not None and self.reports:
             report = self.reports[-1]

@@ -15,7 +15,12 @@ from dataclasses import replace
 
 import torch
 
-from flwr_slfac.errors import DecodeError, DeviceError, SettingError, TrainingError
+from flwr_slfac.errors import (
+    AllDevicesLostError,
+    DecodeError,
+    DeviceError,
+    TrainingError,
+)
 from flwr_slfac.lightweight.channels import Channels
 from flwr_slfac.lightweight.coordinate_average import fill_absent, restore_absent
 from flwr_slfac.lightweight.coordinates import Holding, expand_state, sub_state
@@ -256,7 +261,7 @@ class Fronts:
             use = gradients if criterion == "gradient" else None
             return choose_elements(self._full, names, share, setting.scope, use)
         if self._channels is None:
-            raise SettingError("no device described the channels of its front")
+            raise TrainingError("masks are asked for before any device was met")
         scores = channel_scores(self._channels, self._full, criterion, gradients)
         return choose_channels(
             self._channels, scores, share, setting.scope, setting.at_cut
@@ -272,6 +277,7 @@ class Fronts:
                     self._profiles[answer.device] = {**answer.profile, **own}
         if not self.setting.structured or self._channels is not None:
             return
+        reasons = []
         for key in sorted(devices, key=lambda k: devices[k]):
             answer = link.describe([key], channels=True)[key]
             if isinstance(answer, Description):
@@ -280,6 +286,10 @@ class Fronts:
                 except DecodeError as error:
                     raise DeviceError(f"device {devices[key]}: {error}") from error
                 return
+            reasons.append(f"device {devices[key]}: {answer.reason}")
+        raise AllDevicesLostError(
+            f"no device described the channels of its front ({'; '.join(reasons)})"
+        )
 
 
 def _as_before(tensor: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

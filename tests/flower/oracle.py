@@ -18,7 +18,13 @@ from flwr_slfac.split import (
     train_locally,
 )
 from flwr_slfac.split.protocol import TrainAnswer
-from tests.flower.app.splitapp.task import Job, build_device, build_model, fingerprint
+from tests.flower.app.splitapp.task import (
+    Job,
+    build_device,
+    build_model,
+    build_setting,
+    fingerprint,
+)
 
 
 class LossyLink(LocalLink):
@@ -77,6 +83,7 @@ def train_in_process(
         up=parse_codec(job.up),
         down=parse_codec(job.down),
         proximal_mu=proximal_mu,
+        lightweight=build_setting(job),
         make_link=partial(LossyLink, losses=losses or {}),
     )
     return fingerprint(result.front, server.snapshot()), result

@@ -26,6 +26,29 @@ JOBS = (
         down="feedback(inner=topk(fraction=0.1))",
         live_cache=0,
     ),
+    Job(
+        "lightweight",
+        up="waterfill(nrmse=0.2)",
+        num_rounds=3,
+        lightweight={
+            "prune": 0.4,
+            "gradient_bits": 8,
+            "activation_dropout": 0.3,
+            "aggregate_every": 2,
+        },
+    ),
+    Job(
+        "lightweight, unlike devices",
+        scheme="sflv1",
+        num_rounds=3,
+        live_cache=0,
+        lightweight={"prune": "odd", "saved_bits": 8, "aggregate_every": 2},
+    ),
+    Job(
+        "lightweight relay",
+        scheme="sequential",
+        lightweight={"prune": 0.4, "structured": False, "gradient_bits": 4},
+    ),
 )
 
 
@@ -68,6 +91,21 @@ def test_every_byte_is_counted(simulated: Outcome) -> None:
     for direction in ("model-up", "model-down"):
         # Flower counts the names, shapes and headers of a model's arrays as well.
         assert counted[direction] <= mine[direction] <= 1.5 * counted[direction]
+
+
+def test_every_device_is_told_of_its_costs(simulated: Outcome) -> None:
+    """A row a round and device; fronts cross in rounds 1 to 3 as they should."""
+    costs = simulated.results["lightweight"]["costs"]
+    assert [(c["server_round"], c["device"]) for c in costs] == [
+        (r, d) for r in (1, 2, 3) for d in range(4)
+    ]
+    for cost in costs:
+        step = cost["step"]
+        assert 0 < step["forward_flops"] < step["plain_forward_flops"]
+        assert 0 < cost["smashed_up_bytes"] < cost["plain_smashed_bytes"] / 4
+        crossed = cost["model_down_bytes"] > 100, cost["model_up_bytes"] > 0
+        expected = {1: (True, False), 2: (False, True), 3: (True, True)}
+        assert crossed == expected[cost["server_round"]]
 
 
 def test_both_evaluations_agree(simulated: Outcome) -> None:

@@ -85,3 +85,4 @@ def fail(fault: Fault, folder: Path) -> None:
 app.train("step")(answer)
 app.evaluate("step")(answer)
 app.query("partition")(answer)
+app.query("describe")(answer)

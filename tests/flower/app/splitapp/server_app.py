@@ -19,7 +19,14 @@ from flwr_slfac import SplitFed, cut
 from flwr_slfac.codec import Identity
 from flwr_slfac.codec.base import register
 from splitapp.counting import CountingGrid
-from splitapp.task import Job, build_model, build_test_set, fingerprint, write_whole
+from splitapp.task import (
+    Job,
+    build_model,
+    build_setting,
+    build_test_set,
+    fingerprint,
+    write_whole,
+)
 
 app = ServerApp()
 
@@ -74,6 +81,7 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
         seed=job.seed,
         step_timeout_s=job.step_timeout_s,
         evaluate_bytes=job.evaluate_bytes,
+        lightweight=build_setting(job),
     )
     num_devices = len(list(grid.get_node_ids()))
     fronts: list[ArrayRecord] = []
@@ -116,6 +124,7 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
             values = [*kept.values(), *split.back_state().values()]
             result["finite"] = all(bool(torch.isfinite(v).all()) for v in values)
         result["reports"] = [dataclasses.asdict(r) for r in split.reports]
+        result["costs"] = [dataclasses.asdict(c) for c in split.costs]
         result["partitions"] = counting.partitions
         result["counted"] = counting.num_bytes
         result["traffic"] = [dataclasses.asdict(c) for c in split.traffic.rows()]

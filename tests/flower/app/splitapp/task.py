@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import TensorDataset
 
-from flwr_slfac import Device, cut
+from flwr_slfac import Device, Lightweight, cut
 
 SIZES = (24, 16, 20, 32)  # training examples of devices 0 to 3, then again
 BATCH_SIZE = 8
@@ -50,6 +50,7 @@ class Job:
     batch_size: int = BATCH_SIZE
     faults: list[Fault] = field(default_factory=list)
     bad: str = ""
+    lightweight: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the job as JSON text."""
@@ -61,6 +62,16 @@ class Job:
         fields = json.loads(text)
         fields["faults"] = [Fault(**f) for f in fields["faults"]]
         return Job(**fields)
+
+
+def build_setting(job: Job) -> Lightweight | None:
+    """Return the job's setting; ``prune="odd"`` prunes odd partitions."""
+    if not job.lightweight:
+        return None
+    fields = dict(job.lightweight)
+    if fields.get("prune") == "odd":
+        fields["prune"] = lambda _, profile: 0.4 * (profile["partition-id"] % 2)
+    return Lightweight(**fields)
 
 
 class Net(nn.Module):
