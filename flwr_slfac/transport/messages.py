@@ -10,7 +10,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_slfac.errors import SettingError
+from flwr_slfac.errors import AllDevicesLostError, SettingError
 from flwr_slfac.split import (
     Description,
     EvaluateReply,
@@ -61,17 +61,31 @@ class MessageLink:
         self.server_round = 0
 
     def devices(self, keys: list[int]) -> dict[int, int]:
-        """Ask nodes for their partition ids, each node once."""
+        """Ask nodes for their partition ids, each node once.
+
+        Raises
+        ------
+        AllDevicesLostError
+            If nodes were asked and no node has ever answered.
+        """
         unknown = {
             k: RecordDict({SPLIT: ConfigRecord({"ask": "partition"})})
             for k in keys
             if k not in self._partitions
         }
+        reason = ""
         for key, answer in self._delivery.exchange(unknown, PARTITION).items():
-            if isinstance(answer, RecordDict):
+            if isinstance(answer, Lost):
+                reason = reason or f"node {key}: {answer.reason}"
+            else:
                 partition = answer.config_records[SPLIT]["device"]
                 if isinstance(partition, int):
                     self._partitions[key] = partition
+        if reason and not self._partitions:
+            raise AllDevicesLostError(
+                f"no node tells its partition id ({reason}); does the ClientApp start "
+                "there?"
+            )
         return {k: self._partitions[k] for k in keys if k in self._partitions}
 
     def describe(

@@ -1,0 +1,1 @@
+"""Lightweight split training: every reduction is a line of the run configuration."""

@@ -1,0 +1,221 @@
+"""What lightweight training costs in accuracy, one reduction at a time and together.
+
+Usage: python -m tests.bench.lightweight_accuracy [--datasets cifar10 mnist]
+       [--partitions iid dirichlet] [--seeds 0 1 2] [--arms plain together ...]
+       [--out FILE] [--markdown FILE]
+
+Quarter-width VGG-19-BN cut after its second pooling (CIFAR-10 subset) and ResNet-18 cut
+after `layer1` (MNIST), ten devices in one process, scheme `parallel`, identity codec;
+images come from SLFAC_DATA_DIR. Every finished run is appended to FILE as JSON, and
+runs that are there are not repeated.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import CrossEntropyLoss
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import TensorDataset
+
+from flwr_slfac import Device, Lightweight, cut
+from flwr_slfac.split import ServerHalf, train_locally
+from tests.bench.datasets import load_dataset
+from tests.models import resnet18, vgg19_bn
+
+NUM_DEVICES, BATCH = 10, 8
+TOGETHER = {
+    "prune": 0.3,
+    "gradient_bits": 8,
+    "activation_dropout": 0.1,
+    "aggregate_every": 2,
+}
+ARMS: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "together": TOGETHER,
+    **{f"rho {rho}": {"prune": rho} for rho in (0.1, 0.3, 0.5, 0.7)},
+    **{f"{bits} bits": {"gradient_bits": bits} for bits in (8, 4)},
+    **{f"p {p}": {"activation_dropout": p} for p in (0.1, 0.3)},
+    **{f"I {every}": {"aggregate_every": every} for every in (2, 5)},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on a dataset."""
+
+    num_images: int
+    num_rounds: int
+    cut: str
+
+
+PLANS = {
+    "cifar10": Plan(5000, 10, "features.13"),
+    "mnist": Plan(4000, 6, "layer1"),
+}
+
+
+def main() -> None:
+    """Train every arm on every dataset and partition with every seed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--datasets", nargs="+", default=list(PLANS))
+    parser.add_argument("--partitions", nargs="+", default=["iid", "dirichlet"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("lightweight.jsonl"))
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    text = options.out.read_text() if options.out.exists() else ""
+    done = [json.loads(line) for line in text.splitlines()]
+    for seed in options.seeds:
+        for partition in options.partitions:
+            for dataset in options.datasets:
+                for arm in options.arms:
+                    key = {
+                        "dataset": dataset,
+                        "partition": partition,
+                        "arm": arm,
+                        "seed": seed,
+                    }
+                    if any(key.items() <= row.items() for row in done):
+                        continue
+                    row = {**key, **train(dataset, partition, arm, seed)}
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), flush=True)
+                    done.append(row)
+    print(table(done))
+    if options.markdown:
+        options.markdown.write_text(table(done) + "\n")
+
+
+def build(dataset: str, num_classes: int, channels: int) -> nn.Module:
+    """Build the quarter-width network of a dataset."""
+    if dataset == "cifar10":
+        return vgg19_bn(num_classes=num_classes, in_channels=channels, width=16)
+    return resnet18(num_classes=num_classes, in_channels=channels, width=16)
+
+
+def train(dataset: str, partition: str, arm: str, seed: int) -> dict[str, float]:
+    """Train once; return accuracy, seconds and what a step costs on a device."""
+    plan, setting = PLANS[dataset], ARMS[arm]
+    data = load_dataset(Path(os.environ["SLFAC_DATA_DIR"]), dataset)
+    rng = np.random.default_rng(seed)
+    images = rng.permutation(len(data.train_y))[: plan.num_images]
+    torch.manual_seed(seed)
+    model = build(dataset, data.num_classes, data.train_x.shape[1])
+    halves = cut(model, at=plan.cut)
+    optimizer = partial(SGD, lr=0.02, momentum=0.9, weight_decay=5e-4)
+    scheduler = partial(CosineAnnealingLR, T_max=plan.num_rounds)
+    parts = split(images, data.train_y, partition, rng)
+    devices = [
+        Device(
+            cut(model, at=plan.cut).front,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            train_set=TensorDataset(data.train_x[part], data.train_y[part]),
+            batch_size=BATCH,
+            drop_last=True,
+        )
+        for part in parts
+    ]
+    server = ServerHalf(
+        halves.back,
+        CrossEntropyLoss(),
+        optimizer,
+        scheme="parallel",
+        scheduler=scheduler,
+    )
+    start = time.perf_counter()
+    result = train_locally(
+        devices,
+        halves.front.state_dict(),
+        server,
+        num_rounds=plan.num_rounds,
+        seed=seed,
+        evaluate=False,
+        lightweight=None if setting is None else Lightweight(**setting),
+    )
+    seconds = time.perf_counter() - start
+    whole = halves.load(result.front, server.snapshot()).eval()
+    with torch.no_grad():
+        scores = torch.cat([whole(x) for x in data.test_x.split(256)])
+    costs = result.rounds[-1].costs
+    step = costs[min(costs)] if costs else None
+    return {
+        "accuracy": 100 * float((scores.argmax(1) == data.test_y).double().mean()),
+        "flops": 1.0
+        if step is None
+        else (step.forward_flops + step.backward_flops)
+        / (step.plain_forward_flops + step.plain_backward_flops),
+        "smashed": 1 / result.traffic.compression_ratio(phase="train"),
+        "seconds": seconds,
+    }
+
+
+def split(
+    images: np.ndarray[Any, Any], labels: Tensor, partition: str, rng: Any
+) -> list[Tensor]:
+    """Divide images among devices: alike, or each class by a Dirichlet(0.5) draw."""
+    if partition == "iid":
+        return [torch.from_numpy(p) for p in np.array_split(images, NUM_DEVICES)]
+    own = labels.numpy()[images]
+    while True:
+        parts: list[list[int]] = [[] for _ in range(NUM_DEVICES)]
+        for label in np.unique(own):
+            mine = images[own == label]
+            shares = rng.dirichlet(np.full(NUM_DEVICES, 0.5)).cumsum()[:-1]
+            for part, some in zip(
+                parts, np.split(mine, (shares * len(mine)).astype(int)), strict=True
+            ):
+                part.extend(some)
+        if min(map(len, parts)) >= 2 * BATCH:
+            return [torch.tensor(rng.permutation(part)) for part in parts]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return means over seeds, and the difference to plain of the same seeds."""
+    lines = [
+        "| dataset | partition | setting | seeds | accuracy | sd | minus plain "
+        "| FLOPs | smashed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for dataset in PLANS:
+        for partition in ("iid", "dirichlet"):
+            own = [
+                r
+                for r in rows
+                if (r["dataset"], r["partition"]) == (dataset, partition)
+            ]
+            plain = {r["seed"]: r["accuracy"] for r in own if r["arm"] == "plain"}
+            for arm in ARMS:
+                mine = [r for r in own if r["arm"] == arm and r["seed"] in plain]
+                if not mine:
+                    continue
+                accuracy = [r["accuracy"] for r in mine]
+                gaps = [r["accuracy"] - plain[r["seed"]] for r in mine]
+                spread = statistics.stdev(gaps) if len(gaps) > 1 else 0.0
+                lines.append(
+                    f"| {dataset} | {partition} | {arm} | {len(mine)} "
+                    f"| {statistics.mean(accuracy):.2f} | {spread:.2f} "
+                    f"| {statistics.mean(gaps):+.2f} "
+                    f"| {statistics.mean(r['flops'] for r in mine):.2f} "
+                    f"| {statistics.mean(r['smashed'] for r in mine):.2f} |"
+                )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
