@@ -4,10 +4,10 @@ Usage: python -m tests.bench.lightweight_accuracy [--datasets cifar10 mnist]
        [--partitions iid dirichlet] [--seeds 0 1 2] [--arms plain together ...]
        [--out FILE] [--markdown FILE]
 
-Quarter-width VGG-19-BN without its dropout, cut after its second pooling (CIFAR-10 subset) and ResNet-18 cut
-after `layer1` (MNIST), ten devices in one process, scheme `parallel`, identity codec;
-images come from SLFAC_DATA_DIR. Every finished run is appended to FILE as JSON, and
-runs that are there are not repeated.
+Quarter-width VGG-19-BN without its dropout, cut after its second pooling (CIFAR-10
+subset), and ResNet-18 cut after `layer1` (MNIST), ten devices in one process, scheme
+`parallel`, identity codec; images come from SLFAC_DATA_DIR. Every finished run is
+appended to FILE as JSON, and runs that are there are not repeated.
 """
 
 import argparse
