@@ -14,15 +14,22 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp.strategy import (
+    Bulyan,
     FedAdagrad,
     FedAdam,
     FedAvg,
     FedAvgM,
+    FedMedian,
+    FedTrimmedAvg,
     FedYogi,
+    Krum,
+    MultiKrum,
+    QFedAvg,
     Strategy,
 )
 from torch import Tensor, nn
 
+from flwr_slfac import Lightweight, SettingError, SplitFed
 from flwr_slfac.lightweight.channel_analysis import channel_groups
 from flwr_slfac.lightweight.coordinate_average import (
     average_coordinates,
@@ -103,3 +110,42 @@ def test_what_nobody_holds_stays_even_with_momentum() -> None:
         assert not torch.equal(moved[name][~held], old[~held]) or bool(held.all())
         assert torch.equal(restored[name][held], moved[name][held])
     assert num_absent > 0
+
+
+def split_around(strategy: Strategy, **settings: object) -> SplitFed:
+    """Return split training around a strategy."""
+    back, sgd = nn.Linear(4, 2), partial(torch.optim.SGD, lr=0.1)
+    loss = nn.CrossEntropyLoss()
+    return SplitFed(strategy, back=back, loss=loss, optimizer=sgd, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        Bulyan(),
+        FedMedian(),
+        FedTrimmedAvg(),
+        Krum(),
+        MultiKrum(),
+        QFedAvg(client_learning_rate=0.1),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_strategies_that_compare_whole_fronts_want_like_parts(
+    strategy: Strategy,
+) -> None:
+    """Unlike shares are refused around them by name; one share for all is not."""
+    unlike = Lightweight(prune=lambda server_round, profile: 0.5)
+    with pytest.raises(SettingError, match=type(strategy).__name__):
+        split_around(strategy, lightweight=unlike)
+    split_around(strategy, lightweight=Lightweight(prune=0.5))
+
+
+def test_a_residual_by_place_is_refused_with_dropout() -> None:
+    """Error feedback and dropout at the cut exclude each other, with the reason."""
+    with pytest.raises(SettingError, match="feedback"):
+        split_around(
+            FedAvgM(),
+            down="feedback(inner=topk(fraction=0.1))",
+            lightweight=Lightweight(activation_dropout=0.1),
+        )
