@@ -1,5 +1,6 @@
 """How much each channel or weight matters, and which ones a ratio keeps."""
 
+import zlib
 from collections.abc import Mapping
 from typing import Literal, TypeVar, get_args
 
@@ -15,6 +16,7 @@ Criterion = Literal["weight", "gradient", "scale"]
 Scope = Literal["layer", "global"]
 CutChoice = Literal["prune", "keep"]
 Scores = Mapping[str, Tensor]
+_TIE = 1e-9
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -103,6 +105,32 @@ def _finite(name: str, scores: Tensor) -> Tensor:
             f"the importance of `{name}` is NaN or infinite; lower the learning rate"
         )
     return scores
+
+
+def increase(scores: Scores, first: Scores) -> dict[str, Tensor]:
+    """Return how much each score grew since the first ones, as a ratio.
+
+    Before training nothing is known: equal ratios are put in an order that is drawn by
+    the group's name, the same in every run.
+
+    Parameters
+    ----------
+    scores, first : Mapping of str to Tensor
+        What :func:`channel_scores` returned with ``"weight"``, now and at the start.
+
+    Examples
+    --------
+    >>> now, then = {"0": torch.tensor([2.0, 1.0])}, {"0": torch.tensor([1.0, 1.0])}
+    >>> increase(now, then)["0"].round(decimals=2)
+    tensor([2., 1.])
+    """
+    grown = {}
+    for name, values in scores.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        order = torch.randperm(values.numel(), generator=generator)
+        ratio = values / first[name].clamp(min=torch.finfo(values.dtype).tiny)
+        grown[name] = ratio + _TIE * order
+    return grown
 
 
 def choose_channels(

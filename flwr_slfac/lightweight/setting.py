@@ -89,10 +89,14 @@ class Lightweight:
         True: whole channels leave convolutions, linear layers and norms, and the
         device runs a smaller network. False: single weights are zero; that saves bytes
         of the model only.
-    criterion : {"weight", "gradient", "scale"} (default: "weight")
+    criterion : {"weight", "gradient", "scale", "increase"} (default: "weight")
         What makes a channel (or weight) important: |w|, |w g| with the gradient
-        accumulated over rounds (|w| in the first round, when there is none), or the
-        scale of its batch norm (structured only).
+        accumulated over rounds (|w| in the first round, when there is none), the
+        scale of its batch norm (channels only), or the growth of |w| since the start
+        (channels only; after Zhou et al., "Deconstructing lottery tickets", 2019).
+        |w| suits fronts that come trained. In a front that starts from random weights
+        it says nothing yet, and the widest channels are a poor choice: take
+        ``"increase"``, whose first choice is drawn.
     scope : {"layer", "global"} (default: "layer")
         Whether the share holds in every layer or over all.
     at_cut : {"prune", "keep"} (default: "prune")
@@ -144,7 +148,7 @@ class Lightweight:
 
     prune: Prune = 0.0
     structured: bool = True
-    criterion: Criterion = "weight"
+    criterion: Criterion | Literal["increase"] = "weight"
     scope: Scope = "layer"
     at_cut: CutChoice = "prune"
     remask_every: int = 1
@@ -172,13 +176,16 @@ class Lightweight:
             for share in shares:
                 require_ratio(share)
         for name, choices in (
-            ("criterion", Criterion),
             ("scope", Scope),
             ("at_cut", CutChoice),
         ):
             if getattr(self, name) not in get_args(choices):
                 names = ", ".join(map(repr, get_args(choices)))
                 raise SettingError(f"{name} is {getattr(self, name)!r}; give {names}")
+        criteria = (*get_args(Criterion), "increase")
+        if self.criterion not in criteria:
+            names = ", ".join(map(repr, criteria))
+            raise SettingError(f"criterion is {self.criterion!r}; give {names}")
         for name in ("remask_every", "aggregate_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -187,8 +194,10 @@ class Lightweight:
             raise SettingError(
                 f"gradient_decay is {self.gradient_decay!r}; give a number in [0, 1)"
             )
-        if self.criterion == "scale" and not self.structured:
-            raise SettingError("criterion 'scale' is of channels; set structured=True")
+        if self.criterion in ("scale", "increase") and not self.structured:
+            raise SettingError(
+                f"criterion {self.criterion!r} is of channels; set structured=True"
+            )
         self.orders  # noqa: B018 - checks the rest
 
     @property

@@ -27,6 +27,7 @@ from flwr_slfac.lightweight.coordinates import Holding, expand_state, sub_state
 from flwr_slfac.lightweight.importance import (
     channel_scores,
     choose_channels,
+    increase,
     update_as_gradient,
 )
 from flwr_slfac.lightweight.kept import CutChannels, KeptChannels
@@ -61,6 +62,7 @@ class Fronts:
         self._channels: Channels | None = None
         self._profiles: dict[int, dict[str, object]] = {}
         self._gradients: dict[str, torch.Tensor] | None = None
+        self._first_scores: dict[str, torch.Tensor] = {}
         # The masks in force: when they were chosen, and by share.
         self._chosen_in: int | None = None
         self._by_share: dict[float, tuple[Holding, bytes]] = {}
@@ -79,6 +81,7 @@ class Fronts:
         self._full = {name: tensor.clone() for name, tensor in front.items()}
         self._version += 1
         self._chosen_in = None
+        self._first_scores = {}
 
     def meet(self, link: Link, keys: list[int]) -> dict[int, int]:
         """Learn what must be known of devices before they are given a mask.
@@ -262,7 +265,12 @@ class Fronts:
             return choose_elements(self._full, names, share, setting.scope, use)
         if self._channels is None:
             raise TrainingError("masks are asked for before any device was met")
-        scores = channel_scores(self._channels, self._full, criterion, gradients)
+        if criterion == "increase":
+            scores = channel_scores(self._channels, self._full)
+            self._first_scores = self._first_scores or scores
+            scores = increase(scores, self._first_scores)
+        else:
+            scores = channel_scores(self._channels, self._full, criterion, gradients)
         return choose_channels(
             self._channels, scores, share, setting.scope, setting.at_cut
         )

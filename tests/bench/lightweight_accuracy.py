@@ -34,8 +34,10 @@ from tests.bench.datasets import load_dataset
 from tests.models import resnet18, vgg19_bn
 
 NUM_DEVICES, BATCH = 10, 8
+LR = 0.02
 TOGETHER = {
     "prune": 0.3,
+    "criterion": "increase",
     "gradient_bits": 8,
     "activation_dropout": 0.1,
     "aggregate_every": 2,
@@ -43,7 +45,11 @@ TOGETHER = {
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "together": TOGETHER,
-    **{f"rho {rho}": {"prune": rho} for rho in (0.1, 0.3, 0.5, 0.7)},
+    **{
+        f"rho {rho}": {"prune": rho, "criterion": "increase"}
+        for rho in (0.1, 0.3, 0.5, 0.7)
+    },
+    "rho 0.3 by weight": {"prune": 0.3},
     **{f"{bits} bits": {"gradient_bits": bits} for bits in (8, 4)},
     **{f"p {p}": {"activation_dropout": p} for p in (0.1, 0.3)},
     **{f"I {every}": {"aggregate_every": every} for every in (2, 5)},
@@ -123,7 +129,7 @@ def train(dataset: str, partition: str, arm: str, seed: int) -> dict[str, float]
     torch.manual_seed(seed)
     model = build(dataset, data.num_classes, data.train_x.shape[1])
     halves = cut(model, at=plan.cut)
-    optimizer = partial(SGD, lr=0.02, momentum=0.9, weight_decay=5e-4)
+    optimizer = partial(SGD, lr=LR, momentum=0.9, weight_decay=5e-4)
     scheduler = partial(CosineAnnealingLR, T_max=plan.num_rounds)
     parts = split(images, data.train_y, partition, rng)
     devices = [

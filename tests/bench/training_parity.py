@@ -37,6 +37,7 @@ ARMS = {
     "identity": ("identity", "identity"),
     "slfac": ("slfac(theta=0.9)", "slfac(theta=0.9)"),
     "waterfill 0.4/0.36 bits": ("waterfill(bits=0.4)", "waterfill(bits=0.36)"),
+    "waterfill 0.52/0.24 bits": ("waterfill(bits=0.52)", "waterfill(bits=0.24)"),
     "waterfill 0.1/0.4": ("waterfill(nrmse=0.1)", "waterfill(nrmse=0.4)"),
     "waterfill 0.15/0.5": ("waterfill(nrmse=0.15)", "waterfill(nrmse=0.5)"),
     "waterfill 0.2/0.6": ("waterfill(nrmse=0.2)", "waterfill(nrmse=0.6)"),

@@ -2,18 +2,23 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
 
 from flwr_slfac import Lightweight
 from flwr_slfac.codec import parse_codec
 from flwr_slfac.errors import DeviceError, SettingError
 from flwr_slfac.lightweight.channel_analysis import channel_groups
+from flwr_slfac.lightweight.coordinates import sub_state
 from flwr_slfac.lightweight.cost import step_cost
-from flwr_slfac.lightweight.importance import channel_scores, choose_channels
+from flwr_slfac.lightweight.importance import channel_scores, choose_channels, increase
+from flwr_slfac.lightweight.kept import KeptChannels
+from flwr_slfac.lightweight.prune import shrink
 from flwr_slfac.split import (
     DeviceHalf,
     LocalLink,
@@ -37,6 +42,7 @@ def by_partition(server_round: int, profile: Mapping[str, object]) -> float:
 SETTINGS = {
     "pruned": Lightweight(prune=0.5),
     "masked": Lightweight(prune=0.5, structured=False, criterion="gradient"),
+    "grown": Lightweight(prune=0.5, criterion="increase", scope="global"),
     "unlike": Lightweight(prune=by_partition, gradient_bits=8, remask_every=2),
     "quantized": Lightweight(gradient_bits=4, error_feedback=True),
     "dropped": Lightweight(activation_dropout=0.3, dropout_unit="element"),
@@ -202,6 +208,23 @@ def test_masks_follow_the_weights() -> None:
     assert bool(after.masks["0"][gone])
 
 
+def test_growth_counts_what_training_added() -> None:
+    """With no growth the order is drawn; a channel that grew stays, however small."""
+    front, _ = net(8)
+    channels = channel_groups(front, torch.zeros(1, 1, 6, 6))
+    first = channel_scores(channels, front.state_dict())
+    drawn = choose_channels(channels, increase(first, first), 0.5)
+    again = choose_channels(channels, increase(first, first), 0.5)
+    assert torch.equal(drawn.masks["0"], again.masks["0"])
+    widest = choose_channels(channels, first, 0.5)
+    assert not torch.equal(drawn.masks["0"], widest.masks["0"])
+    gone = int((~drawn.masks["0"]).nonzero()[0])
+    grown = {name: scores.clone() for name, scores in first.items()}
+    grown["0"][gone] *= 1.01
+    after = choose_channels(channels, increase(grown, first), 0.5)
+    assert bool(after.masks["0"][gone])
+
+
 def test_each_coordinate_is_the_mean_over_its_holders() -> None:
     """End to end: the slow loop over devices and coordinates, from the definition."""
     result = run(Lightweight(prune=by_partition), num_rounds=1)
@@ -328,6 +351,7 @@ BAD = {
     "an odd unit": ({"dropout_unit": "row"}, "unit"),
     "never": ({"aggregate_every": 0}, "aggregate_every"),
     "an odd criterion": ({"criterion": "luck"}, "criterion"),
+    "growth of weights": ({"criterion": "increase", "structured": False}, "increase"),
     "scales of weights": ({"criterion": "scale", "structured": False}, "scale"),
 }
 
@@ -417,3 +441,41 @@ def test_every_tensor_is_finite() -> None:
     result = run(SETTINGS["all"], up=parse_codec("bfloat16"))
     values: list[Tensor] = list(result.front.values())
     assert all(bool(torch.isfinite(v.float()).all()) for v in values)
+
+
+class Scattering(nn.Module):
+    """A back that is given the kept channels only."""
+
+    def __init__(self, kept: KeptChannels, back: nn.Module) -> None:
+        super().__init__()
+        self.kept, self.back = kept, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.kept.cut.scatter(x))
+
+
+def test_a_pruned_run_is_that_of_the_smaller_network() -> None:
+    """Pruning every device alike is plain training of what `shrink` returns."""
+    front, back = net()
+    channels = channel_groups(front, torch.zeros(1, 1, 6, 6))
+    scores = channel_scores(channels, front.state_dict())
+    kept = choose_channels(channels, scores, 0.5)
+    small = shrink(front, kept)
+    scheduler = partial(StepLR, step_size=1, gamma=0.5)
+    plain = train_locally(
+        builders.devices(small, SIZES, scheduler=scheduler),
+        small.state_dict(),
+        builders.server(Scattering(kept, back)),
+        num_rounds=4,
+    )
+    pruned = train_locally(
+        builders.devices(front, SIZES, scheduler=scheduler),
+        front.state_dict(),
+        builders.server(back),
+        num_rounds=4,
+        lightweight=Lightweight(prune=0.5, remask_every=100),
+    )
+    for name, tensor in sub_state(pruned.front, kept).items():
+        torch.testing.assert_close(tensor, plain.front[name])
+    for light, full in zip(pruned.rounds, plain.rounds, strict=True):
+        assert light.loss == pytest.approx(full.loss, rel=1e-4)
