@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
-from flwr_slfac import Lightweight
-from flwr_slfac.codec import parse_codec
+from flwr_slfac import Lightweight, Traffic
+from flwr_slfac._release import RELEASE
+from flwr_slfac.codec import Identity, parse_codec
 from flwr_slfac.errors import DeviceError, SettingError
 from flwr_slfac.lightweight.channel_analysis import channel_groups
 from flwr_slfac.lightweight.coordinates import sub_state
@@ -21,11 +22,14 @@ from flwr_slfac.lightweight.kept import KeptChannels
 from flwr_slfac.lightweight.prune import shrink
 from flwr_slfac.split import (
     DeviceHalf,
+    Fronts,
     LocalLink,
     LocalResult,
+    Rounds,
     TrainRequest,
     train_locally,
 )
+from flwr_slfac.split.local import merge_fronts
 from flwr_slfac.split.protocol import Begin, TrainAnswer, TrainReply
 from tests.split import builders
 from tests.split.test_device_half import ForgetfulLink
@@ -369,10 +373,6 @@ def test_a_share_out_of_range_from_a_function_is_refused() -> None:
         run(Lightweight(prune=lambda server_round, profile: 1.5))
 
 
-class Grouped(nn.Sequential):
-    """A front whose only convolutions are grouped."""
-
-
 def test_a_front_that_cannot_be_pruned_is_named() -> None:
     """Grouped convolutions are named in the error, before a step is taken."""
     front = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 1, groups=4))
@@ -479,3 +479,25 @@ def test_a_pruned_run_is_that_of_the_smaller_network() -> None:
         torch.testing.assert_close(tensor, plain.front[name])
     for light, full in zip(pruned.rounds, plain.rounds, strict=True):
         assert light.loss == pytest.approx(full.loss, rel=1e-4)
+
+
+def test_only_who_missed_an_aggregation_gets_the_front_again() -> None:
+    """Devices that were not sampled keep theirs, up to the next aggregation."""
+    front, back = net()
+    setting = Lightweight(aggregate_every=3)
+    fronts = Fronts(setting, relay=False)
+    fronts.replace(front.state_dict())
+    server = builders.server(back)
+    rounds = Rounds(server, Identity(), Traffic(), 10**6, fronts)
+    halves = [DeviceHalf(d, i) for i, d in enumerate(builders.devices(front, SIZES))]
+    link = Witness(halves)
+    sampled = {1: (0, 1), 2: (1, 2), 3: (0, 2), 4: (0, 1), 5: (0, 1), 6: (1, 2)}
+    for server_round, keys in sampled.items():
+        begin = Begin(server_round, 0, fronts.full, "identity", RELEASE)
+        outcome = rounds.train(link, keys, begin)
+        assert outcome.aggregates == (server_round in (3, 6))
+        if outcome.aggregates:
+            fronts.advance(merge_fronts(outcome))
+    sent = [(b.server_round, k) for k, b in link.begins if b.front is not None]
+    # Round 2: device 1 goes on. 4: all begin afresh. 6: device 2 missed round 4 and 5.
+    assert sent == [(1, 0), (1, 1), (2, 2), (4, 0), (4, 1), (6, 2)]
