@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from flwr_slfac.errors import DecodeError
@@ -79,44 +80,62 @@ def step_cost(
     saved_bits : {8, 32}
         Whether activations are held in 8 bits.
     """
-    own = _flops(network, inputs)
-    held, unsaved = _held(network, inputs, saved_bits)
-    same = full is network
-    whole = own if same else _flops(full, inputs)
+    forward, backward, held = _count(network, inputs)
+    whole = (forward, backward, held)
+    if full is not network:
+        whole = _count(full, inputs)
     return StepCost(
-        forward_flops=own[0],
-        backward_flops=own[1],
+        forward_flops=forward,
+        backward_flops=backward,
         parameter_bytes=_parameter_bytes(network),
-        activation_bytes=held,
-        pruned_activation_bytes=unsaved,
+        activation_bytes=_coded(network, inputs) if saved_bits == 8 else held,
+        pruned_activation_bytes=held,
         plain_forward_flops=whole[0],
         plain_backward_flops=whole[1],
         plain_parameter_bytes=_parameter_bytes(full),
-        plain_activation_bytes=unsaved if same else _held(full, inputs, 32)[1],
+        plain_activation_bytes=whole[2],
     )
 
 
-def _flops(front: nn.Module, inputs: torch.Tensor) -> tuple[int, int]:
-    """Count without computing, on tensors that have a shape and no values."""
+def _count(front: nn.Module, inputs: torch.Tensor) -> tuple[int, int, int]:
+    """Count operations and held bytes on tensors that have a shape and no values.
+
+    So a device need not bear the whole front to tell what it would cost.
+    """
     meta = copy.deepcopy(front).to("meta").train()
-    with FlopCounterMode(display=False) as forward:
+    own = {_storage(t) for t in (*meta.parameters(), *meta.buffers())}
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if _storage(tensor) not in own:
+            saved.setdefault(_storage(tensor), tensor)
+        return tensor
+
+    with (
+        FlopCounterMode(display=False) as forward,
+        saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
         out = meta(inputs.detach().to("meta"))
+    held = sum(t.untyped_storage().nbytes() for t in saved.values())
     if not out.requires_grad:
-        return forward.get_total_flops(), 0
+        return forward.get_total_flops(), 0, held
     with FlopCounterMode(display=False) as backward:
         out.sum().backward()
-    return forward.get_total_flops(), backward.get_total_flops()
+    return forward.get_total_flops(), backward.get_total_flops(), held
 
 
-def _held(front: nn.Module, inputs: torch.Tensor, saved_bits: int) -> tuple[int, int]:
+def _storage(tensor: torch.Tensor) -> int:
+    # Its identity while the tensor lives; an address would be 0 without values.
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _coded(front: nn.Module, inputs: torch.Tensor) -> int:
+    """Return the bytes that the graph holds if activations are coded in 8 bits."""
     own = copy.deepcopy(front).train()
     cuda = [inputs.device] if inputs.is_cuda else []
-    with (
-        torch.random.fork_rng(devices=cuda),
-        saved_in_8_bits(own, enabled=saved_bits == 8) as saved,
-    ):
+    with torch.random.fork_rng(devices=cuda), saved_in_8_bits(own) as saved:
         own(inputs.detach())
-    return saved.num_bytes, saved.raw_num_bytes
+    return saved.num_bytes
 
 
 def _parameter_bytes(front: nn.Module) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 
-from flwr_slfac import Lightweight, Traffic
+from flwr_slfac import Lightweight, Traffic, cut
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Identity, parse_codec
 from flwr_slfac.errors import DeviceError, SettingError
@@ -20,6 +20,7 @@ from flwr_slfac.lightweight.cost import step_cost
 from flwr_slfac.lightweight.importance import channel_scores, choose_channels, increase
 from flwr_slfac.lightweight.kept import KeptChannels
 from flwr_slfac.lightweight.prune import shrink
+from flwr_slfac.lightweight.saved import saved_in_8_bits
 from flwr_slfac.split import (
     DeviceHalf,
     Fronts,
@@ -31,6 +32,7 @@ from flwr_slfac.split import (
 )
 from flwr_slfac.split.local import merge_fronts
 from flwr_slfac.split.protocol import Begin, TrainAnswer, TrainReply
+from tests.models import vgg19_bn
 from tests.split import builders
 from tests.split.test_device_half import ForgetfulLink
 
@@ -327,8 +329,20 @@ def test_costs_tell_what_each_reduction_saves() -> None:
     assert cost.plain_backward_flops == convolution * (1 * 4 + 2 * 4 * 4)
     assert cost.plain_parameter_bytes == 4 * (36 + 4 + 8 + 144 + 4)
     assert cost.parameter_bytes == 4 * (18 + 2 + 4 + 36 + 2)
-    assert cost.activation_bytes <= cost.pruned_activation_bytes
     assert cost.pruned_activation_bytes < 0.7 * cost.plain_activation_bytes
+
+
+def test_costs_count_what_the_graph_holds() -> None:
+    """Counted without values: the bytes that a real forward's graph holds."""
+    front = cut(vgg19_bn(width=8), at="features.13").front
+    images = torch.randn(4, 3, 32, 32)
+    with saved_in_8_bits(front, enabled=False) as held:
+        front(images)
+    with saved_in_8_bits(front) as coded:
+        front(images)
+    cost = step_cost(front, front, images, 8)
+    assert cost.plain_activation_bytes == held.num_bytes
+    assert cost.activation_bytes == coded.num_bytes < 0.3 * held.num_bytes
 
 
 def test_costs_leave_the_models_as_they_are() -> None:
