@@ -154,18 +154,19 @@ def table(rows: list[dict[str, float]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for dataset in PLAN:
-        base = [r["accuracy"] for r in _of(rows, dataset, "identity")]
+        base = {r["seed"]: r["accuracy"] for r in _of(rows, dataset, "identity")}
         for arm in ARMS:
             mine = _of(rows, dataset, arm)
             if not mine:
                 continue
             accuracy = [r["accuracy"] for r in mine]
             spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
-            gap = statistics.mean(accuracy) - statistics.mean(base or accuracy)
+            gaps = [r["accuracy"] - base[r["seed"]] for r in mine if r["seed"] in base]
+            gap = f"{statistics.mean(gaps):+.2f}" if gaps else "-"
             ratio = statistics.mean(r["ratio"] for r in mine)
             lines.append(
                 f"| {dataset} | {arm} | {len(mine)} | {statistics.mean(accuracy):.2f} "
-                f"| {spread:.2f} | {gap:+.2f} | {ratio:.1f}x |"
+                f"| {spread:.2f} | {gap} | {ratio:.1f}x |"
             )
     return "\n".join(lines)
 

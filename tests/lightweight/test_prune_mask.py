@@ -16,7 +16,7 @@ from flwr_slfac.lightweight.mask import (
     ElementMasks,
     choose_elements,
     hold_zero,
-    weights_of,
+    prunable_shapes,
 )
 
 
@@ -43,7 +43,7 @@ def test_the_smallest_weights_leave(scope: str, by_gradient: bool) -> None:
     front = net()
     state = front.state_dict()
     slopes = {k: torch.randn_like(v) for k, v in state.items() if v.ndim}
-    names = weights_of(front)
+    names = list(prunable_shapes(front.state_dict()))
     masks = choose_elements(state, names, 0.5, scope, slopes if by_gradient else None)
     assert masks.masks.keys() == {"0.weight", "3.weight"}
     assert sum(int(m.sum()) for m in masks.masks.values()) == (30 + 20) // 2
@@ -101,7 +101,7 @@ def test_only_kept_values_travel() -> None:
     """A sub state holds kept values only; expanding puts them back among zeros."""
     front = net()
     state = front.state_dict()
-    masks = choose_elements(state, weights_of(front), 0.7)
+    masks = choose_elements(state, list(prunable_shapes(front.state_dict())), 0.7)
     sub = sub_state(state, masks)
     assert sub["0.weight"].shape == (9,)
     assert sub["3.weight"].shape == (6,)
@@ -132,7 +132,9 @@ def test_pruned_weights_stay_zero(build: Callable[..., optim.Optimizer]) -> None
     """No optimizer moves a pruned weight, also with momentum from before the mask."""
     front = net().train()
     optimizer = build(front.parameters())
-    masks = choose_elements(front.state_dict(), weights_of(front), 0.5)
+    masks = choose_elements(
+        front.state_dict(), list(prunable_shapes(front.state_dict())), 0.5
+    )
 
     def train() -> None:
         optimizer.zero_grad()
