@@ -335,11 +335,12 @@ class SplitFed(Strategy):
         elif self.reports:
             metrics = MetricRecord({"train-loss": self.reports[-1].loss})
         if arrays is not None:
-            like = next(iter(self._train_replies[0].content.array_records.values()))
-            arrays = _with_integer_buffers(arrays, like)
             if self._fronts is not None:
                 arrays = as_record(self._fronts.advance(arrays.to_torch_state_dict()))
                 self._served = arrays
+            else:
+                replied = self._train_replies[0].content.array_records
+                arrays = _with_integer_buffers(arrays, next(iter(replied.values())))
             self.arrays = arrays
         if metrics is not None and self.reports:
             report = self.reports[-1]

@@ -178,10 +178,8 @@ class DeviceHalf:
         """Return the state of the round in progress, or None between rounds."""
         if self._begin is None:
             return None
-        begin = {**vars(self._begin), "mask": self._begin.mask.hex()}
-        del begin["front"]
         state: dict[str, Any] = {
-            "begin": begin,
+            "begin": {**vars(self._begin), "front": None},
             "front": {**self.front.state_dict(), **self._buffers_before},
             "step": self._step,
             "anchor": self._anchor,
@@ -199,8 +197,7 @@ class DeviceHalf:
             self._forget_round()
             return
         state = unpack_state(snapshot)
-        begin = {**state["begin"], "mask": bytes.fromhex(state["begin"]["mask"])}
-        self._begin = Begin(front=None, **begin)
+        self._begin = Begin(**state["begin"])
         self._follow(self._begin)
         self.front.load_state_dict(state["front"])
         self._buffers_before = self._clone_buffers()
@@ -246,7 +243,7 @@ class DeviceHalf:
             }
         self._tuning = self._new_tuning()
         # Moments of another mask fit no more.
-        if self._kept.get("mask", "") == begin.mask.hex():
+        if self._has_kept(begin.mask):
             self._tuning.load(self._kept.get("tuning", {}))
         self._tuning.start_round(begin.server_round)
         self._up = restart(self._kept.get("memory", {}))
@@ -257,13 +254,18 @@ class DeviceHalf:
         front = begin.front
         if front is None:
             lived = self._kept.get("front")
-            place = [begin.version, begin.mask.hex()]
-            if lived is None or [lived["version"], lived["mask"]] != place:
+            if lived is None or lived["version"] != begin.version:
+                return False
+            if not self._has_kept(begin.mask):
                 return False
             front = lived["state"]
         self._follow(begin)
         self._held.load(front, f"device {self.partition}")
         return True
+
+    def _has_kept(self, mask: bytes) -> bool:
+        """Say whether what was kept from the last round is under this mask."""
+        return bool(self._kept.get("mask", b"") == mask)
 
     def _follow(self, begin: Begin) -> None:
         self._orders = Orders.from_text(begin.orders) if begin.orders else Orders()
@@ -283,7 +285,7 @@ class DeviceHalf:
         self._step = step
         inputs, targets = self._batch(step)
         activations, shape = self._run_front(inputs, step)
-        self._hold_graph(activations)
+        self._graph = self._handle(activations)
         start = time.perf_counter()
         place = (begin.seed, begin.server_round, self.partition, step)
         smashed = Smashed(
@@ -309,9 +311,7 @@ class DeviceHalf:
             raise self._out_of_step(step)
         if self._graph is None:
             self._load_buffers(self._buffers_before)
-            self._hold_graph(self._run_front(self._batch(step)[0], step)[0])
-        if self._graph is None:
-            raise self._out_of_step(step)
+            self._graph = self._handle(self._run_front(self._batch(step)[0], step)[0])
         start = time.perf_counter()
         decoded = decode(
             gradient,
@@ -347,7 +347,6 @@ class DeviceHalf:
             kept["front"] = {
                 "state": front,
                 "version": begin.version,
-                "mask": begin.mask.hex(),
                 "reference": self._reference,
             }
             if "residual" in self._kept:
@@ -361,7 +360,7 @@ class DeviceHalf:
         if memory := restart(self._up):
             kept["memory"] = memory
         if begin.mask:
-            kept["mask"] = begin.mask.hex()
+            kept["mask"] = begin.mask
         self._kept, self._kept_bytes = kept, None
         order = self._order
         self._forget_round()
@@ -375,7 +374,7 @@ class DeviceHalf:
         if orders.error_feedback:
             residual = {}
             # What was lost under another mask belongs to other coordinates.
-            if self._kept.get("mask", "") == begin.mask.hex():
+            if self._has_kept(begin.mask):
                 residual = dict(self._kept.get("residual", {}))
             kept["residual"] = residual
         place = (begin.seed, begin.server_round, self.partition, self._step)
@@ -460,10 +459,10 @@ class DeviceHalf:
         shape = tuple(out.shape)
         return drop_mask(orders, shape, *place).gather(out), shape
 
-    def _hold_graph(self, activations: torch.Tensor) -> None:
-        """Keep what backward needs; in 8 bits, without the activations themselves."""
+    def _handle(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return what backward begins at; in 8 bits, it holds no values itself."""
         plain = self._orders.saved_bits == FULL_BITS
-        self._graph = activations if plain else without_values(activations)
+        return activations if plain else without_values(activations)
 
     def _test_batch(self, index: int, sizes: list[int]) -> Smashed:
         begin = self._require_begun()

@@ -56,7 +56,7 @@ class Fronts:
         self.setting = setting
         self.last_round = last_round
         self.relay = relay and setting.aggregate_every == 1
-        self._orders = setting.orders
+        self.orders = setting.orders
         self._full: dict[str, torch.Tensor] = {}
         self._version = 0
         self._channels: Channels | None = None
@@ -83,23 +83,23 @@ class Fronts:
         self._chosen_in = None
         self._first_scores = {}
 
-    def meet(self, link: Link, keys: list[int]) -> dict[int, int]:
+    def meet(self, link: Link, devices: Mapping[int, int]) -> None:
         """Learn what must be known of devices before they are given a mask.
 
-        Returns
-        -------
-        dict of int to int
-            Partition ids of those that answer, by key.
+        Parameters
+        ----------
+        link : Link
+            To the devices.
+        devices : mapping of int to int
+            Their partition ids by key.
 
         Raises
         ------
         DeviceError
             If the channels of a device's front are not those of the server's.
         """
-        devices = link.devices(keys)
         if self.setting.prunes:
             self._ask(link, devices)
-        return devices
 
     def choose_masks(self, server_round: int) -> None:
         """Choose masks anew if it is time, before a round of training."""
@@ -122,7 +122,7 @@ class Fronts:
         return replace(
             begin,
             front=None if lives else sub_state(full, kept),
-            orders=self._orders.to_text(),
+            orders=self.orders.to_text(),
             mask=mask,
             version=self._version,
             aggregate=self.aggregates(begin.server_round),
@@ -142,7 +142,7 @@ class Fronts:
         return replace(
             begin,
             front=None if lives else front,
-            orders=replace(self._orders, dropout=0.0).to_text(),
+            orders=replace(self.orders, dropout=0.0).to_text(),
             mask=mask,
             version=self._version,
         )
@@ -166,7 +166,7 @@ class Fronts:
             self._lives[device] = self._version
             return None
         self._lives.pop(device, None)
-        if (reply.update is not None) != (self._orders.update_bits < FULL_BITS):
+        if (reply.update is not None) != (self.orders.update_bits < FULL_BITS):
             raise DeviceError(
                 f"device {device} sent its front "
                 f"{'quantized' if reply.update is not None else 'in full'}, and was "

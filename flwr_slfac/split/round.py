@@ -175,11 +175,15 @@ class Rounds:
         start = time.perf_counter()
         result, keys = RoundResult(), list(keys)
         self._server.begin_round(begin.server_round, begin.seed)
+        relay = self._server.scheme == "sequential"
+        if relay or self._fronts is not None:
+            devices = self._reach(link, keys, begin, result)
+            keys = sorted(devices, key=lambda k: devices[k])
         if self._fronts is not None:
-            self._fronts.meet(link, keys)
+            self._fronts.meet(link, devices)
             self._fronts.choose_masks(begin.server_round)
             result.aggregates = self._fronts.aggregates(begin.server_round)
-        if self._server.scheme == "sequential":
+        if relay:
             self._relay(link, keys, begin, result, progress)
         else:
             self._lockstep(link, keys, begin, result, progress)
@@ -199,6 +203,16 @@ class Rounds:
         result.wall_s = time.perf_counter() - start
         return result
 
+    def _reach(
+        self, link: Link, keys: list[int], begin: Begin, result: RoundResult
+    ) -> dict[int, int]:
+        """Return the partition ids of devices that answer; the others are lost."""
+        devices = link.devices(keys)
+        for key in keys:
+            if key not in devices:
+                self._lose(result, key, begin.server_round, 0, "did not answer")
+        return devices
+
     def _relay(
         self,
         link: Link,
@@ -207,14 +221,10 @@ class Rounds:
         result: RoundResult,
         progress: Progress | None,
     ) -> None:
-        """Hand the front from device to device, in partition order."""
-        devices = link.devices(keys)
-        for key in keys:
-            if key not in devices:
-                self._lose(result, key, begin.server_round, 0, "did not answer")
+        """Hand the front from device to device, in the order of the keys."""
         result.handed_on = self._fronts is None or self._fronts.relay
         front = begin.front
-        for key in sorted(devices, key=lambda k: devices[k]):
+        for key in keys:
             handed = replace(begin, front=front)
             self._lockstep(link, [key], handed, result, progress)
             if result.handed_on and key in result.finished:
@@ -231,9 +241,6 @@ class Rounds:
         """Step all devices together until each has done its own number of steps."""
         workers = {key: _Worker(key) for key in keys}
         requests = self._first_requests(link, keys, begin)
-        for key in keys:
-            if key not in requests:
-                self._lose(result, key, begin.server_round, 0, "did not answer")
         step = 0
         while requests:
             answers = link.train(requests)
@@ -407,7 +414,7 @@ class Rounds:
         """Return what this smashed data lacks by pruning and dropout."""
         if self._fronts is None:
             return Absent()
-        orders, dropped = self._fronts.setting.orders, None
+        orders, dropped = self._fronts.orders, None
         if orders.dropout and phase == "train":
             if math.prod(smashed.shape) > self._max_elements:
                 raise DecodeError(
@@ -460,9 +467,11 @@ class Rounds:
         sums: dict[int, dict[str, float]] = {}
         begins = dict.fromkeys(keys, begin)
         if self._fronts is not None:
+            devices = link.devices(keys)
+            self._fronts.meet(link, devices)
             begins = {
                 key: self._fronts.begin_evaluation(device, begin)
-                for key, device in self._fronts.meet(link, keys).items()
+                for key, device in devices.items()
             }
         requests = {k: EvaluateRequest(0, max_bytes, b) for k, b in begins.items()}
         lost = RoundResult()

@@ -1,9 +1,10 @@
 """Training state to bytes and back, bit-exactly and without pickle.
 
 Layout: 4 bytes little-endian length of a JSON text, the text, then one `Identity`
-frame per tensor. In the JSON a tensor is ``{"$tensor": i}``, a tuple
-``{"$tuple": [...]}`` and a dict ``{"$dict": [[key, value], ...]}``, so that keys keep
-their type (an optimizer's state has integer keys).
+frame per tensor. In the JSON a tensor is ``{"$tensor": i}``, bytes are
+``{"$bytes": hex}``, a tuple is ``{"$tuple": [...]}`` and a dict
+``{"$dict": [[key, value], ...]}``, so that keys keep their type (an optimizer's state
+has integer keys).
 """
 
 import json
@@ -19,7 +20,7 @@ _LENGTH = struct.Struct("<I")
 
 
 def pack_state(state: Any) -> bytes:
-    """Turn nested dicts, lists, tuples, scalars and tensors into bytes.
+    """Turn nested dicts, lists, tuples, scalars, bytes and tensors into bytes.
 
     Raises
     ------
@@ -78,6 +79,8 @@ def _flatten(value: Any, frames: list[bytes]) -> Any:
                 [_flatten(k, frames), _flatten(v, frames)] for k, v in value.items()
             ]
         }
+    if isinstance(value, bytes):
+        return {"$bytes": value.hex()}
     if isinstance(value, tuple):
         return {"$tuple": [_flatten(v, frames) for v in value]}
     if isinstance(value, list):
@@ -86,7 +89,7 @@ def _flatten(value: Any, frames: list[bytes]) -> Any:
         return value
     raise SettingError(
         f"cannot store a {type(value).__name__} as training state; known are dict, "
-        "list, tuple, tensor, str, numbers, bool and None"
+        "list, tuple, tensor, bytes, str, numbers, bool and None"
     )
 
 
@@ -97,6 +100,8 @@ def _restore(value: Any, tensors: list[torch.Tensor]) -> Any:
         return value
     if "$tensor" in value:
         return tensors[value["$tensor"]]
+    if "$bytes" in value:
+        return bytes.fromhex(value["$bytes"])
     if "$tuple" in value:
         return tuple(_restore(v, tensors) for v in value["$tuple"])
     return {_restore(k, tensors): _restore(v, tensors) for k, v in value["$dict"]}

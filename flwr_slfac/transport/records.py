@@ -238,14 +238,8 @@ def _get_smashed(content: RecordDict, prefix: str) -> Smashed | None:
         return None
     config = _split(content)
     num_examples = _int(config, prefix + "num-examples")
-    shape = config.get(prefix + "shape", [])
-    if not isinstance(shape, list) or not all(
-        isinstance(n, int) and n >= 0 for n in shape
-    ):
-        raise TrainingError(f"a message's 'shape' is {shape!r}, not whole numbers")
-    return Smashed(
-        activations, targets, num_examples, tuple(n for n in shape if type(n) is int)
-    )
+    shape = _sizes(config, prefix + "shape")
+    return Smashed(activations, targets, num_examples, shape)
 
 
 def from_description(description: Description) -> RecordDict:
@@ -287,6 +281,13 @@ def _int(config: ConfigRecord, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TrainingError(f"a message's {key!r} is {value!r}, not an integer")
     return value
+
+
+def _sizes(config: ConfigRecord, key: str) -> tuple[int, ...]:
+    value = config.get(key, [])
+    if not isinstance(value, list) or any(type(n) is not int or n < 0 for n in value):
+        raise TrainingError(f"a message's {key!r} is {value!r}, not a list of sizes")
+    return tuple(int(n) for n in value)
 
 
 def _float(config: ConfigRecord, key: str) -> float:
