@@ -90,9 +90,7 @@ class DropMask:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        require_dropout(self.p, self.unit)
-        if self.per not in get_args(Per):
-            raise SettingError(f"per is {self.per!r}; give 'batch' or 'example'")
+        require_dropout(self.p, self.unit, self.per)
         if channel_dim(len(self.shape)) is None:
             raise SettingError(
                 f"dropout at the cut needs a batch of vectors or maps; the activations "
@@ -220,12 +218,14 @@ class DropMask:
         return x.reshape(moved).movedim(1, self._dim).contiguous()
 
 
-def require_dropout(p: float, unit: str = "channel") -> None:
-    """Raise SettingError unless the share and the unit are valid."""
+def require_dropout(p: float, unit: str = "channel", per: str = "batch") -> None:
+    """Raise SettingError unless the share, the unit and what shares one are valid."""
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
         raise SettingError(f"activation_dropout is {p!r}; give a number in [0, 1)")
     if unit not in get_args(Unit):
         raise SettingError(f"unit is {unit!r}; give 'channel' or 'element'")
+    if per not in get_args(Per):
+        raise SettingError(f"per is {per!r}; give 'batch' or 'example'")
 
 
 def _require_shape(x: torch.Tensor, shape: tuple[int, ...], what: str) -> None:

@@ -1,7 +1,7 @@
 """How much each channel or weight matters, and which ones a ratio keeps."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -56,7 +56,7 @@ def channel_scores(
     DivergedError
         If a score is NaN or infinite.
     """
-    _require_choice("criterion", criterion, Criterion)
+    require_choice("criterion", criterion, get_args(Criterion))
     _require_gradients(criterion, gradients, channels.shapes)
     return {
         group.name: _finite(group.name, _score(group, state, criterion, gradients))
@@ -179,7 +179,7 @@ def choose_channels(
     >>> choose_channels(channels, scores, rho=0.5).masks
     {'0': tensor([False,  True, False,  True]), '2': tensor([ True, False])}
     """
-    _require_choice("at_cut", at_cut, CutChoice)
+    require_choice("at_cut", at_cut, get_args(CutChoice))
     free = {
         group.name: scores[group.name]
         for group in channels.groups
@@ -201,7 +201,7 @@ def choose(scores: Scores, rho: float, scope: Scope) -> dict[str, Tensor]:
         If `rho` is not in [0, 1) or the scope is unknown.
     """
     require_ratio(rho)
-    _require_choice("scope", scope, Scope)
+    require_choice("scope", scope, get_args(Scope))
     if scope == "layer":
         return {name: _best(values, rho) for name, values in scores.items()}
     if not scores:
@@ -278,9 +278,10 @@ def require_ratio(rho: float) -> None:
         raise SettingError(f"the pruning ratio is {rho!r}; give a number in [0, 1)")
 
 
-def _require_choice(what: str, given: str, choices: object) -> None:
-    if given not in get_args(choices):
-        names = ", ".join(map(repr, get_args(choices)))
+def require_choice(what: str, given: str, choices: Sequence[str]) -> None:
+    """Raise SettingError unless a choice is one of those there are."""
+    if given not in choices:
+        names = ", ".join(map(repr, choices))
         raise SettingError(f"{what} is {given!r}; give one of {names}")
 
 

@@ -7,7 +7,13 @@ from typing import Any, Literal, get_args
 
 from flwr_slfac.errors import DecodeError, SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
-from flwr_slfac.lightweight.importance import Criterion, CutChoice, Scope, require_ratio
+from flwr_slfac.lightweight.importance import (
+    Criterion,
+    CutChoice,
+    Scope,
+    require_choice,
+    require_ratio,
+)
 from flwr_slfac.lightweight.qsgd import DEFAULT_BUCKET, require_qsgd
 
 Profile = Mapping[str, Any]
@@ -44,11 +50,7 @@ class Orders:
             _require_bits(name, getattr(self, name), self.bucket)
         if self.saved_bits not in (8, FULL_BITS):
             raise SettingError(f"saved_bits is {self.saved_bits!r}; give 8 or 32")
-        require_dropout(self.dropout, self.dropout_unit)
-        if self.dropout_per not in get_args(Per):
-            raise SettingError(
-                f"dropout_per is {self.dropout_per!r}; give 'batch' or 'example'"
-            )
+        require_dropout(self.dropout, self.dropout_unit, self.dropout_per)
 
     def to_text(self) -> str:
         """Return the orders as JSON."""
@@ -165,27 +167,19 @@ class Lightweight:
 
     def __post_init__(self) -> None:
         if not callable(self.prune):
-            number = isinstance(self.prune, int | float)
-            shares: Any = [self.prune] if number else self.prune
-            fits = isinstance(shares, Sequence) and not isinstance(shares, str)
-            if not fits or not shares:
+            schedule = self._schedule
+            fits = isinstance(schedule, Sequence) and not isinstance(schedule, str)
+            if not fits or not schedule:
                 raise SettingError(
                     f"prune is {self.prune!r}; give a number, a sequence of numbers "
                     "or a function of round and profile"
                 )
-            for share in shares:
+            for share in schedule:
                 require_ratio(share)
-        for name, choices in (
-            ("scope", Scope),
-            ("at_cut", CutChoice),
-        ):
-            if getattr(self, name) not in get_args(choices):
-                names = ", ".join(map(repr, get_args(choices)))
-                raise SettingError(f"{name} is {getattr(self, name)!r}; give {names}")
         criteria = (*get_args(Criterion), "increase")
-        if self.criterion not in criteria:
-            names = ", ".join(map(repr, criteria))
-            raise SettingError(f"criterion is {self.criterion!r}; give {names}")
+        require_choice("criterion", self.criterion, criteria)
+        require_choice("scope", self.scope, get_args(Scope))
+        require_choice("at_cut", self.at_cut, get_args(CutChoice))
         for name in ("remask_every", "aggregate_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -217,12 +211,14 @@ class Lightweight:
         )
 
     @property
+    def _schedule(self) -> Any:
+        """Shares by round, the last one from then on; not of a function."""
+        return [self.prune] if isinstance(self.prune, int | float) else self.prune
+
+    @property
     def prunes(self) -> bool:
         """Whether any device may be pruned."""
-        if callable(self.prune):
-            return True
-        shares = [self.prune] if isinstance(self.prune, int | float) else self.prune
-        return any(share > 0 for share in shares)
+        return callable(self.prune) or any(share > 0 for share in self._schedule)
 
     @property
     def unlike_shares(self) -> bool:
@@ -239,10 +235,8 @@ class Lightweight:
         """
         if callable(self.prune):
             share = self.prune(server_round, profile)
-        elif isinstance(self.prune, int | float):
-            share = self.prune
         else:
-            share = self.prune[min(server_round, len(self.prune)) - 1]
+            share = self._schedule[min(server_round, len(self._schedule)) - 1]
         require_ratio(share)
         return float(share)
 
