@@ -1,6 +1,5 @@
 """EasyQuant: linear quantization whose scale maximises the cosine similarity."""
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,28 +8,18 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, as_bytes, from_bytes, register
+from flwr_slfac.codec.base import Codec, Hints, Memory, register
 from flwr_slfac.codec.magnitude import (
     BIN_CENTERS,
+    BITS,
     Array,
+    decode_magnitudes,
+    encode_magnitudes,
     magnitude_counts,
-    symmetric_last,
-    with_sign,
 )
-from flwr_slfac.codec.uniform import (
-    decode_empty,
-    pack_codes,
-    require_bits,
-    require_finite_ends,
-    some_sections,
-    unpack_codes,
-    work_dtype,
-)
+from flwr_slfac.codec.uniform import decode_empty, require_bits, work_dtype
 from flwr_slfac.codec.wire import Frame
-from flwr_slfac.errors import DecodeError
 
-_HEADER = struct.Struct("<3B")
-_BITS = range(2, 9)
 # Scales are 32nds of the scale at which the largest magnitude just fits.
 _PARTS = 32
 _SCALES = range(_PARTS // 2, 2 * _PARTS + 1)
@@ -63,25 +52,13 @@ class EasyQuant(Codec):
     bits: int = 8
 
     def __post_init__(self) -> None:
-        require_bits(self.bits, _BITS[0], _BITS[-1])
+        require_bits(self.bits, BITS[0], BITS[-1])
 
     def encode_sections(
         self, tensor: torch.Tensor, hints: Hints
     ) -> Sequence[bytes | memoryview]:
         """Return bits, sign and scale, the largest magnitude, the packed codes."""
-        if tensor.numel() == 0:
-            return []
-        signed = bool((tensor < 0).any())
-        last = symmetric_last(self.bits, signed=signed)
-        largest = tensor.abs().amax()
-        dtype = work_dtype(tensor.dtype)
-        unit = tensor.abs().to(dtype) / (largest.to(dtype) if largest > 0 else 1)
-        scale = best_scale(magnitude_counts(unit), last)
-        codes = unit.mul_(last * scale / _PARTS).round_().clamp_(max=last)
-        if signed:
-            codes = with_sign(codes, tensor, last)
-        header = _HEADER.pack(self.bits, signed, scale)
-        return [header, as_bytes(largest), pack_codes(codes, self.bits)]
+        return encode_magnitudes(tensor, self.bits, _quantize)
 
     @classmethod
     def decode_sections(
@@ -90,22 +67,19 @@ class EasyQuant(Codec):
         """Multiply each code by its step."""
         if frame.num_elements == 0:
             return decode_empty(frame, device)
-        header, largest_bytes, packed = some_sections(frame, 3)
-        if header.nbytes != _HEADER.size:
-            raise DecodeError(f"codec 'easyquant' has no header {bytes(header)!r}")
-        bits, signed, scale = _HEADER.unpack(header)
-        if bits not in _BITS or signed > 1 or scale not in _SCALES:
-            raise DecodeError(f"codec 'easyquant' has no header {bytes(header)!r}")
-        largest = from_bytes(largest_bytes, frame.dtype, (), device)
-        require_finite_ends(largest, largest)
-        codes = unpack_codes(packed, bits, frame.num_elements, device)
+        found = decode_magnitudes(frame, cls.codec_id, _SCALES, device)
+        codes, last, scale = found.codes, found.last, found.searched
         dtype = work_dtype(frame.dtype)
-        last = symmetric_last(bits, signed=bool(signed))
-        if signed:
+        if found.signed:
             codes -= last
         # At a small scale the last code stands for more than the largest magnitude.
         unit = codes.to(dtype).div_(last * scale / _PARTS).clamp_(-1, 1)
-        return unit.mul_(largest.to(dtype)).to(frame.dtype).reshape(frame.shape)
+        return unit.mul_(found.largest.to(dtype)).to(frame.dtype).reshape(frame.shape)
+
+
+def _quantize(unit: torch.Tensor, last: int) -> tuple[int, torch.Tensor]:
+    scale = best_scale(magnitude_counts(unit), last)
+    return scale, unit.mul_(last * scale / _PARTS).round_().clamp_(max=last)
 
 
 def best_scale(counts: Array, last: int) -> int:

@@ -1,6 +1,5 @@
 """PowerQuant: quantization that is uniform after a power of the magnitude."""
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,28 +8,19 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, as_bytes, from_bytes, register
+from flwr_slfac.codec.base import Codec, Hints, Memory, register
 from flwr_slfac.codec.magnitude import (
     BIN_CENTERS,
+    BITS,
     Array,
+    decode_magnitudes,
+    encode_magnitudes,
     magnitude_counts,
-    symmetric_last,
-    with_sign,
 )
-from flwr_slfac.codec.uniform import (
-    decode_empty,
-    pack_codes,
-    require_bits,
-    require_finite_ends,
-    some_sections,
-    unpack_codes,
-    work_dtype,
-)
+from flwr_slfac.codec.uniform import decode_empty, require_bits, work_dtype
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError
 
-_HEADER = struct.Struct("<3B")
-_BITS = range(2, 9)
 # Exponents are 32nds: 1/4 to 1.
 _PARTS = 32
 _EXPONENTS = range(8, _PARTS + 1)
@@ -60,26 +50,13 @@ class PowerQuant(Codec):
     bits: int = 8
 
     def __post_init__(self) -> None:
-        require_bits(self.bits, _BITS[0], _BITS[-1])
+        require_bits(self.bits, BITS[0], BITS[-1])
 
     def encode_sections(
         self, tensor: torch.Tensor, hints: Hints
     ) -> Sequence[bytes | memoryview]:
         """Return bits, sign and exponent, the scale, the packed codes."""
-        if tensor.numel() == 0:
-            return []
-        signed = bool((tensor < 0).any())
-        last = symmetric_last(self.bits, signed=signed)
-        scale = tensor.abs().amax()
-        dtype = work_dtype(tensor.dtype)
-        unit = tensor.abs().to(dtype) / (scale.to(dtype) if scale > 0 else 1)
-        exponent = best_exponent(magnitude_counts(unit), last)
-        edges = torch.from_numpy(_power((np.arange(last) + 0.5) / last, exponent))
-        codes = torch.bucketize(unit.contiguous(), edges.to(unit.device, dtype))
-        if signed:
-            codes = with_sign(codes, tensor, last)
-        header = _HEADER.pack(self.bits, signed, exponent)
-        return [header, as_bytes(scale), pack_codes(codes, self.bits)]
+        return encode_magnitudes(tensor, self.bits, _quantize)
 
     @classmethod
     def decode_sections(
@@ -88,24 +65,24 @@ class PowerQuant(Codec):
         """Look the level of each code up."""
         if frame.num_elements == 0:
             return decode_empty(frame, device)
-        header, scale_bytes, packed = some_sections(frame, 3)
-        if header.nbytes != _HEADER.size:
-            raise DecodeError(f"codec 'powerquant' has no header {bytes(header)!r}")
-        bits, signed, exponent = _HEADER.unpack(header)
-        if bits not in _BITS or signed > 1 or exponent not in _EXPONENTS:
-            raise DecodeError(f"codec 'powerquant' has no header {bytes(header)!r}")
-        scale = from_bytes(scale_bytes, frame.dtype, (), device)
-        require_finite_ends(scale, scale)
-        codes = unpack_codes(packed, bits, frame.num_elements, device)
-        last = symmetric_last(bits, signed=bool(signed))
+        found = decode_magnitudes(frame, cls.codec_id, _EXPONENTS, device)
+        codes, last, exponent = found.codes, found.last, found.searched
         levels = _power(np.arange(last + 1) / last, exponent)
-        if signed:
+        if found.signed:
             levels = np.concatenate([-levels[:0:-1], levels])
         if int(codes.max()) >= levels.size:
             raise DecodeError(f"code {int(codes.max())} of {levels.size} levels")
         dtype = work_dtype(frame.dtype)
-        table = torch.from_numpy(levels).to(device, dtype) * scale.to(dtype)
+        table = torch.from_numpy(levels).to(device, dtype) * found.largest.to(dtype)
         return table.to(frame.dtype)[codes].reshape(frame.shape)
+
+
+def _quantize(unit: torch.Tensor, last: int) -> tuple[int, torch.Tensor]:
+    exponent = best_exponent(magnitude_counts(unit), last)
+    edges = torch.from_numpy(_power((np.arange(last) + 0.5) / last, exponent))
+    return exponent, torch.bucketize(
+        unit.contiguous(), edges.to(unit.device, unit.dtype)
+    )
 
 
 def best_exponent(counts: Array, last: int) -> int:
