@@ -32,6 +32,7 @@ import zfpy
 
 from flwr_slfac.codec import decode, encode, parse_codec
 from tests.bench.datasets import load_dataset
+from tests.bench.revision import head
 
 CODECS = (
     "slfac",
@@ -249,12 +250,7 @@ def memory_table(codecs: Sequence[str]) -> list[str]:
 
 def heading(repeats: int) -> list[str]:
     """Say what was measured, where and how."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    commit = head()
     kind = "CIFAR-10 images" if os.environ.get("SLFAC_DATA_DIR") else "smooth noise"
     return [
         "# Speed of the codecs",

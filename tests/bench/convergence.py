@@ -8,7 +8,6 @@ computed (`convergence_linear`); the trends are those of a perceptron on the dig
 scikit-learn (`convergence_digits`). Takes about five minutes on one core.
 """
 
-import subprocess
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 
 from tests.bench import convergence_digits as digits
 from tests.bench import convergence_linear as linear
+from tests.bench.revision import head
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = {
@@ -53,12 +53,7 @@ def main() -> None:
 
 def header(seconds: float) -> list[str]:
     """Return what was run, where."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    commit = head()
     return [
         "# Convergence of lightweight split training",
         "",

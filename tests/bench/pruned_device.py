@@ -14,7 +14,6 @@ tests/bench/results/pruned_device.md; fails if a bar is missed.
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from flwr_slfac.lightweight.kept import KeptChannels
 from flwr_slfac.lightweight.prune import shrink
 from flwr_slfac.split.state import pack_state
 from tests import models
+from tests.bench.revision import head
 
 RESULT = Path(__file__).parent / "results" / "pruned_device.md"
 
@@ -160,12 +160,7 @@ def main() -> None:
     parser.add_argument("--rho", type=float, default=0.5)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
+    commit = head()
     lines = [
         "# A pruned device",
         "",

@@ -4,24 +4,16 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.flower.harness import Flower, flower_in
+from tests.flower.harness import Flower
 
 ROOT = Path(__file__).parents[2]
 NODES = "num-supernodes=3 client-resources-num-cpus=1 init-args-num-cpus=2"
-
-
-@pytest.fixture
-def flower(tmp_path: Path) -> Iterator[Flower]:
-    """Give Flower a home and ports of its own."""
-    with flower_in(tmp_path) as started:
-        yield started
 
 
 def run(flower: Flower, cache: Path, options: str) -> subprocess.CompletedProcess[str]:

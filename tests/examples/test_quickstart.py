@@ -4,22 +4,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.flower.harness import Flower, flower_in
+from tests.flower.harness import Flower
 
 ROOT = Path(__file__).parents[2]
 NODES = "num-supernodes=5 client-resources-num-cpus=1 init-args-num-cpus=2"
-
-
-@pytest.fixture
-def flower(tmp_path: Path) -> Iterator[Flower]:
-    """Give Flower a home and ports of its own."""
-    with flower_in(tmp_path) as started:
-        yield started
 
 
 def run(flower: Flower, *options: str) -> subprocess.CompletedProcess[str]:
