@@ -196,6 +196,7 @@ class SplitFed(Strategy):
         self._lightweight = lightweight
         self._fronts: Fronts | None = None
         if lightweight is not None:
+            lightweight = self._lightweight = lightweight.fit(self._up, self._down)
             _require_averaging(strategy, lightweight)
             _require_no_feedback(self._up, self._down, lightweight)
             self._fronts = Fronts(lightweight, relay=scheme == "sequential")

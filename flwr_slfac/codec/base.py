@@ -19,6 +19,7 @@ from flwr_slfac.codec.wire import Frame, pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, EncodeError, SettingError
 
 Role = Literal["activation", "gradient"]
+Context = Literal["value", "map", "batch"]
 
 # What a codec remembers of one stream (one device, one direction) between tensors.
 Memory = dict[str, torch.Tensor]
@@ -51,11 +52,26 @@ class Hints:
 
 
 class Codec(ABC):
-    """A tensor to sections of bytes and back; subclasses are frozen dataclasses."""
+    """A tensor to sections of bytes and back; subclasses are frozen dataclasses.
+
+    Attributes
+    ----------
+    codec_id : str
+        Name on the wire.
+    dtypes : tuple of torch.dtype
+        What it takes.
+    carries_nonfinite : bool
+        Whether NaN and infinity come back as they were.
+    context : {"value", "map", "batch"}
+        What a value is coded with: itself alone, the other values of its map (of one
+        channel in one example), or more. Dropout at the cut breaks up no more than
+        that, see `Lightweight`.
+    """
 
     codec_id: ClassVar[str]
     dtypes: ClassVar[tuple[torch.dtype, ...]] = _FLOATS
     carries_nonfinite: ClassVar[bool] = False
+    context: ClassVar[Context] = "batch"
 
     @abstractmethod
     def encode_sections(

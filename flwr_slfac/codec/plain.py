@@ -8,6 +8,7 @@ import torch
 
 from flwr_slfac.codec.base import (
     Codec,
+    Context,
     Hints,
     Memory,
     as_bytes,
@@ -28,6 +29,7 @@ class Identity(Codec):
     """The tensor's own bytes: error 0, every dtype, NaN and infinity included."""
 
     codec_id: ClassVar[str] = "identity"
+    context: ClassVar[Context] = "value"
     dtypes: ClassVar[tuple[torch.dtype, ...]] = DTYPES
     carries_nonfinite: ClassVar[bool] = True
 
@@ -47,6 +49,7 @@ class _Half(Codec):
     """Round to a 16-bit float; subclasses say which."""
 
     half: ClassVar[torch.dtype]
+    context: ClassVar[Context] = "value"
 
     def encode_sections(self, tensor: torch.Tensor, hints: Hints) -> list[memoryview]:
         """Return the elements rounded to nearest, ties to even."""

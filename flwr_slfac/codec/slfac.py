@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec import bands, quantize
-from flwr_slfac.codec.base import Codec, Hints, Memory, register
+from flwr_slfac.codec.base import Codec, Context, Hints, Memory, register
 from flwr_slfac.codec.basis import inverse_rows, parse_basis
 from flwr_slfac.codec.bitpack import BitReader, BitWriter, group_starts, row_bits
 from flwr_slfac.codec.slfac_sections import (
@@ -112,6 +112,7 @@ class SLFAC(Codec):
     """
 
     codec_id: ClassVar[str] = "slfac"
+    context: ClassVar[Context] = "map"
 
     theta: float = 0.9
     bit_widths: tuple[int, int] = (2, 8)

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+from flwr_slfac.codec.base import Codec
 from flwr_slfac.errors import DecodeError, SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.importance import (
@@ -122,12 +123,16 @@ class Lightweight:
     activation_dropout : float (default: 0)
         Share p of the smashed data that is dropped at random, in [0, 1): it travels
         neither up nor down.
-    dropout_unit : {"channel", "element"} (default: "channel")
-        What is dropped. Codecs that transform want whole channels: `Waterfill` and
-        `SLFAC` take 0.91 to 0.92 of the bytes at p = 0.1. ``"element"`` breaks maps up
-        and suits codecs of single values only.
-    dropout_per : {"batch", "example"} (default: "batch")
-        Whether the examples of a batch lose the same units.
+    dropout_unit : {"channel", "element"}, optional
+        What is dropped. The finer it is the less it disturbs, but it must not break up
+        what the codec codes together. By default single values under codecs of single
+        values (`Identity`, `Float16`, `BFloat16`), else whole channels, as codecs that
+        transform want them: `Waterfill` and `SLFAC` then take 0.91 to 0.92 of the bytes
+        at p = 0.1.
+    dropout_per : {"batch", "example"}, optional
+        Whether the examples of a batch lose the same units. By default they do not
+        under codecs that code each map for itself (`SLFAC`) or each value, and do
+        under others.
     aggregate_every : int (default: 1)
         I: fronts are aggregated in every I-th round, and in the last. In between they
         live on the devices and do not cross the network. A device that missed an
@@ -161,8 +166,8 @@ class Lightweight:
     error_feedback: bool = False
     saved_bits: Literal[8, 32] = 32
     activation_dropout: float = 0.0
-    dropout_unit: Unit = "channel"
-    dropout_per: Per = "batch"
+    dropout_unit: Unit | None = None
+    dropout_per: Per | None = None
     aggregate_every: int = 1
 
     def __post_init__(self) -> None:
@@ -206,8 +211,28 @@ class Lightweight:
             error_feedback=self.error_feedback,
             saved_bits=self.saved_bits,
             dropout=self.activation_dropout,
-            dropout_unit=self.dropout_unit,
-            dropout_per=self.dropout_per,
+            dropout_unit=self.dropout_unit or "channel",
+            dropout_per=self.dropout_per or "batch",
+        )
+
+    def fit(self, *codecs: Codec) -> "Lightweight":
+        """Return the setting with what it leaves open chosen for these codecs.
+
+        Examples
+        --------
+        >>> from flwr_slfac.codec import Identity, Waterfill
+        >>> Lightweight(activation_dropout=0.1).fit(Identity()).dropout_unit
+        'element'
+        >>> Lightweight(activation_dropout=0.1).fit(Waterfill(nrmse=0.1)).dropout_unit
+        'channel'
+        """
+        contexts = {codec.context for codec in codecs}
+        unit: Unit = "element" if contexts == {"value"} else "channel"
+        per: Per = "batch" if "batch" in contexts else "example"
+        return replace(
+            self,
+            dropout_unit=self.dropout_unit or unit,
+            dropout_per=self.dropout_per or per,
         )
 
     @property

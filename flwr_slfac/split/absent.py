@@ -3,7 +3,7 @@
 ::
 
     device   activations --prune--> fewer channels --drop--> kept   ==up==>
-    server   back <-- zeros at pruned <-- zeros at dropped <-- kept
+    server   back <-- zeros at pruned <-- means at dropped <-- kept
     server   gradient --kept channels--> --kept units-->    ==down==> device
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flwr_slfac.lightweight.centre import Centres
 from flwr_slfac.lightweight.dropout import DropMask
 from flwr_slfac.lightweight.kept import CutChannels
 from flwr_slfac.lightweight.setting import Orders
@@ -50,8 +51,10 @@ class Absent:
     channels: CutChannels | None = None
     dropped: DropMask | None = None
 
-    def restore(self, travelled: torch.Tensor) -> torch.Tensor:
-        """Return activations of full shape, zero where nothing travelled.
+    def restore(self, travelled: torch.Tensor, centres: Centres) -> torch.Tensor:
+        """Return activations of full shape.
+
+        Pruned channels are zero, dropped units the mean of their channel.
 
         Raises
         ------
@@ -59,7 +62,7 @@ class Absent:
             If the shape is not that of this mask.
         """
         if self.dropped is not None:
-            travelled = self.dropped.scatter(travelled)
+            travelled = centres.restore(travelled, self.dropped, self.channels)
         return travelled if self.channels is None else self.channels.scatter(travelled)
 
     def select(self, gradient: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,8 @@ def train_locally(
     fronts = None
     if lightweight is not None:
         relay = server.scheme == "sequential"
-        fronts = Fronts(lightweight, relay=relay, last_round=num_rounds)
+        setting = lightweight.fit(up or Identity(), down or Identity())
+        fronts = Fronts(setting, relay=relay, last_round=num_rounds)
         fronts.replace(front)
     rounds = Rounds(server, down or Identity(), traffic, DEFAULT_MAX_ELEMENTS, fronts)
     result = LocalResult(dict(front), [], [], traffic)

@@ -19,6 +19,7 @@ from flwr_slfac.errors import (
     SettingError,
     TrainingError,
 )
+from flwr_slfac.lightweight.centre import Centres
 from flwr_slfac.lightweight.cost import StepCost
 from flwr_slfac.split.absent import Absent, drop_mask
 from flwr_slfac.split.fronts import Fronts
@@ -152,6 +153,7 @@ class Rounds:
         self._fronts = fronts
         # Of gradient codecs, by device: what outlives a round, a residual for example.
         self._kept_down: dict[int, Memory] = {}
+        self._centres = Centres()
 
     def train(
         self,
@@ -344,6 +346,7 @@ class Rounds:
             device: self._decode(arrived[key], workers[key], begin, step, "train")
             for device, key in sorted(by_device.items())
         }
+        self._centres.end_step()
         if not batches:
             return {}
         requests = {}
@@ -380,7 +383,7 @@ class Rounds:
                 device=self._server.where,
             )
             worker.absent = self._absent(smashed, worker.device, begin, step, phase)
-            activations = worker.absent.restore(activations)
+            activations = worker.absent.restore(activations, self._centres)
         except (DecodeError, SettingError, TrainingError) as error:
             raise DeviceError(
                 f"device {worker.device}, round {server_round}, step {step} sent "
