@@ -1,9 +1,9 @@
 """Random dropout at the cut: only kept values travel, the mask does not.
 
 Both sides derive the mask from a seed, so it costs no byte. The device sends what
-`gather` keeps, already scaled; the server puts it back with `scatter` as the first
-operation of its half. Both are differentiable, so the gradient that the server hands
-back is that of the kept values alone::
+`gather` keeps, already scaled; the server puts it back with `scatter`, and something at
+the other places (`centre`), before its half sees it. The gradient that it hands back is
+that of the kept values alone::
 
     device  activations --gather--> kept --encode==>      ==>decode--> kept  server
                                                             --scatter--> back

@@ -17,6 +17,7 @@ from flwr_slfac.errors import DeviceError, SettingError
 from flwr_slfac.lightweight.channel_analysis import channel_groups
 from flwr_slfac.lightweight.coordinates import sub_state
 from flwr_slfac.lightweight.cost import step_cost
+from flwr_slfac.lightweight.dropout import Per, Unit
 from flwr_slfac.lightweight.importance import channel_scores, choose_channels, increase
 from flwr_slfac.lightweight.kept import KeptChannels
 from flwr_slfac.lightweight.prune import shrink
@@ -316,6 +317,30 @@ def test_dropped_channels_cost_no_byte(codec: str) -> None:
             for r in (light, plain)
         ]
         assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "kind"),
+    [
+        ("identity", "float16", ("element", "example")),
+        ("slfac", "slfac", ("channel", "example")),
+        ("identity", "slfac", ("channel", "example")),
+        ("waterfill(nrmse=0.2)", "slfac", ("channel", "batch")),
+        ("identity", "waterfill(nrmse=0.2)", ("channel", "batch")),
+    ],
+)
+def test_what_is_dropped_suits_both_codecs(
+    up: str, down: str, kind: tuple[Unit, Per]
+) -> None:
+    """It is the finest that neither codes together; what the user says stays."""
+    settings = {"up": parse_codec(up), "down": parse_codec(down)}
+    unit, per = kind
+    chosen = Lightweight(activation_dropout=0.25, dropout_unit=unit, dropout_per=per)
+    open_ = run(Lightweight(activation_dropout=0.25), num_rounds=1, **settings)
+    said = run(chosen, num_rounds=1, **settings)
+    builders.assert_same(dict(open_.front), dict(said.front))
+    assert chosen.fit(parse_codec("identity")) == chosen
+    assert chosen.fit(parse_codec("powerquant(bits=4)")) == chosen
 
 
 def test_costs_tell_what_each_reduction_saves() -> None:

@@ -40,7 +40,7 @@ def setting(run: UserConfig) -> Lightweight:
         error_feedback=run["error-feedback"],
         saved_bits=run["saved-bits"],
         activation_dropout=run["activation-dropout"],
-        dropout_unit=run["dropout-unit"],
+        dropout_unit=run["dropout-unit"] or None,
         aggregate_every=run["aggregate-every"],
     )
 
