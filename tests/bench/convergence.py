@@ -73,8 +73,8 @@ def bound_text(checked: dict[str, list[linear.Point]]) -> list[str]:
         f"{linear.STEP} / L, {linear.NUM_RUNS} runs of "
         f"{linear.NUM_STEPS} steps. Grid: features "
         "before the cut 8, 16, 24; I 1, 4, 16; bits (gradients and updates) 32, 8, 3; "
-        "rho 0, 0.3 on all devices, 0.3 on every other; p 0, 0.25. The rows average "
-        "over the rest of the grid.",
+        "rho 0, 0.3 on all devices, 0.3 on every other; p 0, 0.25, around the centre "
+        "0. The rows average over the rest of the grid.",
         "",
     ]
     for name, points in checked.items():
