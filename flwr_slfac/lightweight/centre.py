@@ -58,20 +58,18 @@ class Centres:
         TrainingError
             If the values are not of `kept_shape`.
         """
-        full = mask.scatter(kept)
         if mask.num_kept == mask.num_units:
-            return full
-        dim = channel_dim(full.ndim) or 1
-        size = full.shape[dim] if channels is None else channels.size
+            return mask.scatter(kept)
+        dim = channel_dim(len(mask.shape)) or 1
+        size = mask.shape[dim] if channels is None else channels.size
         old = self._means.get(size)
         if old is None:
-            old = torch.zeros(size, device=full.device)
-        index = slice(None) if channels is None else channels.index.to(full.device)
-        held = mask.scatter(torch.ones_like(kept))
-        shape = [1] * full.ndim
+            old = torch.zeros(size, device=kept.device)
+        index = slice(None) if channels is None else channels.index.to(kept.device)
+        shape = [1] * len(mask.shape)
         shape[dim] = -1
-        centre = old[index].to(full.dtype).reshape(shape)
-        full = full + centre * (1 - mask.scale * held)
+        centre = old[index].to(kept.dtype).reshape(shape).expand(mask.shape)
+        full = centre + mask.scatter(kept - mask.scale * mask.select(centre))
         mean = old.clone()
         mean[index] = full.float().movedim(dim, 0).flatten(1).mean(dim=1)
         if bool(torch.isfinite(mean).all()):

@@ -133,10 +133,14 @@ class DropMask:
         bits = np.random.PCG64(self.seed)
         circle = np.argsort(bits.random_raw(d), kind="stable")
         starts = (bits.random_raw(subsets) % np.uint64(max(d, 1))).astype(np.int64)
-        arcs = (starts[:, None] + np.arange(self.num_kept)) % max(d, 1)
-        kept = np.zeros((subsets, d), dtype=bool)
-        np.put_along_axis(kept, circle[arcs], True, axis=1)
-        units = np.nonzero(kept)[1].reshape(subsets, self.num_kept)
+        place = np.empty(d, dtype=np.int64)
+        place[circle] = np.arange(d)
+        units = np.empty((subsets, self.num_kept), dtype=np.int64)
+        for row, start in zip(units, starts, strict=True):
+            end, behind = start + self.num_kept, place >= start
+            # An arc that passes the circle's end goes on at its start.
+            kept = behind & (place < end) if end <= d else behind | (place < end - d)
+            row[:] = np.flatnonzero(kept)
         return torch.from_numpy(units).expand(n, -1)
 
     def gather(self, activations: torch.Tensor) -> torch.Tensor:
@@ -162,7 +166,7 @@ class DropMask:
         if self._keeps_all:
             return activations
         rows = self._by_units(activations, self.num_units)
-        kept = rows.flatten(0, 1).index_select(0, self._flat(activations.device))
+        kept = rows.flatten(0, 1).index_select(0, self._flat.to(activations.device))
         kept = kept.reshape(rows.shape[0], self.num_kept, rows.shape[2])
         return self._from_units(kept, self.kept_shape)
 
@@ -179,7 +183,8 @@ class DropMask:
             return kept
         n, d, rest = self._shape_by_units
         rows = self._by_units(kept, self.num_kept).flatten(0, 1)
-        full = rows.new_zeros(n * d, rest).index_copy(0, self._flat(kept.device), rows)
+        where = self._flat.to(kept.device)
+        full = rows.new_zeros(n * d, rest).index_copy(0, where, rows)
         return self._from_units(full.reshape(n, d, rest), tuple(self.shape))
 
     @property
@@ -199,10 +204,11 @@ class DropMask:
         d = total if self.unit == "element" else self.shape[self._dim]
         return n, d, total // d if d else 0
 
-    def _flat(self, device: torch.device) -> torch.Tensor:
-        """Return where kept units are among all units of the batch."""
+    @cached_property
+    def _flat(self) -> torch.Tensor:
+        """Where kept units are among all units of the batch."""
         first = torch.arange(self.shape[0])[:, None] * self.num_units
-        return (self.units + first).reshape(-1).to(device)
+        return (self.units + first).reshape(-1)
 
     def _by_units(self, x: torch.Tensor, units: int) -> torch.Tensor:
         """View or copy a full or kept tensor as (N, units, values of a unit)."""
