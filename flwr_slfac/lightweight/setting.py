@@ -98,8 +98,9 @@ class Lightweight:
         scale of its batch norm (channels only), or the growth of |w| since the start
         (channels only; after Zhou et al., "Deconstructing lottery tickets", 2019).
         |w| suits fronts that come trained. In a front that starts from random weights
-        it says nothing yet, and the widest channels are a poor choice: take
-        ``"increase"``, whose first choice is drawn.
+        it says nothing yet, and in runs of some hundred steps the widest channels are a
+        poor choice: take ``"increase"``, whose first choice is drawn. In runs of some
+        thousand steps there is no difference.
     scope : {"layer", "global"} (default: "layer")
         Whether the share holds in every layer or over all.
     at_cut : {"prune", "keep"} (default: "prune")

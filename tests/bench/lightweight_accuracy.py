@@ -45,6 +45,7 @@ TOGETHER = {
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "together": TOGETHER,
+    "together by weight": {**TOGETHER, "criterion": "weight"},
     **{
         f"rho {rho}": {"prune": rho, "criterion": "increase"}
         for rho in (0.1, 0.3, 0.5, 0.7)
