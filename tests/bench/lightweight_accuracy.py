@@ -68,7 +68,7 @@ class Plan:
 
 
 PLANS = {
-    # In rounds of 50 steps devices of so few classes drift apart, plain ones too.
+    # In long rounds fronts drift apart, those of plain training too.
     "cifar10": Plan(10_000, 1000, 2, "features.13"),
     "mnist": Plan(4000, 6, 50, "layer1"),
 }
