@@ -193,13 +193,13 @@ class SplitFed(Strategy):
         self.reports: list[RoundReport] = []
         self.arrays: ArrayRecord | None = None
         self.costs: list[DeviceCost] = []
-        self._lightweight = lightweight
         self._fronts: Fronts | None = None
         if lightweight is not None:
-            lightweight = self._lightweight = lightweight.fit(self._up, self._down)
+            lightweight = lightweight.fit(self._up, self._down)
             _require_averaging(strategy, lightweight)
             _require_no_feedback(self._up, self._down, lightweight)
             self._fronts = Fronts(lightweight, relay=scheme == "sequential")
+        self._lightweight = lightweight
         self._rounds = Rounds(
             self._server, self._down, self.traffic, DEFAULT_MAX_ELEMENTS, self._fronts
         )

@@ -10,7 +10,6 @@ gradient that a device needs is the same, so the centre costs no byte.
 
 import torch
 
-from flwr_slfac.codec.uniform import channel_dim
 from flwr_slfac.lightweight.dropout import DropMask
 from flwr_slfac.lightweight.kept import CutChannels
 
@@ -35,9 +34,9 @@ class Centres:
     """
 
     def __init__(self) -> None:
-        # By number of channels, as devices of one run might differ in it.
-        self._means: dict[int, torch.Tensor] = {}
-        self._seen: dict[int, list[torch.Tensor]] = {}
+        # By dimension and number of channels: devices of one run might differ in it.
+        self._means: dict[tuple[int, int], torch.Tensor] = {}
+        self._seen: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     def restore(
         self, kept: torch.Tensor, mask: DropMask, channels: CutChannels | None = None
@@ -56,16 +55,18 @@ class Centres:
         Raises
         ------
         TrainingError
-            If the values are not of `kept_shape`.
+            If the values are not of `kept_shape`, or the mask not of the channels.
         """
-        if mask.num_kept == mask.num_units:
+        if mask.keeps_all:
             return mask.scatter(kept)
-        dim = channel_dim(len(mask.shape)) or 1
-        size = mask.shape[dim] if channels is None else channels.size
-        old = self._means.get(size)
+        dim, size = mask.dim, mask.shape[mask.dim]
+        index: slice | torch.Tensor = slice(None)
+        if channels is not None:
+            channels.require_kept(mask.shape)
+            dim, size, index = channels.dim, channels.size, channels.index
+        old = self._means.get((dim, size))
         if old is None:
             old = torch.zeros(size, device=kept.device)
-        index = slice(None) if channels is None else channels.index.to(kept.device)
         shape = [1] * len(mask.shape)
         shape[dim] = -1
         centre = old[index].to(kept.dtype).reshape(shape).expand(mask.shape)
@@ -73,7 +74,7 @@ class Centres:
         mean = old.clone()
         mean[index] = full.float().movedim(dim, 0).flatten(1).mean(dim=1)
         if bool(torch.isfinite(mean).all()):
-            self._seen.setdefault(size, []).append(mean)
+            self._seen.setdefault((dim, size), []).append(mean)
         return full
 
     def end_step(self) -> None:
@@ -81,8 +82,8 @@ class Centres:
 
         Not before, lest a value depended on the masks of its own step.
         """
-        for size, seen in self._seen.items():
+        for kind, seen in self._seen.items():
             now = torch.stack(seen).mean(dim=0)
-            old = self._means.get(size)
-            self._means[size] = now if old is None else old.lerp(now, 1 - _DECAY)
+            old = self._means.get(kind)
+            self._means[kind] = now if old is None else old.lerp(now, 1 - _DECAY)
         self._seen = {}

@@ -117,12 +117,12 @@ class DropMask:
     @property
     def kept_shape(self) -> tuple[int, ...]:
         """Shape of what travels: ``(N, K, H, W)``, ``(N, T, K)`` or ``(N, K)``."""
-        if self._keeps_all:
+        if self.keeps_all:
             return tuple(self.shape)
         if self.unit == "element":
             return (self.shape[0], self.num_kept)
         shape = list(self.shape)
-        shape[self._dim] = self.num_kept
+        shape[self.dim] = self.num_kept
         return tuple(shape)
 
     @cached_property
@@ -152,7 +152,7 @@ class DropMask:
             If the activations are not of the mask's shape.
         """
         kept = self.select(activations)
-        return kept if self._keeps_all else kept * self.scale
+        return kept if self.keeps_all else kept * self.scale
 
     def select(self, activations: torch.Tensor) -> torch.Tensor:
         """Return the kept values as they are; what `scatter` is the adjoint of.
@@ -163,7 +163,7 @@ class DropMask:
             If the activations are not of the mask's shape.
         """
         _require_shape(activations, tuple(self.shape), "activations")
-        if self._keeps_all:
+        if self.keeps_all:
             return activations
         rows = self._by_units(activations, self.num_units)
         kept = rows.flatten(0, 1).index_select(0, self._flat.to(activations.device))
@@ -179,7 +179,7 @@ class DropMask:
             If the values are not of `kept_shape`.
         """
         _require_shape(kept, self.kept_shape, "kept values")
-        if self._keeps_all:
+        if self.keeps_all:
             return kept
         n, d, rest = self._shape_by_units
         rows = self._by_units(kept, self.num_kept).flatten(0, 1)
@@ -188,11 +188,13 @@ class DropMask:
         return self._from_units(full.reshape(n, d, rest), tuple(self.shape))
 
     @property
-    def _keeps_all(self) -> bool:
+    def keeps_all(self) -> bool:
+        """Whether nothing is dropped."""
         return self.num_kept == self.num_units
 
     @property
-    def _dim(self) -> int:
+    def dim(self) -> int:
+        """Dimension along which channels lie."""
         dim = channel_dim(len(self.shape))
         return 1 if dim is None else dim
 
@@ -201,7 +203,7 @@ class DropMask:
         """Shape (N, D, R) of the activations: R values in each of D units."""
         n, *others = self.shape
         total = int(np.prod(others))
-        d = total if self.unit == "element" else self.shape[self._dim]
+        d = total if self.unit == "element" else self.shape[self.dim]
         return n, d, total // d if d else 0
 
     @cached_property
@@ -213,15 +215,15 @@ class DropMask:
     def _by_units(self, x: torch.Tensor, units: int) -> torch.Tensor:
         """View or copy a full or kept tensor as (N, units, values of a unit)."""
         if self.unit == "channel":
-            x = x.movedim(self._dim, 1)
+            x = x.movedim(self.dim, 1)
         return x.reshape(x.shape[0], units, self._shape_by_units[2])
 
     def _from_units(self, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         if self.unit == "element":
             return x.reshape(shape)
         moved = list(shape)
-        moved.insert(1, moved.pop(self._dim))
-        return x.reshape(moved).movedim(1, self._dim).contiguous()
+        moved.insert(1, moved.pop(self.dim))
+        return x.reshape(moved).movedim(1, self.dim).contiguous()
 
 
 def require_dropout(p: float, unit: str = "channel", per: str = "batch") -> None:

@@ -9,7 +9,7 @@
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,8 +47,7 @@ class CutChannels:
 
         Differentiable; `scatter` is its adjoint.
         """
-        if full.ndim <= self.dim or full.shape[self.dim] != self.size:
-            raise TrainingError(self._misfit(full, self.size))
+        self._require(full.shape, self.size)
         if self.index.numel() == self.size:
             return full
         return full.index_select(self.dim, self.index.to(full.device))
@@ -59,8 +58,7 @@ class CutChannels:
         The server applies it before its half, under autograd: the gradient that comes
         back is then that of the kept channels alone.
         """
-        if small.ndim <= self.dim or small.shape[self.dim] != self.index.numel():
-            raise TrainingError(self._misfit(small, self.index.numel()))
+        self.require_kept(small.shape)
         if self.index.numel() == self.size:
             return small
         shape = list(small.shape)
@@ -68,9 +66,15 @@ class CutChannels:
         full = small.new_zeros(shape)
         return full.index_copy(self.dim, self.index.to(small.device), small)
 
-    def _misfit(self, found: Tensor, size: int) -> str:
-        return (
-            f"smashed data of shape {tuple(found.shape)}, but the mask wants {size} "
+    def require_kept(self, shape: Sequence[int]) -> None:
+        """Raise TrainingError unless this is a shape of the kept channels alone."""
+        self._require(shape, self.index.numel())
+
+    def _require(self, shape: Sequence[int], size: int) -> None:
+        if len(shape) > self.dim and shape[self.dim] == size:
+            return
+        raise TrainingError(
+            f"smashed data of shape {tuple(shape)}, but the mask wants {size} "
             f"channels in dimension {self.dim}; both sides must use the mask of this "
             "round"
         )

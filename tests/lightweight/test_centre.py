@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight.centre import Centres
 from flwr_slfac.lightweight.dropout import DropMask, Per, Unit
 from flwr_slfac.lightweight.kept import CutChannels
@@ -24,7 +25,7 @@ def away_from_zero(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 
 def learned(shape: tuple[int, ...]) -> Centres:
-    """Return centres that have seen many batches of this kind, without dropout."""
+    """Return centres that have seen many batches of this kind."""
     centres = Centres()
     for seed in range(40):
         x = away_from_zero(shape, seed)
@@ -93,6 +94,28 @@ def test_devices_that_hold_unlike_channels_share_centres() -> None:
     centre = torch.tensor([0.0, 0.0, 0.0, 6.0])
     restored = centres.restore(torch.zeros(2, 2), full)
     assert torch.equal(restored, centre * (1 - 2 * held))
+
+
+def test_centres_are_of_the_channels_that_were_pruned() -> None:
+    """Of maps of one dimension too, where dropout takes the last one for channels."""
+    centres = Centres()
+    some = CutChannels(1, 4, torch.tensor([1, 3]))
+    x = torch.tensor([5.0, 7.0]).reshape(1, 2, 1).expand(3, 2, 2)
+    mask = DropMask(x.shape, 0.5, seed=1)
+    for _ in range(200):
+        centres.restore(mask.gather(x), mask, some)
+        centres.end_step()
+    restored = centres.restore(mask.gather(x), mask, some)
+    torch.testing.assert_close(restored, x, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 5), (2, 1, 4, 4)])
+def test_shapes_that_pruning_does_not_leave_are_refused(shape: tuple[int, ...]) -> None:
+    """A device that computes other channels is at fault, not the server."""
+    some = CutChannels(1, 4, torch.tensor([1, 3]))
+    mask = DropMask(shape, 0.5, seed=1, unit="element")
+    with pytest.raises(TrainingError, match="the mask wants 2 channels"):
+        Centres().restore(torch.ones(mask.kept_shape), mask, some)
 
 
 def test_values_that_are_not_finite_do_not_stay() -> None:

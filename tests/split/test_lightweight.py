@@ -1,6 +1,7 @@
 """Lightweight training keeps its laws in every scheme."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
@@ -341,6 +342,22 @@ def test_what_is_dropped_suits_both_codecs(
     builders.assert_same(dict(open_.front), dict(said.front))
     assert chosen.fit(parse_codec("identity")) == chosen
     assert chosen.fit(parse_codec("powerquant(bits=4)")) == chosen
+
+
+@pytest.mark.parametrize("unit", ["channel", "element"])
+def test_maps_of_one_dimension_are_pruned_and_dropped(unit: Unit) -> None:
+    """Pruning takes the first dimension of a map for its channels, dropout the last."""
+    torch.manual_seed(0)
+    front = nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 4, 3, padding=1), nn.ReLU())
+    back = nn.Sequential(nn.Flatten(), nn.Linear(4 * 36, builders.NUM_CLASSES))
+    result = train_locally(
+        builders.devices(front, SIZES),
+        front.state_dict(),
+        builders.server(back, "parallel"),
+        num_rounds=2,
+        lightweight=Lightweight(prune=0.5, activation_dropout=0.3, dropout_unit=unit),
+    )
+    assert all(math.isfinite(r.loss) for r in result.rounds)
 
 
 def test_costs_tell_what_each_reduction_saves() -> None:
