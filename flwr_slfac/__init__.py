@@ -6,7 +6,7 @@ smashed data crosses the network, and it crosses small.
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.client import client_app
-from flwr_slfac.cut import CutPoint, Halves, cut, legal_cuts
+from flwr_slfac.cutting.halves import CutPoint, Halves, cut, legal_cuts
 from flwr_slfac.errors import (
     AllDevicesLostError,
     CodecError,

@@ -13,8 +13,8 @@ PACKAGE = Path(flwr_slfac.__file__).parent
 
 # Each room imports only from itself and from rooms above it.
 ROOMS = (
-    ("errors", "_release"),
-    ("_cut", "cut"),
+    ("errors", "_release", "states"),
+    ("cutting",),
     ("codec",),
     ("lightweight",),
     ("traffic",),
@@ -26,7 +26,7 @@ ROOMS = (
 )
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}
 WITHOUT_FLOWER = (
-    *("errors", "_release", "_cut", "cut"),
+    *("errors", "_release", "states", "cutting"),
     *("codec", "lightweight", "traffic", "split"),
 )
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")

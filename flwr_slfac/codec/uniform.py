@@ -22,7 +22,7 @@ from flwr_slfac.codec.base import (
     from_bytes,
     register,
 )
-from flwr_slfac.codec.bitpack import pack_fields, unpack_fields
+from flwr_slfac.codec.packing import pack_fields, unpack_fields
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, SettingError
 

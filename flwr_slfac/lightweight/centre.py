@@ -11,7 +11,7 @@ gradient that a device needs is the same, so the centre costs no byte.
 import torch
 
 from flwr_slfac.lightweight.dropout import DropMask
-from flwr_slfac.lightweight.kept import CutChannels
+from flwr_slfac.lightweight.pruning.channel_masks import CutChannels
 
 _DECAY = 0.9
 

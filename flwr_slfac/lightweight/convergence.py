@@ -22,8 +22,8 @@ from dataclasses import dataclass, fields
 
 from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.dropout import require_dropout
-from flwr_slfac.lightweight.qsgd import DEFAULT_BUCKET, Norm, qsgd_variance
-from flwr_slfac.lightweight.update import update_variance
+from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET, Norm, qsgd_variance
+from flwr_slfac.lightweight.quantization.update import update_variance
 
 
 @dataclass(frozen=True)

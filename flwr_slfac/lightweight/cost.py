@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from flwr_slfac.errors import DecodeError
-from flwr_slfac.lightweight.saved import saved_in_8_bits
+from flwr_slfac.lightweight.activations.saved import saved_in_8_bits
 
 
 @dataclass(frozen=True)

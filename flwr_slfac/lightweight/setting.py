@@ -8,14 +8,14 @@ from typing import Any, Literal, get_args
 from flwr_slfac.codec.base import Codec
 from flwr_slfac.errors import DecodeError, SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
-from flwr_slfac.lightweight.importance import (
+from flwr_slfac.lightweight.pruning.importance import (
     Criterion,
     CutChoice,
     Scope,
     require_choice,
     require_ratio,
 )
-from flwr_slfac.lightweight.qsgd import DEFAULT_BUCKET, require_qsgd
+from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET, require_qsgd
 
 Profile = Mapping[str, Any]
 Prune = float | Sequence[float] | Callable[[int, Profile], float]

@@ -13,7 +13,7 @@ import torch
 
 from flwr_slfac.lightweight.centre import Centres
 from flwr_slfac.lightweight.dropout import DropMask
-from flwr_slfac.lightweight.kept import CutChannels
+from flwr_slfac.lightweight.pruning.channel_masks import CutChannels
 from flwr_slfac.lightweight.setting import Orders
 from flwr_slfac.split.noise import seed_for
 

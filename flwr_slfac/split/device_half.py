@@ -22,11 +22,11 @@ from flwr_slfac.codec import (
     restart,
 )
 from flwr_slfac.errors import SettingError, TrainingError, VersionError
+from flwr_slfac.lightweight.activations.saved import saved_in_8_bits, without_values
 from flwr_slfac.lightweight.cost import step_cost
-from flwr_slfac.lightweight.gradients import quantize_gradients
-from flwr_slfac.lightweight.saved import saved_in_8_bits, without_values
+from flwr_slfac.lightweight.quantization.gradients import quantize_gradients
+from flwr_slfac.lightweight.quantization.update import pack_update
 from flwr_slfac.lightweight.setting import FULL_BITS, Orders
-from flwr_slfac.lightweight.update import pack_update
 from flwr_slfac.split.absent import drop_mask
 from flwr_slfac.split.batches import BatchOrder, Pair, fetch
 from flwr_slfac.split.device import Device, has_batch_norm
@@ -38,12 +38,12 @@ from flwr_slfac.split.protocol import (
     EvaluateReply,
     EvaluateRequest,
     Smashed,
-    State,
     TrainReply,
     TrainRequest,
 )
 from flwr_slfac.split.state import pack_state, unpack_state
 from flwr_slfac.split.tuning import Tuning
+from flwr_slfac.states import State
 
 _FIRST_FORWARD = -1  # "no forward has run yet in this round"
 

@@ -21,20 +21,25 @@ from flwr_slfac.errors import (
     DeviceError,
     TrainingError,
 )
-from flwr_slfac.lightweight.channels import Channels
-from flwr_slfac.lightweight.coordinate_average import fill_absent, restore_absent
-from flwr_slfac.lightweight.coordinates import Holding, expand_state, sub_state
-from flwr_slfac.lightweight.importance import (
+from flwr_slfac.lightweight.pruning.average import fill_absent, restore_absent
+from flwr_slfac.lightweight.pruning.channel_masks import CutChannels, KeptChannels
+from flwr_slfac.lightweight.pruning.channels import Channels
+from flwr_slfac.lightweight.pruning.coordinates import Holding, expand_state, sub_state
+from flwr_slfac.lightweight.pruning.element_masks import (
+    ElementMasks,
+    choose_elements,
+    prunable_shapes,
+)
+from flwr_slfac.lightweight.pruning.importance import (
     channel_scores,
     choose_channels,
     increase,
     update_as_gradient,
 )
-from flwr_slfac.lightweight.kept import CutChannels, KeptChannels
-from flwr_slfac.lightweight.mask import ElementMasks, choose_elements, prunable_shapes
+from flwr_slfac.lightweight.quantization.update import unpack_update
 from flwr_slfac.lightweight.setting import FULL_BITS, Lightweight
-from flwr_slfac.lightweight.update import unpack_update
-from flwr_slfac.split.protocol import Begin, Description, Link, State, TrainReply
+from flwr_slfac.split.protocol import Begin, Description, Link, TrainReply
+from flwr_slfac.states import State
 
 
 class Fronts:

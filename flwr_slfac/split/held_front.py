@@ -8,13 +8,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.channel_analysis import channel_groups
-from flwr_slfac.lightweight.channels import Channels
-from flwr_slfac.lightweight.coordinates import Holding, expand_state
-from flwr_slfac.lightweight.kept import KeptChannels
-from flwr_slfac.lightweight.mask import ElementMasks, hold_zero, prunable_shapes
-from flwr_slfac.lightweight.prune import shrink
-from flwr_slfac.split.protocol import State
+from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.channels import Channels
+from flwr_slfac.lightweight.pruning.coordinates import Holding, expand_state
+from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
+from flwr_slfac.lightweight.pruning.element_masks import (
+    ElementMasks,
+    hold_zero,
+    prunable_shapes,
+)
+from flwr_slfac.lightweight.pruning.shrink import shrink
+from flwr_slfac.states import State
 
 
 class HeldFront:

@@ -7,7 +7,6 @@ from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Identity, format_codec
 from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.lightweight.setting import Lightweight
-from flwr_slfac.split.average import weighted_average
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.fronts import Fronts
@@ -17,12 +16,12 @@ from flwr_slfac.split.protocol import (
     EvaluateAnswer,
     EvaluateRequest,
     Lost,
-    State,
     TrainAnswer,
     TrainRequest,
 )
 from flwr_slfac.split.round import RoundResult, Rounds
 from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.states import State, weighted_average
 from flwr_slfac.traffic import Traffic
 
 _EVALUATE_BYTES = 2**23

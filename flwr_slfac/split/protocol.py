@@ -16,9 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import torch
-
-State = Mapping[str, torch.Tensor]
+from flwr_slfac.states import State
 
 
 @dataclass(frozen=True)

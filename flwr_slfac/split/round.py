@@ -31,12 +31,12 @@ from flwr_slfac.split.protocol import (
     Link,
     Lost,
     Smashed,
-    State,
     TrainAnswer,
     TrainReply,
     TrainRequest,
 )
 from flwr_slfac.split.server_half import Batch, ServerHalf
+from flwr_slfac.states import State
 from flwr_slfac.traffic import Phase, Traffic
 
 logger = logging.getLogger("flwr")

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from flwr_slfac.errors import DivergedError, SettingError
-from flwr_slfac.split.average import weighted_average
 from flwr_slfac.split.device import (
     OptimizerFactory,
     SchedulerFactory,
@@ -20,6 +19,7 @@ from flwr_slfac.split.device import (
 from flwr_slfac.split.noise import seed_for, seeded
 from flwr_slfac.split.scheme import Scheme, require_scheme
 from flwr_slfac.split.tuning import Tuning
+from flwr_slfac.states import weighted_average
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Metric = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | float"]

@@ -23,17 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from flwr_slfac.codec import Identity, encode
-from flwr_slfac.cut import cut
-from flwr_slfac.lightweight.channel_analysis import channel_groups
-from flwr_slfac.lightweight.channels import Channels
-from flwr_slfac.lightweight.coordinates import sub_state
-from flwr_slfac.lightweight.importance import (
+from flwr_slfac.cutting.halves import cut
+from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.channels import Channels
+from flwr_slfac.lightweight.pruning.coordinates import sub_state
+from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
+from flwr_slfac.lightweight.pruning.importance import (
     CutChoice,
     channel_scores,
     choose_channels,
 )
-from flwr_slfac.lightweight.kept import KeptChannels
-from flwr_slfac.lightweight.prune import shrink
+from flwr_slfac.lightweight.pruning.shrink import shrink
 from flwr_slfac.split.state import pack_state
 from tests import models
 from tests.bench.revision import head

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from flwr_slfac.codec import decode, encode, parse_codec
-from flwr_slfac.codec.plan import Target, make_plan
-from flwr_slfac.codec.transform import Shape, energy
+from flwr_slfac.codec.waterfill.plan import Target, make_plan
+from flwr_slfac.codec.waterfill.transform import Shape, energy
 from tests.bench.capture import load
 from tests.bench.rate_curves import Curve, bits_at, codec_curve, outside_curves
 from tests.bench.rate_report import Row, plot, report

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_slfac.codec.bands import (
+from flwr_slfac.codec.slfac.bands import (
     decompose,
     describe,
     deviation_order,

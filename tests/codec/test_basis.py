@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_slfac.codec.basis import (
+from flwr_slfac.codec.transforms.basis import (
     Basis,
     forward,
     inverse,

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_slfac.codec.bitpack import (
+from flwr_slfac.codec.packing import (
     BitReader,
     BitWriter,
     group_starts,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flwr_slfac.codec.entropy import (
+from flwr_slfac.codec.waterfill.entropy import (
     LARGE,
     QUINARY,
     SMALL,

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flwr_slfac.codec import decode, encode, format_codec, parse_codec
-from flwr_slfac.codec.slfac import SLFAC
-from flwr_slfac.codec.slfac_sections import Coded, Header
+from flwr_slfac.codec.slfac.codec import SLFAC
+from flwr_slfac.codec.slfac.sections import Coded, Header
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, SettingError
 from tests.codec import slfac_reference as reference
@@ -433,9 +433,9 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = encode(x, codec)
         decoded = decode(whole)
         with monkeypatch.context() as patch:
-            patch.setattr("flwr_slfac.codec.spectra.ENCODE_CHUNK", 1)
-            patch.setattr("flwr_slfac.codec.slfac.DECODE_CHUNK", 1)
-            patch.setattr("flwr_slfac.codec.spectra._MIN_LANES", 2)
+            patch.setattr("flwr_slfac.codec.slfac.spectra.ENCODE_CHUNK", 1)
+            patch.setattr("flwr_slfac.codec.slfac.codec.DECODE_CHUNK", 1)
+            patch.setattr("flwr_slfac.codec.slfac.spectra._MIN_LANES", 2)
             torch.testing.assert_close(decode(whole), decoded, atol=1e-12, rtol=0)
             assert len(encode(x, codec)) == len(whole)
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flwr_slfac.lightweight.channels import Channels
-from flwr_slfac.lightweight.kept import KeptChannels
+from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.channels import Channels
 
 OPS = (
     *("conv", "conv", "conv", "norm", "relu", "gelu", "sigmoid", "add", "add", "mul"),

@@ -6,7 +6,7 @@ import torch
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight.centre import Centres
 from flwr_slfac.lightweight.dropout import DropMask, Per, Unit
-from flwr_slfac.lightweight.kept import CutChannels
+from flwr_slfac.lightweight.pruning.channel_masks import CutChannels
 
 SHAPES = ((3, 8), (2, 5, 6), (4, 6, 3, 4))
 KINDS: tuple[tuple[Unit, Per], ...] = (

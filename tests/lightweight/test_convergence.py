@@ -13,8 +13,8 @@ from flwr_slfac.lightweight.convergence import (
     Training,
     convergence_bound,
 )
-from flwr_slfac.lightweight.qsgd import qsgd_variance
-from flwr_slfac.lightweight.update import update_variance
+from flwr_slfac.lightweight.quantization.qsgd import qsgd_variance
+from flwr_slfac.lightweight.quantization.update import update_variance
 from tests.bench.convergence_linear import STEP, Setting, make_data, run
 
 OBJECTIVE = Objective(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_slfac.codec import Identity, decode, encode
-from flwr_slfac.codec.waterfill import Waterfill
+from flwr_slfac.codec.waterfill.codec import Waterfill
 from flwr_slfac.errors import SettingError, TrainingError
 from flwr_slfac.lightweight.dropout import DropMask, Per, Unit
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flwr_slfac.errors import DivergedError, SettingError
-from flwr_slfac.lightweight.gradients import quantize, quantize_gradients
-from flwr_slfac.lightweight.qsgd import Norm, num_levels, qsgd_variance
+from flwr_slfac.lightweight.quantization.gradients import quantize, quantize_gradients
+from flwr_slfac.lightweight.quantization.qsgd import Norm, num_levels, qsgd_variance
 
 NORMS: tuple[Norm, ...] = ("max", "l2")
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from flwr_slfac.errors import SettingError, TrainingError
-from flwr_slfac.lightweight.channel_analysis import channel_groups
-from flwr_slfac.lightweight.coordinate_average import (
+from flwr_slfac.lightweight.pruning.average import (
     average_coordinates,
     fill_absent,
 )
-from flwr_slfac.lightweight.coordinates import Everything, Holding, sub_state
-from flwr_slfac.lightweight.mask import ElementMasks
+from flwr_slfac.lightweight.pruning.coordinates import Everything, Holding, sub_state
+from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
+from flwr_slfac.lightweight.pruning.element_masks import ElementMasks
 from tests.lightweight.prune_cases import random_kept
 
 FRONT = nn.Sequential(

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flwr_slfac.cut import cut
+from flwr_slfac.cutting.halves import cut
 from flwr_slfac.errors import DivergedError, SettingError
-from flwr_slfac.lightweight.channel_analysis import channel_groups
-from flwr_slfac.lightweight.channels import Channels
-from flwr_slfac.lightweight.coordinate_average import average_coordinates
-from flwr_slfac.lightweight.coordinates import sub_state
-from flwr_slfac.lightweight.importance import (
+from flwr_slfac.lightweight.pruning.average import average_coordinates
+from flwr_slfac.lightweight.pruning.channels import Channels
+from flwr_slfac.lightweight.pruning.coordinates import sub_state
+from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
+from flwr_slfac.lightweight.pruning.importance import (
     channel_scores,
     choose,
     choose_channels,

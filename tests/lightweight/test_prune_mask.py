@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 from flwr_slfac.errors import DecodeError, DivergedError, SettingError, TrainingError
-from flwr_slfac.lightweight.coordinates import expand_state, sub_state
-from flwr_slfac.lightweight.mask import (
+from flwr_slfac.lightweight.pruning.coordinates import expand_state, sub_state
+from flwr_slfac.lightweight.pruning.element_masks import (
     ElementMasks,
     choose_elements,
     hold_zero,

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flwr_slfac.cut import cut
+from flwr_slfac.cutting.halves import cut
 from flwr_slfac.errors import DecodeError, SettingError, TrainingError
-from flwr_slfac.lightweight.channel_analysis import channel_groups
-from flwr_slfac.lightweight.channels import Channels
-from flwr_slfac.lightweight.coordinates import expand_state, sub_state
-from flwr_slfac.lightweight.importance import channel_scores, choose_channels
-from flwr_slfac.lightweight.kept import CutChannels, KeptChannels
-from flwr_slfac.lightweight.prune import shrink
+from flwr_slfac.lightweight.pruning.channel_masks import CutChannels, KeptChannels
+from flwr_slfac.lightweight.pruning.channels import Channels
+from flwr_slfac.lightweight.pruning.coordinates import expand_state, sub_state
+from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
+from flwr_slfac.lightweight.pruning.importance import channel_scores, choose_channels
+from flwr_slfac.lightweight.pruning.shrink import shrink
 from tests import models
 from tests.lightweight.prune_cases import random_kept, random_nets, zeroed
 

@@ -30,14 +30,14 @@ from flwr.serverapp.strategy import (
 from torch import Tensor, nn
 
 from flwr_slfac import Lightweight, SettingError, SplitFed
-from flwr_slfac.lightweight.channel_analysis import channel_groups
-from flwr_slfac.lightweight.coordinate_average import (
+from flwr_slfac.lightweight.pruning.average import (
     average_coordinates,
     fill_absent,
     restore_absent,
 )
-from flwr_slfac.lightweight.coordinates import sub_state
-from flwr_slfac.lightweight.kept import KeptChannels
+from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.coordinates import sub_state
+from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
 from tests.lightweight.prune_cases import random_kept
 
 State = dict[str, Tensor]

@@ -13,10 +13,10 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile
 
-from flwr_slfac.cut import cut
+from flwr_slfac.cutting.halves import cut
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.lightweight.affine import code
-from flwr_slfac.lightweight.saved import saved_in_8_bits, without_values
+from flwr_slfac.lightweight.activations.affine import code
+from flwr_slfac.lightweight.activations.saved import saved_in_8_bits, without_values
 from tests import models
 
 FRONTS: dict[str, Callable[[int], nn.Module]] = {
@@ -227,7 +227,7 @@ def test_layers_in_pieces_equal_pytorch_where_codes_are_exact(
     layer: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On whole numbers 0 to 255, which codes hold exactly, gradients are PyTorch's."""
-    monkeypatch.setattr("flwr_slfac.lightweight.affine._PIECE", 3000)
+    monkeypatch.setattr("flwr_slfac.lightweight.activations.affine._PIECE", 3000)
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(0, 256, (10, 6, 14, 15), generator=generator).float()
     x[0, :, 0, 0], x[0, :, 0, 1] = 0, 255

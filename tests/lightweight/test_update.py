@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from flwr_slfac.cut import cut
+from flwr_slfac.cutting.halves import cut
 from flwr_slfac.errors import DecodeError, DivergedError, SettingError
-from flwr_slfac.lightweight.update import (
+from flwr_slfac.lightweight.quantization.update import (
     pack_update,
     unpack_update,
     update_variance,
 )
-from flwr_slfac.lightweight.update_layout import SCALE_SLACK, rounded_up
+from flwr_slfac.lightweight.quantization.update_layout import SCALE_SLACK, rounded_up
 from tests import models
 
 State = dict[str, torch.Tensor]

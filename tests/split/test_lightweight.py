@@ -15,14 +15,18 @@ from flwr_slfac import Lightweight, Traffic, cut
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Identity, parse_codec
 from flwr_slfac.errors import DeviceError, SettingError
-from flwr_slfac.lightweight.channel_analysis import channel_groups
-from flwr_slfac.lightweight.coordinates import sub_state
+from flwr_slfac.lightweight.activations.saved import saved_in_8_bits
 from flwr_slfac.lightweight.cost import step_cost
 from flwr_slfac.lightweight.dropout import Per, Unit
-from flwr_slfac.lightweight.importance import channel_scores, choose_channels, increase
-from flwr_slfac.lightweight.kept import KeptChannels
-from flwr_slfac.lightweight.prune import shrink
-from flwr_slfac.lightweight.saved import saved_in_8_bits
+from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.coordinates import sub_state
+from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
+from flwr_slfac.lightweight.pruning.importance import (
+    channel_scores,
+    choose_channels,
+    increase,
+)
+from flwr_slfac.lightweight.pruning.shrink import shrink
 from flwr_slfac.split import (
     DeviceHalf,
     Fronts,

@@ -23,8 +23,8 @@ from flwr_slfac.split import (
     ServerHalf,
     train_locally,
 )
-from flwr_slfac.split.average import weighted_average
 from flwr_slfac.split.batches import fetch
+from flwr_slfac.states import weighted_average
 from flwr_slfac.traffic import Traffic
 from tests.split import builders
 

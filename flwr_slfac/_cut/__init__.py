@@ -1,1 +1,0 @@
-"""How :mod:`flwr_slfac.cut` works: trace, data flow, plan, build."""

@@ -1,0 +1,1 @@
+"""SL-FAC: adaptive frequency decomposition, frequency-based quantization."""

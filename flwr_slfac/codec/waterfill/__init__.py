@@ -1,0 +1,1 @@
+"""Waterfill: a transform, one step for all coefficients, entropy coding."""

@@ -1,0 +1,192 @@
+r"""The orthonormal way from a tensor to coefficients and back.
+
+::
+
+    (N, C, S) -> rotate channels -> swap mean and sample 0
+      -> spatial basis -> (S, N * r)
+
+Every stage is orthonormal, so an error in coefficients is the same error in the tensor.
+Columns of the result are planes, one row of one sample each, in an order of choice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flwr_slfac.codec.transforms.basis import Basis, forward_rows, inverse_rows
+
+_CHUNK_PLANES = 512
+_CHUNK_VALUES = 2**19
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tensor's dimensions as samples, channels and positions.
+
+    Maps (N, C, H, W) as they are; tokens (N, T, D) have D channels at T positions,
+    vectors (N, D) D channels at one; a tensor of one dimension is one channel.
+    """
+
+    num_samples: int
+    num_channels: int
+    sizes: tuple[int, ...]
+    channels_last: bool = False
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of a plane."""
+        return math.prod(self.sizes)
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> "Shape":
+        """Read the dimensions of a tensor."""
+        if len(shape) == 0:
+            return cls(1, 1, ())
+        if len(shape) == 1:
+            return cls(1, 1, (shape[0],))
+        if len(shape) == 2:
+            return cls(shape[0], shape[1], ())
+        if len(shape) == 3:
+            return cls(shape[0], shape[2], (shape[1],), channels_last=True)
+        return cls(shape[0], shape[1], (math.prod(shape[2:-1]), shape[-1]))
+
+    def planes(self, tensor: torch.Tensor) -> torch.Tensor:
+        """View a tensor as (N, C, S)."""
+        if self.channels_last:
+            return tensor.transpose(1, 2)
+        return tensor.reshape(self.num_samples, self.num_channels, self.num_positions)
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """The stages, chosen.
+
+    Parameters
+    ----------
+    shape : Shape
+        Of the tensor.
+    basis : Basis
+        Along the sizes of a plane.
+    matrix : Tensor (r, C), optional
+        Orthonormal rows; None leaves the channels as they are.
+    has_mean : bool
+        Whether the mean of the samples takes the place of sample 0.
+    order : ndarray (N * r,)
+        Planes, ``sample * r + row``, in the order of columns.
+    """
+
+    shape: Shape
+    basis: Basis
+    matrix: torch.Tensor | None
+    has_mean: bool
+    order: npt.NDArray[Any]
+
+    @property
+    def num_rows(self) -> int:
+        """Channels after the rotation."""
+        return self.shape.num_channels if self.matrix is None else len(self.matrix)
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """Take rotated planes (N, r, S) to coefficients (S, N * r)."""
+        planes = rows.reshape(len(self.order), self.shape.num_positions)
+        index = torch.from_numpy(self.order).to(rows.device)
+        coefficients = planes.new_empty(planes.shape[1], len(index))
+        for start in range(0, len(index), _CHUNK_PLANES):
+            chunk = slice(start, start + _CHUNK_PLANES)
+            part = planes.index_select(0, index[chunk])
+            coefficients[:, chunk] = forward_planes(part, self.basis, self.shape)
+        return coefficients
+
+    def inverse(
+        self, coefficients: torch.Tensor, *, is_nonnegative: bool = False
+    ) -> torch.Tensor:
+        """Take coefficients back to planes (N, C, S), clamped at zero if asked to.
+
+        Chunks that fit a cache spare the memory of whole tensors in between.
+        """
+        index = torch.from_numpy(self.order).to(coefficients.device)
+        planes = coefficients.new_empty(len(index), self.shape.num_positions)
+        for start in range(0, len(index), _CHUNK_PLANES):
+            chunk = slice(start, start + _CHUNK_PLANES)
+            part = coefficients[:, chunk].contiguous()
+            part = inverse_planes(part, self.basis, self.shape).contiguous()
+            planes.index_copy_(0, index[chunk], part)
+        rows = planes.view(self.shape.num_samples, self.num_rows, -1)
+        if self.has_mean:
+            rows = reflect(rows, out=rows)
+        return self._unrotate(rows, is_nonnegative)
+
+    def _unrotate(self, rows: torch.Tensor, is_nonnegative: bool) -> torch.Tensor:
+        """Undo the rotation of channels, in place where it is square."""
+        if self.matrix is None:
+            return rows.clamp_(min=0) if is_nonnegative else rows
+        num_samples, num_rows, num_positions = rows.shape
+        num_channels = self.shape.num_channels
+        result = rows
+        if num_rows < num_channels:
+            result = rows.new_empty(num_samples, num_channels, num_positions)
+        step = max(1, _CHUNK_VALUES // max(1, num_channels * num_positions))
+        turned = self.matrix.t().contiguous()
+        for start in range(0, num_samples, step):
+            chunk = slice(start, start + step)
+            part = torch.matmul(turned, rows[chunk])
+            result[chunk] = part.clamp_(min=0) if is_nonnegative else part
+        return result
+
+
+def forward_planes(planes: torch.Tensor, basis: Basis, shape: Shape) -> torch.Tensor:
+    """Transform planes (R, S) to coefficients (S, R)."""
+    if shape.num_positions == 1:
+        return planes.t().contiguous()
+    lines = planes.reshape(len(planes), *shape.sizes)
+    return forward_rows(lines, basis).reshape(-1, len(planes))
+
+
+def inverse_planes(coeffs: torch.Tensor, basis: Basis, shape: Shape) -> torch.Tensor:
+    """Undo `forward_planes`."""
+    num_planes = coeffs.shape[1]
+    if shape.num_positions == 1:
+        return coeffs.t()
+    lines = inverse_rows(coeffs.reshape(*shape.sizes, num_planes), basis)
+    return lines.reshape(num_planes, -1)
+
+
+def reflect(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Swap the mean of samples and sample 0 by a reflection, its own inverse.
+
+    Row 0 of the result (N, r, S) is sqrt(N) times the mean of the samples. `out` may be
+    the rows themselves.
+    """
+    num_samples = len(rows)
+    if num_samples == 1:
+        return rows
+    normal = torch.full((num_samples,), -1 / math.sqrt(num_samples), device=rows.device)
+    normal[0] += 1.0
+    flat = rows.reshape(num_samples, -1)
+    scale = -2.0 / float(normal @ normal)
+    target = None if out is None else out.view(num_samples, -1)
+    result = torch.addr(flat, normal, normal @ flat, alpha=scale, out=target)
+    return result.view(rows.shape)
+
+
+def energy(x: torch.Tensor) -> float:
+    """Return the sum of squares: float32 within short runs, float64 over them."""
+    if x.is_contiguous() and x.numel() >= 1024:
+        flat = x.reshape(-1)
+        whole = flat.numel() // 1024 * 1024
+        runs = flat[:whole].view(-1, 1, 1024)
+        total = torch.bmm(runs, runs.transpose(1, 2)).sum(dtype=torch.float64)
+        return float(total + flat[whole:].square().sum(dtype=torch.float64))
+    return float(x.square().sum(dtype=torch.float64))
+
+
+def plane_energies(rows: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Return sums of squares over positions (N, r), in float64."""
+    norms = torch.linalg.vector_norm(rows, dim=2)
+    result: npt.NDArray[np.float64] = norms.to("cpu", torch.float64).square().numpy()
+    return result

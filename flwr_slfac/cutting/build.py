@@ -1,0 +1,175 @@
+"""Build the two halves of a planned cut."""
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.node import Node
+
+from flwr_slfac.cutting.flow import Sides
+from flwr_slfac.cutting.plan import state_sides
+from flwr_slfac.cutting.trace import Trace
+from flwr_slfac.errors import CutError
+
+
+@dataclass(frozen=True)
+class Program:
+    """Source of a forward and the names it uses; unlike a function, it pickles."""
+
+    source: str
+    modules: dict[str, str]
+    objects: dict[str, Any]
+
+    def compile(self) -> Callable[[nn.Module, Tensor], Any]:
+        """Return the forward as a function of the half and its input."""
+        scope = dict(self.objects)
+        scope.update({name: import_module(p) for name, p in self.modules.items()})
+        exec(self.source, scope)
+        forward: Callable[[nn.Module, Tensor], Any] = scope["forward"]
+        return forward
+
+
+class Half(nn.Module):
+    """One side of a cut: a part of the model's module tree, and two forwards.
+
+    ``sizes`` are those that ``torch.export`` has fixed: all but the batch.
+    """
+
+    def __init__(
+        self, programs: dict[bool, Program], sizes: tuple[int, ...] | None
+    ) -> None:
+        super().__init__()
+        self._programs = programs
+        self._sizes = sizes
+        self._forwards = {mode: p.compile() for mode, p in programs.items()}
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the trace of the current mode."""
+        if self._sizes is not None and tuple(x.shape[1:]) != self._sizes:
+            raise CutError(
+                f"This half was exported for inputs of shape (N, "
+                f"{', '.join(map(str, self._sizes))}) but got {tuple(x.shape)}. "
+                "Cut again with an example of that shape."
+            )
+        return self._forwards[self.training](self, x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_forwards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._forwards = {mode: p.compile() for mode, p in self._programs.items()}
+
+
+def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[nn.Module, nn.Module]:
+    """Return front and back; they take the tensors of the trace's own copy."""
+    halves: list[nn.Module] = []
+    taken: set[str] = set()
+    parts = (
+        {mode: s.front - {trace.flows[mode].source} for mode, s in plan.items()},
+        {mode: s.back for mode, s in plan.items()},
+    )
+    for names, part in zip(state_sides(trace, plan), parts, strict=True):
+        programs = {m: _program(trace, m, plan[m], part[m]) for m in part}
+        entry = trace.flows[False].source if not halves else plan[False].point
+        half = Half(programs, _fixed_sizes(entry) if trace.exported else None)
+        half.training = trace.root.training
+        nodes = set().union(*part.values())
+        leaves = {str(n.target) for n in nodes if n.op == "call_module"}
+        _graft(trace.root, half, "", leaves, names, taken)
+        for name in sorted(str(n.target) for n in nodes if n.op == "get_attr"):
+            _place_constant(trace.root, half, name)
+        taken = leaves | names
+        halves.append(half)
+    front, back = halves
+    lost = trace.persistent ^ (front.state_dict().keys() | back.state_dict().keys())
+    if lost:
+        raise CutError(f"The halves would not keep these state keys: {sorted(lost)}.")
+    return front, back
+
+
+def _fixed_sizes(node: Node) -> tuple[int, ...] | None:
+    """Return all sizes but the first, unless the batch is among them."""
+    sizes = tuple(node.meta["val"].shape[1:])
+    return sizes if all(type(size) is int for size in sizes) else None
+
+
+def _program(trace: Trace, mode: bool, sides: Sides, part: set[Node]) -> Program:
+    flow = trace.flows[mode]
+    is_back = flow.output in part
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    if is_back and flow.mutates_point(sides):
+        x = graph.call_method("clone", (x,))
+    env = {sides.point if is_back else flow.source: x}
+    for node in sorted(part, key=flow.order.__getitem__):
+        if is_back and node in sides.read_off:
+            if node.target is getattr:
+                env[node] = graph.call_function(getattr, (x, "device"))
+            else:
+                env[node] = graph.call_method("size", (x, 0))
+            continue
+        env[node] = graph.node_copy(node, env.__getitem__)
+        if trace.exported and node.kwargs.get("device") is not None:
+            # Export bakes the device of the example in; follow the input instead.
+            with graph.inserting_before(env[node]):
+                device = graph.call_function(getattr, (x, "device"))
+            env[node].update_kwarg("device", device)
+    if not is_back:
+        graph.output(env[sides.point])
+    code = graph.python_code("self")
+    modules, objects = {}, {}
+    for name, value in code.globals.items():
+        if isinstance(value, ModuleType):
+            modules[name] = value.__name__
+        else:
+            objects[name] = value
+    return Program(code.src, modules, objects)
+
+
+def _graft(
+    source: nn.Module,
+    target: nn.Module,
+    prefix: str,
+    leaves: set[str],
+    names: set[str],
+    taken: set[str],
+) -> None:
+    """Put the named leaves and tensors of ``source`` into ``target``."""
+    for key, parameter in source._parameters.items():
+        if prefix + key in names:
+            target.register_parameter(key, parameter)
+    for key, buffer in source._buffers.items():
+        if prefix + key in names and buffer is not None:
+            own = buffer.clone() if prefix + key in taken else buffer
+            lasting = key not in source._non_persistent_buffers_set
+            target.register_buffer(key, own, persistent=lasting)
+    for key, child in source._modules.items():
+        path = prefix + key
+        if child is not None and path in leaves:
+            own_child = copy.deepcopy(child) if path in taken else child
+            target.add_module(key, own_child)
+        elif child is not None and any(
+            name.startswith(f"{path}.") for name in leaves | names
+        ):
+            box = nn.Module()
+            box.training = child.training
+            target.add_module(key, box)
+            _graft(child, box, f"{path}.", leaves, names, taken)
+
+
+def _place_constant(root: nn.Module, half: nn.Module, name: str) -> None:
+    """Register a traced constant, so that ``.to`` moves it with the half."""
+    *parents, key = name.split(".")
+    for parent in parents:
+        if parent not in half._modules:
+            half.add_module(parent, nn.Module())
+        half = half.get_submodule(parent)
+    if not hasattr(half, key):
+        value = operator.attrgetter(name)(root)
+        half.register_buffer(key, value.clone(), persistent=False)

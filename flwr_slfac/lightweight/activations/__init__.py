@@ -1,0 +1,1 @@
+"""Activations held in 8 bits between forward and backward."""

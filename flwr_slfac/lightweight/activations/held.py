@@ -1,0 +1,206 @@
+"""What the graph holds for backward: each storage once, coded, narrowed or as it is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from flwr_slfac.errors import TrainingError
+from flwr_slfac.lightweight.activations.affine import Coded, code
+
+_SMALL = 1024
+_NARROW = (torch.uint8, torch.int16, torch.int32)
+
+
+@dataclass
+class SavedBytes:
+    """What the graph holds for backward, without parameters and buffers.
+
+    Parameters
+    ----------
+    num_bytes : int
+        As it is held, each storage once.
+    raw_num_bytes : int
+        As PyTorch would hold it, each storage once.
+    """
+
+    num_bytes: int = 0
+    raw_num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A tensor as it is, and the version that was saved."""
+
+    tensor: torch.Tensor
+    version: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are held."""
+        return self.tensor.untyped_storage().nbytes()
+
+    def restore(self) -> torch.Tensor:
+        """Return the tensor, or raise TrainingError if it was changed."""
+        if self.tensor._version != self.version:
+            raise TrainingError(
+                f"a tensor of shape {tuple(self.tensor.shape)} that backward needs was "
+                "changed in place after the forward; copy it before changing it"
+            )
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """Integers in the narrowest dtype that holds them."""
+
+    narrow: torch.Tensor
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are held."""
+        return self.narrow.numel() * self.narrow.element_size()
+
+    def restore(self) -> torch.Tensor:
+        """Return the integers in their own dtype."""
+        return self.narrow.to(self.dtype)
+
+
+Held = Coded | Narrowed | Kept
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A packed tensor and the storage that it came from."""
+
+    # While a weak reference lives, its storage's address is not given to another.
+    storage: StorageWeakRef
+    packed: Held
+
+
+class Saving:
+    """The pack hook of one forward, which shares what is saved twice."""
+
+    def __init__(self, module: nn.Module | None, enabled: bool) -> None:
+        self.bytes = SavedBytes()
+        self._enabled = enabled
+        self._entries: dict[tuple[Any, ...], _Entry] = {}
+        self._storages: dict[int, StorageWeakRef] = {}
+        buffers = () if module is None else module.buffers()
+        # Storages that are not activations: buffers, and what was coded or narrowed.
+        self._own = {b.untyped_storage().data_ptr() for b in buffers if b.numel()}
+        # Alive as long as their addresses are in `_own`.
+        self._alive: list[torch.Tensor] = []
+
+    def coded(self, tensor: torch.Tensor) -> Coded | None:
+        """Return an activation in 8 bits, or None if it stays as it is."""
+        held, _ = self.pack(tensor)
+        if isinstance(held, Coded) and held.codes.shape == tensor.shape:
+            return held
+        return None
+
+    def pack(self, tensor: torch.Tensor) -> tuple[Held, torch.Size | None]:
+        """Return what the graph holds for a tensor."""
+        if self._is_known(tensor) or tensor.layout is not torch.strided:
+            return Kept(tensor, tensor._version), None
+        reference, key = _identity(tensor)
+        entry = self._entries.get(key)
+        if entry is None:
+            packed = self._code(tensor.detach())
+            self._count(tensor, reference, packed)
+            if isinstance(packed, Kept):
+                return Kept(tensor, tensor._version), None
+            entry = self._entries[key] = _Entry(reference, packed)
+            own = packed.tensors if isinstance(packed, Coded) else (packed.narrow,)
+            self._claim(*own)
+        return entry.packed, tensor.shape
+
+    def narrowed(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return integers, narrowed, that an operation will save itself."""
+        held = narrowed(indices).narrow
+        self.bytes.raw_num_bytes += indices.numel() * indices.element_size()
+        self.bytes.num_bytes += held.numel() * held.element_size()
+        self._claim(held)
+        return held
+
+    def remember(self, tensor: torch.Tensor, coded: Coded) -> None:
+        """Let later operations that save a tensor share what it was coded to."""
+        reference, key = _identity(tensor)
+        self._entries[key] = _Entry(reference, coded)
+
+    def forget(self) -> None:
+        """Let go of everything, so that only the graph holds it."""
+        self._entries.clear()
+        self._storages.clear()
+        self._alive.clear()
+
+    def _claim(self, *tensors: torch.Tensor) -> None:
+        self._alive += tensors
+        self._own |= {t.untyped_storage().data_ptr() for t in tensors}
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        """Say whether a tensor is a parameter, a buffer, or held here already."""
+        origin = tensor._base if tensor._base is not None else tensor
+        if isinstance(origin, nn.Parameter) or (
+            origin.is_leaf and origin.requires_grad
+        ):
+            return True
+        return tensor.untyped_storage().data_ptr() in self._own
+
+    def _code(self, tensor: torch.Tensor) -> Held:
+        num_bytes = tensor.numel() * tensor.element_size()
+        expanded = tensor.untyped_storage().nbytes() < num_bytes
+        if self._enabled and tensor.numel() >= _SMALL and not expanded:
+            if tensor.dtype in (torch.int64, torch.int32):
+                return narrowed(tensor)
+            if tensor.is_floating_point() and (coded := code(tensor)) is not None:
+                return coded
+        return Kept(tensor, tensor._version)
+
+    def _count(
+        self, tensor: torch.Tensor, reference: StorageWeakRef, packed: Held
+    ) -> None:
+        first = reference.cdata not in self._storages
+        self._storages[reference.cdata] = reference
+        if first:
+            self.bytes.raw_num_bytes += tensor.untyped_storage().nbytes()
+        if first or not isinstance(packed, Kept):
+            self.bytes.num_bytes += packed.num_bytes
+
+
+def unpack(saved: tuple[Held, torch.Size | None]) -> torch.Tensor:
+    """Undo `Saving.pack`."""
+    packed, shape = saved
+    tensor = packed.restore()
+    return tensor if shape is None else tensor.reshape(shape)
+
+
+def _identity(tensor: torch.Tensor) -> tuple[StorageWeakRef, tuple[Any, ...]]:
+    """Return a key that equal values of one storage share, and what keeps it valid."""
+    reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    key = (reference.cdata, tensor._version, tensor.dtype, *_geometry(tensor))
+    return reference, key
+
+
+def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return what tells views of one storage apart, shapes of the same values not."""
+    if tensor.is_contiguous():
+        return (tensor.storage_offset(), tensor.numel())
+    return (tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def narrowed(tensor: torch.Tensor) -> Narrowed:
+    """Return integers in the narrowest dtype that holds them."""
+    low, high = int(tensor.min()), int(tensor.max())
+    dtype = next(
+        (
+            d
+            for d in _NARROW
+            if torch.iinfo(d).min <= low and high <= torch.iinfo(d).max
+        ),
+        tensor.dtype,
+    )
+    return Narrowed(tensor.to(dtype), tensor.dtype)

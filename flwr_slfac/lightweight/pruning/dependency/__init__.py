@@ -1,0 +1,1 @@
+"""Which channels of a front must leave together, from a trace of its forward."""
