@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from flwr_slfac.errors import VersionError
+
 try:
     RELEASE = version("flwr-slfac")
 except PackageNotFoundError:  # run from a source tree that was not installed
@@ -17,3 +19,12 @@ def compatible(ours: str, theirs: str) -> bool:
     (True, False)
     """
     return ours.split(".")[:2] == theirs.split(".")[:2]
+
+
+def require_release(server: str, who: str) -> None:
+    """Raise VersionError unless this device understands the server's release."""
+    if not compatible(server, RELEASE):
+        raise VersionError(
+            f"{who} runs flwr-slfac {RELEASE}, the server {server}; install the same "
+            "release on both"
+        )

@@ -82,3 +82,16 @@ def weighted_average(
         if summed is not None:
             average[name] = as_dtype(summed, first.dtype)
     return average
+
+
+def same_state(one: State, other: State) -> bool:
+    """Say whether two states have the same keys, shapes and values.
+
+    Examples
+    --------
+    >>> same_state({"w": torch.ones(2)}, {"w": torch.ones(2)})
+    True
+    """
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name], tensor) for name, tensor in other.items()
+    )

@@ -43,7 +43,7 @@ from flwr_slfac.split import (
     accuracy,
 )
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
-from flwr_slfac.split.noise import seed_for
+from flwr_slfac.split.place import seed_for
 from flwr_slfac.split.server_half import Loss, Metric
 from flwr_slfac.traffic import Traffic
 from flwr_slfac.transport.messages import MessageLink

@@ -1,15 +1,13 @@
 """What a step costs a device: operations, parameters and what the graph holds."""
 
 import copy
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from flwr_slfac.errors import DecodeError
 from flwr_slfac.lightweight.activations.saved import saved_in_8_bits
 
 
@@ -43,25 +41,6 @@ class StepCost:
     plain_backward_flops: int
     plain_parameter_bytes: int
     plain_activation_bytes: int
-
-    def to_text(self) -> str:
-        """Return the cost as JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_text(cls, text: str) -> "StepCost":
-        """Undo `to_text`.
-
-        Raises
-        ------
-        DecodeError
-            If the text is not a cost.
-        """
-        try:
-            fields = {k: int(v) for k, v in json.loads(text).items()}
-            return cls(**fields)
-        except (AttributeError, TypeError, ValueError) as error:
-            raise DecodeError(f"a device's costs cannot be read: {error}") from error
 
 
 def step_cost(

@@ -1,12 +1,11 @@
 """What a run asks of its devices, in one setting; checked before anything starts."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from flwr_slfac.codec.base import Codec
-from flwr_slfac.errors import DecodeError, SettingError
+from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.pruning.importance import (
     Criterion,
@@ -23,8 +22,10 @@ FULL_BITS = 32
 
 
 @dataclass(frozen=True)
-class Orders:
+class DeviceConfig:
     """What a device must know of the setting; travels at the start of a round.
+
+    The defaults are the null form: plain training.
 
     Parameters
     ----------
@@ -32,8 +33,13 @@ class Orders:
         Whether masks are of channels.
     gradient_bits, update_bits, bucket, error_feedback, saved_bits
         As in `Lightweight`.
-    dropout, dropout_unit, dropout_per
-        ``activation_dropout`` and its kind, as in `Lightweight`.
+    reports_cost : bool
+        Whether the device tells what a step costs it, at the end of a round.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
     """
 
     structured: bool = True
@@ -42,34 +48,13 @@ class Orders:
     bucket: int = DEFAULT_BUCKET
     error_feedback: bool = False
     saved_bits: int = FULL_BITS
-    dropout: float = 0.0
-    dropout_unit: Unit = "channel"
-    dropout_per: Per = "batch"
+    reports_cost: bool = False
 
     def __post_init__(self) -> None:
         for name in ("gradient_bits", "update_bits"):
             _require_bits(name, getattr(self, name), self.bucket)
         if self.saved_bits not in (8, FULL_BITS):
             raise SettingError(f"saved_bits is {self.saved_bits!r}; give 8 or 32")
-        require_dropout(self.dropout, self.dropout_unit, self.dropout_per)
-
-    def to_text(self) -> str:
-        """Return the orders as JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_text(cls, text: str) -> "Orders":
-        """Undo `to_text`.
-
-        Raises
-        ------
-        DecodeError
-            If the text is not valid orders.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise DecodeError(f"the server's orders cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -198,22 +183,25 @@ class Lightweight:
             raise SettingError(
                 f"criterion {self.criterion!r} is of channels; set structured=True"
             )
-        self.orders  # noqa: B018 - checks the rest
+        require_dropout(
+            self.activation_dropout,
+            self.dropout_unit or "channel",
+            self.dropout_per or "batch",
+        )
+        self.device_config  # noqa: B018 - checks the rest
 
     @property
-    def orders(self) -> Orders:
+    def device_config(self) -> DeviceConfig:
         """What devices are told."""
         bits = self.gradient_bits if self.update_bits is None else self.update_bits
-        return Orders(
+        return DeviceConfig(
             structured=self.structured,
             gradient_bits=self.gradient_bits,
             update_bits=bits,
             bucket=self.bucket,
             error_feedback=self.error_feedback,
             saved_bits=self.saved_bits,
-            dropout=self.activation_dropout,
-            dropout_unit=self.dropout_unit or "channel",
-            dropout_per=self.dropout_per or "batch",
+            reports_cost=True,
         )
 
     def fit(self, *codecs: Codec) -> "Lightweight":

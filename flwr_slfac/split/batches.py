@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.split.noise import seed_for
+from flwr_slfac.split.place import seed_for
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -55,7 +55,7 @@ class BatchOrder:
         device: int = 0,
     ) -> None:
         self._num_examples = num_examples
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._shuffle = shuffle
         self._place = (seed, server_round, device)
         self._epoch_sizes = batch_sizes(num_examples, batch_size, drop_last)
@@ -75,8 +75,8 @@ class BatchOrder:
     def indices(self, step: int) -> torch.Tensor:
         """Return the indices of the examples in the batch of a step."""
         epoch, position = divmod(step, len(self._epoch_sizes))
-        start = position * self._batch_size
-        return self._permutation(epoch)[start : start + self._batch_size]
+        start = position * self.batch_size
+        return self._permutation(epoch)[start : start + self.batch_size]
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         if self._cached is None or self._cached[0] != epoch:
@@ -87,6 +87,22 @@ class BatchOrder:
                 order = torch.randperm(self._num_examples, generator=generator)
             self._cached = (epoch, order)
         return self._cached[1]
+
+
+def require_batches(order: BatchOrder, smallest: int, who: str) -> None:
+    """Raise SettingError unless there is a batch, and each has `smallest` examples."""
+    sizes = order.sizes
+    if not sizes:
+        raise SettingError(
+            f"{who} has fewer examples than batch_size={order.batch_size} and "
+            "drop_last=True, so no batch at all; lower batch_size or set "
+            "drop_last=False"
+        )
+    if min(sizes) < smallest:
+        raise SettingError(
+            f"{who} has a batch of {min(sizes)} example, and BatchNorm needs "
+            f"{smallest}; set drop_last=True or choose another batch_size"
+        )
 
 
 def fetch(dataset: Dataset[Any], indices: torch.Tensor) -> Pair:

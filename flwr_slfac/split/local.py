@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Codec, Identity, format_codec
-from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
-from flwr_slfac.lightweight.setting import Lightweight
+from flwr_slfac.codec import DEFAULT_MAX_ELEMENTS, Codec, Identity
+from flwr_slfac.lightweight import Lightweight
+from flwr_slfac.split.crossing import require_places
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
-from flwr_slfac.split.fronts import Fronts
+from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.masked_fronts import fronts_for
 from flwr_slfac.split.protocol import (
     Begin,
     Description,
@@ -19,11 +20,13 @@ from flwr_slfac.split.protocol import (
     TrainAnswer,
     TrainRequest,
 )
-from flwr_slfac.split.round import RoundResult, Rounds
+from flwr_slfac.split.results import RoundResult
+from flwr_slfac.split.rounds import Rounds
 from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.states import State, weighted_average
 from flwr_slfac.traffic import Traffic
 
+# Of smashed test data a reply: a few batches, so that little is held at once.
 _EVALUATE_BYTES = 2**23
 
 
@@ -89,6 +92,7 @@ def train_locally(
     evaluate: bool = True,
     proximal_mu: float = 0.0,
     lightweight: Lightweight | None = None,
+    cut_features: Sequence[CutFeature] = (),
     make_link: Callable[[Sequence[DeviceHalf]], LocalLink] = LocalLink,
 ) -> LocalResult:
     """Train a split model over several devices in this process.
@@ -116,35 +120,36 @@ def train_locally(
         Weight of FedProx's proximal term on the devices.
     lightweight : Lightweight, optional
         What makes training lighter on the devices.
+    cut_features : sequence of CutFeature
+        What else is done to the smashed data, in the order of sending.
     make_link : callable
         How the halves are reached.
     """
-    halves = [DeviceHalf(device, i) for i, device in enumerate(devices)]
-    link = make_link(halves)
+    codecs = up or Identity(), down or Identity()
+    fronts = fronts_for(lightweight, server.scheme, *codecs)
+    fronts.last_round = num_rounds
+    features = (*cut_features, *fronts.cut_features)
+    require_places(features, *codecs)
     traffic = Traffic()
-    fronts = None
-    if lightweight is not None:
-        relay = server.scheme == "sequential"
-        setting = lightweight.fit(up or Identity(), down or Identity())
-        fronts = Fronts(setting, relay=relay, last_round=num_rounds)
-        fronts.replace(front)
-    rounds = Rounds(server, down or Identity(), traffic, DEFAULT_MAX_ELEMENTS, fronts)
+    rounds = Rounds(
+        server, codecs[1], traffic, DEFAULT_MAX_ELEMENTS, fronts, cut_features
+    )
+    link = make_link([DeviceHalf(device, i) for i, device in enumerate(devices)])
     result = LocalResult(dict(front), [], [], traffic)
     keys = range(len(devices))
     for server_round in range(1, num_rounds + 1):
         begin = Begin(
             server_round=server_round,
             seed=seed,
-            front=result.front if fronts is None else fronts.full,
-            up=format_codec(up or Identity()),
+            front=fronts.take(result.front),
+            up=codecs[0],
             release=RELEASE,
             min_batch=server.min_batch,
             proximal_mu=proximal_mu,
         )
         outcome = rounds.train(link, keys, begin)
         if outcome.aggregates:
-            merged = merge_fronts(outcome)
-            result.front = merged if fronts is None else fronts.advance(merged)
+            result.front = fronts.advance(merge_fronts(outcome))
         result.rounds.append(outcome)
         if evaluate:
             begin = replace(begin, front=result.front)

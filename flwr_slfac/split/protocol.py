@@ -14,9 +14,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from flwr_slfac.codec import Codec, Memory
+from flwr_slfac.lightweight import DeviceConfig, StepCost
+from flwr_slfac.lightweight.pruning import Channels
+from flwr_slfac.split.features import CutFeature
 from flwr_slfac.states import State
+from flwr_slfac.traffic import Direction
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,20 @@ class Begin:
     front : mapping of str to Tensor or None
         State dict of the device-side model, or the part that the mask leaves; None if
         the device goes on with the front that it kept.
-    up : str
-        Codec of the activations, as `parse_codec` reads it.
+    up : Codec
+        Codec of the activations.
     release : str
         Release of flwr-slfac on the server; the device refuses another minor one.
     min_batch : int
         Smallest batch that the server-side model can train on.
     proximal_mu : float
         Weight of FedProx's proximal term, 0 for none.
-    orders : str
-        What lightweight training asks of the device (`Orders.to_text`); empty for
-        plain training.
+    config : DeviceConfig
+        What lightweight training asks of the device; the default is plain training.
+    cut_features : tuple of CutFeature
+        What is done to the smashed data, in the order of sending.
     mask : bytes
-        Which part of the front the device holds; empty for all of it.
+        Which part of the front the device holds (`Mask.to_bytes`); empty for all.
     version : int
         Number of the aggregated front that the device's front comes from.
     aggregate : bool
@@ -52,14 +58,34 @@ class Begin:
     server_round: int
     seed: int
     front: State | None
-    up: str
+    up: Codec
     release: str
     min_batch: int = 1
     proximal_mu: float = 0.0
-    orders: str = ""
+    config: DeviceConfig = DeviceConfig()
+    cut_features: tuple[CutFeature, ...] = ()
     mask: bytes = b""
     version: int = 0
     aggregate: bool = True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes that a link carried besides frames: models, or the records around them.
+
+    Parameters
+    ----------
+    direction : str
+        As in `flwr_slfac.traffic`.
+    num_bytes : int
+        What was handed to the transport.
+    raw_bytes : int
+        The same values in float32; 0 where nothing is a tensor.
+    """
+
+    direction: Direction
+    num_bytes: int
+    raw_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +108,7 @@ class Smashed:
     num_examples : int
         Size of the batch.
     shape : tuple of int
-        With dropout at the cut: the shape of the activations before it.
+        Shape of the front's activations, where that of the frame differs from it.
     """
 
     activations: bytes
@@ -111,10 +137,12 @@ class TrainReply:
         Instead of `front`: its difference to what the server sent, quantized.
     wants_front : bool
         The device does not have the front that it is to go on with; nothing was done.
-    cost : str
-        In the last reply of lightweight training: what a step costs, as JSON.
+    cost : StepCost or None
+        In the last reply, where asked for: what a step costs.
     compute_s, codec_s : float
         Seconds that the device spent on forward and backward, and on its codec.
+    carried : tuple of Piece
+        What the link carried for the request and this reply, frames left out.
     """
 
     device: int
@@ -124,9 +152,10 @@ class TrainReply:
     front: State | None = None
     update: bytes | None = None
     wants_front: bool = False
-    cost: str = ""
+    cost: StepCost | None = None
     compute_s: float = 0.0
     codec_s: float = 0.0
+    carried: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +176,7 @@ class EvaluateReply:
     batches: list[Smashed] = field(default_factory=list)
     compute_s: float = 0.0
     codec_s: float = 0.0
+    carried: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,13 +189,39 @@ class Description:
         Partition id.
     profile : mapping
         `Device.profile`.
-    channels : str
-        Where asked for: the channels that can leave its front (`Channels.to_text`).
+    channels : Channels or None
+        Where asked for: the channels that can leave its front. Their shapes are those
+        of the receiver's front: see `Channels.fitted`.
+    carried : tuple of Piece
+        What the link carried for this description.
     """
 
     device: int
     profile: Mapping[str, Any]
-    channels: str = ""
+    channels: Channels | None = None
+    carried: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A device in the midst of a round, for `DeviceHalf.restore`.
+
+    Parameters
+    ----------
+    begin : Begin
+        What it was told at the start, without the front.
+    step : int
+        Its last forward, -1 before the first.
+    front : dict
+        `DeviceFront.state`, with the buffers that were before that forward.
+    memory : tuple of dict
+        `DeviceEnd.state`.
+    """
+
+    begin: Begin
+    step: int
+    front: dict[str, Any]
+    memory: tuple[Memory, Memory, Memory]
 
 
 @dataclass(frozen=True)
@@ -178,7 +234,6 @@ class Lost:
 
 TrainAnswer = TrainReply | Lost
 EvaluateAnswer = EvaluateReply | Lost
-T = TypeVar("T")
 
 
 class Link(Protocol):

@@ -1,47 +1,30 @@
 """The server's side of a step: back, loss, backward, update, under any scheme."""
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import nn
 
 from flwr_slfac.errors import DivergedError, SettingError
+from flwr_slfac.split.crossing import Batch
 from flwr_slfac.split.device import (
     OptimizerFactory,
     SchedulerFactory,
     has_batch_norm,
     require_positive,
 )
-from flwr_slfac.split.noise import seed_for, seeded
+from flwr_slfac.split.joined import JoinedBatch
+from flwr_slfac.split.place import seed_for, seeded
+from flwr_slfac.split.replica import MakeTuning, Replica
 from flwr_slfac.split.scheme import Scheme, require_scheme
 from flwr_slfac.split.tuning import Tuning
 from flwr_slfac.states import weighted_average
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Metric = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | float"]
-_ALL_DEVICES = -1
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One device's decoded smashed data."""
-
-    activations: torch.Tensor
-    targets: torch.Tensor
-    num_examples: int
-
-
-@dataclass
-class _Replica:
-    """A server-side model with what trains it."""
-
-    module: nn.Module
-    tuning: Tuning
-    scaler: "torch.amp.GradScaler | None" = None
+_ALL_DEVICES = -1  # in place of a partition id, for noise that is nobody's own
 
 
 class ServerHalf:
@@ -96,15 +79,15 @@ class ServerHalf:
         self._loss = loss
         self._metrics = dict(metrics or {})
         self._autocast = autocast
-        self._make_tuning: Callable[[Iterable[nn.Parameter]], Tuning] = partial(
+        make_tuning: MakeTuning = partial(
             Tuning,
             optimizer=optimizer,
             scheduler=scheduler,
             scheduler_per="step" if scheduler_per == "step" else "round",
             clip_norm=clip_norm,
         )
-        self._main = self._replica(back.to(self.where))
-        self._copies: dict[int, _Replica] = {}
+        self._main = Replica(back.to(self.where), make_tuning, autocast, self.where)
+        self._copies: dict[int, Replica] = {}
         self._seed = 0
         self._round = 0
         self._checked = False
@@ -154,13 +137,15 @@ class ServerHalf:
         """
         order = sorted(batches)
         if self.scheme == "parallel":
-            joined = {k: batches[k] for k in order}
-            return self._update(self._main, step, joined, _ALL_DEVICES)
+            ordered = {k: batches[k] for k in order}
+            return self._update(self._main, step, ordered, _ALL_DEVICES)
         answers = {}
         for device in order:
             replica = self._main
             if self.scheme == "sflv1":
-                replica = self._copies.get(device) or self._new_copy(device)
+                if device not in self._copies:
+                    self._copies[device] = self._main.copy()
+                replica = self._copies[device]
             answers.update(
                 self._update(replica, step, {device: batches[device]}, device)
             )
@@ -200,73 +185,37 @@ class ServerHalf:
         return {k: v.detach().cpu().clone() for k, v in self.back.state_dict().items()}
 
     def _update(
-        self, replica: _Replica, step: int, batches: dict[int, Batch], noise: int
+        self, replica: Replica, step: int, batches: Mapping[int, Batch], noise: int
     ) -> dict[int, tuple[torch.Tensor, float]]:
         """One update of one server-side model on the joined batches."""
-        sizes = [b.num_examples for b in batches.values()]
-        inputs = _join({k: b.activations for k, b in batches.items()}, "activations")
-        targets = _join({k: b.targets for k, b in batches.items()}, "targets")
-        inputs = inputs.detach().requires_grad_(inputs.is_floating_point())
+        joined = JoinedBatch.of(batches)
         replica.tuning.zero_grad()
         seed = seed_for(self._seed, self._round, noise, step, "back")
         with seeded(seed, self.where), self._precision():
             # A copy, because the back may begin with an operation in place.
-            outputs = replica.module(inputs.clone())
-            loss = self._call_loss(outputs, targets)
-        losses = self._losses_by_device(loss, outputs, targets, list(batches), sizes)
+            outputs = replica.module(joined.inputs.clone())
+            loss = self._call_loss(outputs, joined.targets)
+        losses = self._losses_by_device(loss, outputs, joined)
         self._require_finite(losses, step)
-        scale = self._backward(replica, loss)
-        gradient = torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
-        if replica.scaler is not None and not bool(torch.isfinite(gradient).all()):
-            # The loss scale overflowed: nobody takes this step, the scale shrinks.
-            gradient = torch.zeros_like(gradient)
+        gradient, scale = replica.learn(loss, joined.inputs)
         answers = {}
-        for device, size, part in zip(
-            batches, sizes, torch.split(gradient, sizes), strict=True
-        ):
+        for device, part in joined.by_device(gradient):
             # The joint mean divides by everybody's examples; a device is handed the
             # gradient of its own mean, so that it learns at the rate the user set.
-            factor = sum(sizes) / size / scale
+            factor = joined.num_examples / joined.sizes[device] / scale
             answers[device] = (part if factor == 1 else part * factor, losses[device])
         return answers
 
-    def _backward(self, replica: _Replica, loss: torch.Tensor) -> float:
-        """Backward and update; return the factor that the loss was scaled by."""
-        scaler = replica.scaler
-        if scaler is None or replica.tuning.optimizer is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            replica.tuning.step()
-            return 1.0
-        scale = scaler.get_scale()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.unscale_(replica.tuning.optimizer)
-        gradients = [p.grad for p in replica.module.parameters() if p.grad is not None]
-        if all(bool(torch.isfinite(g).all()) for g in gradients):
-            replica.tuning.step()
-        scaler.update()
-        return scale
-
     def _losses_by_device(
-        self,
-        loss: torch.Tensor,
-        outputs: torch.Tensor,
-        targets: torch.Tensor,
-        devices: list[int],
-        sizes: list[int],
+        self, loss: torch.Tensor, outputs: torch.Tensor, joined: JoinedBatch
     ) -> dict[int, float]:
-        if len(devices) == 1:
-            return {devices[0]: float(loss.detach())}
-        rows_per_example = len(outputs) // sum(sizes)
-        rows = [n * rows_per_example for n in sizes]
+        if len(joined.sizes) == 1:
+            return dict.fromkeys(joined.sizes, float(loss.detach()))
+        targets = dict(joined.by_device(joined.targets))
         with torch.no_grad(), self._precision():
             return {
-                device: float(self._loss(o, t))
-                for device, o, t in zip(
-                    devices,
-                    torch.split(outputs.detach(), rows),
-                    torch.split(targets, sizes),
-                    strict=True,
-                )
+                device: float(self._loss(part, targets[device]))
+                for device, part in joined.by_device(outputs.detach())
             }
 
     def _call_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -300,35 +249,3 @@ class ServerHalf:
             dtype=self._autocast or torch.bfloat16,
             enabled=self._autocast is not None,
         )
-
-    def _replica(self, module: nn.Module) -> _Replica:
-        scaler = None
-        if self._autocast is torch.float16:
-            kind = self.where.type
-            scaler = torch.amp.GradScaler(kind)
-        return _Replica(module, self._make_tuning(module.parameters()), scaler)
-
-    def _new_copy(self, device: int) -> _Replica:
-        replica = self._replica(copy.deepcopy(self.back))
-        replica.tuning.load(self._main.tuning.state(moments=False))
-        self._copies[device] = replica
-        return replica
-
-
-def _join(tensors: dict[int, torch.Tensor], what: str) -> torch.Tensor:
-    """Concatenate what devices sent; refuse what does not belong together."""
-    first, *others = tensors
-    like = tensors[first]
-    for device in others:
-        tensor = tensors[device]
-        if (tensor.shape[1:], tensor.dtype) != (like.shape[1:], like.dtype):
-            raise SettingError(
-                f"scheme 'parallel' joins what devices send, but the {what} of device "
-                f"{first} are {_describe(like)} per example, those of device {device} "
-                f"{_describe(tensor)}; make their data alike, or use 'sflv1' or 'sflv2'"
-            )
-    return torch.cat(list(tensors.values())) if others else like
-
-
-def _describe(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape[1:])}"

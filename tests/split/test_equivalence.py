@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from flwr_slfac import cut
 from flwr_slfac.split import Device, ServerHalf, train_locally
 from flwr_slfac.split.batches import fetch
-from flwr_slfac.split.noise import seed_for, seeded
+from flwr_slfac.split.place import seed_for, seeded
 from tests import models
 from tests.split import builders
 

@@ -1,16 +1,15 @@
 """Groups of a front's channels, and where in its tensors each channel lies."""
 
-import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from flwr_slfac.errors import DecodeError
+from flwr_slfac.states import State
 
 Role = Literal["parameter", "scale", "statistic"]
 
@@ -108,69 +107,39 @@ class Channels:
                 return group
         raise KeyError(name)
 
-    def to_text(self) -> str:
-        """Return the channels as JSON, for the side that has no front."""
-        groups = [
-            {
-                "name": group.name,
-                "size": group.size,
-                "cut": None if group.cut is None else group.cut.tolist(),
-                "members": [
-                    [m.tensor, m.dim, m.role, m.positions.tolist()]
-                    for m in group.members
-                ],
-            }
-            for group in self.groups
-        ]
-        whole = {"groups": groups, "cut": [self.cut_dim, self.cut_size]}
-        return json.dumps({**whole, "fixed": dict(self.fixed)}, separators=(",", ":"))
+    def fitted(self, state: State) -> "Channels":
+        """Return the channels with the shapes of a front's full state.
 
-    @classmethod
-    def from_text(cls, text: str, state: Mapping[str, Tensor]) -> "Channels":
-        """Undo `to_text`, for a front whose full state is given.
+        Parameters
+        ----------
+        state : mapping of str to Tensor
+            The full front in which the groups are to lie.
 
         Raises
         ------
         DecodeError
-            If the text does not describe channels of that front.
+            If a group names a tensor, dimension or position that the front lacks.
         """
-        try:
-            fields = json.loads(text)
-            cut_dim, cut_size = map(_whole, fields["cut"])
-            groups = tuple(_group(g, state, cut_size) for g in fields["groups"])
-            fixed = {str(k): str(v) for k, v in fields["fixed"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DecodeError(f"the text describes no channels: {error}") from error
-        names = {m.tensor for group in groups for m in group.members}
+        for group in self.groups:
+            _require_inside(group, state, self.cut_size)
+        names = {m.tensor for group in self.groups for m in group.members}
         shapes = {name: tuple(state[name].shape) for name in sorted(names)}
-        return cls(groups, shapes, cut_dim, cut_size, fixed)
+        return replace(self, shapes=shapes)
 
 
-def _group(fields: Mapping[str, Any], state: Mapping[str, Tensor], cut: int) -> Group:
-    size = _whole(fields["size"])
-    members = []
-    for tensor, dim, role, positions in fields["members"]:
-        if role not in get_args(Role):
-            raise ValueError(f"no role is named {role!r}")
-        shape = state[tensor].shape
-        if not 0 <= _whole(dim) < len(shape):
-            raise ValueError(f"{tensor!r} has no dimension {dim}")
-        places = _positions(positions, size, shape[dim])
-        members.append(Member(tensor, dim, places, role))
-    at_cut = fields["cut"]
-    at_cut = None if at_cut is None else _positions(at_cut, size, cut)
-    return Group(str(fields["name"]), size, tuple(members), at_cut)
-
-
-def _positions(rows: Any, size: int, limit: int) -> Tensor:
-    positions = torch.tensor(rows, dtype=torch.int64)
-    inside = bool(((positions >= 0) & (positions < limit)).all())
-    if positions.ndim != 2 or len(positions) != size or size < 1 or not inside:
-        raise ValueError("places of channels do not fit the front")
-    return positions
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{value!r} is not a whole number")
-    return value
+def _require_inside(group: Group, state: State, cut_size: int) -> None:
+    places = [] if group.cut is None else [(group.cut, cut_size)]
+    for member in group.members:
+        shape = state[member.tensor].shape if member.tensor in state else ()
+        if not 0 <= member.dim < len(shape):
+            raise DecodeError(
+                f"the channels of `{group.name}` lie in dimension {member.dim} of "
+                f"{member.tensor!r}, which this front lacks"
+            )
+        places.append((member.positions, shape[member.dim]))
+    for positions, limit in places:
+        shaped = positions.ndim == 2 and len(positions) == group.size >= 1
+        if not shaped or not bool(((positions >= 0) & (positions < limit)).all()):
+            raise DecodeError(
+                f"the places of the channels of `{group.name}` do not fit this front"
+            )

@@ -1,0 +1,82 @@
+"""What crossed in a round, entered into the ledger in one place."""
+
+import torch
+
+from flwr_slfac.codec.base import raw_num_bytes
+from flwr_slfac.split.protocol import Piece
+from flwr_slfac.states import State
+from flwr_slfac.traffic import Direction, Phase, Traffic
+
+# Raw bytes are those of the same values in float32, whatever their dtype.
+_RAW_BYTES_PER_VALUE = 4
+
+
+class Accounts:
+    """Enters what crossed in one phase of one round.
+
+    Parameters
+    ----------
+    traffic : Traffic
+        The ledger of the run.
+    server_round : int
+        The round, from 1.
+    phase : {"train", "evaluate"}
+        What it crossed for.
+    """
+
+    def __init__(self, traffic: Traffic, server_round: int, phase: Phase) -> None:
+        self._traffic = traffic
+        self._place = server_round, phase
+
+    def frame(
+        self,
+        device: int,
+        direction: Direction,
+        frame: bytes,
+        tensor: torch.Tensor,
+        seconds: float = 0.0,
+    ) -> None:
+        """Enter a codec's frame, the whole tensor behind it, and the time it took."""
+        raw_bytes = raw_num_bytes(tensor)
+        self._add(device, direction, len(frame), raw_bytes, seconds)
+
+    def device_codec(self, device: int, seconds: float) -> None:
+        """Enter the time that a device spent on its codec."""
+        server_round, phase = self._place
+        self._traffic.add_seconds(server_round, device, phase, "up", seconds)
+
+    def mask(self, device: int, mask: bytes) -> None:
+        """Enter the mask that a device was sent, if any."""
+        if mask:
+            self._add(device, "model-down", len(mask))
+
+    def update(self, device: int, update: bytes | None, front: State | None) -> None:
+        """Enter a quantized update of the front, if that is how the front came."""
+        if update is not None and front is not None:
+            num_values = sum(t.numel() for t in front.values())
+            raw_bytes = _RAW_BYTES_PER_VALUE * num_values
+            self._add(device, "model-up", len(update), raw_bytes)
+
+    def carried(self, device: int, pieces: tuple[Piece, ...]) -> None:
+        """Enter what the link says it carried to a device and back."""
+        for piece in pieces:
+            self._add(device, piece.direction, piece.num_bytes, piece.raw_bytes)
+
+    def _add(
+        self,
+        device: int,
+        direction: Direction,
+        num_bytes: int,
+        raw_bytes: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        server_round, phase = self._place
+        self._traffic.add(
+            server_round,
+            device,
+            phase,
+            direction,
+            num_bytes=num_bytes,
+            raw_bytes=raw_bytes,
+            seconds=seconds,
+        )

@@ -1,0 +1,166 @@
+"""The device's end of its stream: features, encoder of activations, decoder."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from flwr_slfac.codec import (
+    Codec,
+    Identity,
+    Integers,
+    Memory,
+    decode,
+    encode,
+    restart,
+)
+from flwr_slfac.errors import TrainingError
+from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.features.base import passages
+from flwr_slfac.split.place import Place
+from flwr_slfac.split.protocol import Smashed
+
+
+class DeviceEnd:
+    """The device's end for one round.
+
+    Parameters
+    ----------
+    codec : Codec
+        Of the activations.
+    features : sequence of CutFeature
+        In the order of sending.
+    place : Place
+        The device in the round.
+    memory : dict of str to Tensor
+        What the encoder remembers of earlier rounds.
+
+    Attributes
+    ----------
+    seconds : float
+        Time spent on the codec since it was last set to 0.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        features: Sequence[CutFeature],
+        place: Place,
+        memory: Memory,
+    ) -> None:
+        self._codec, self._features, self._place = codec, features, place
+        # Of the encoder now and before the last forward, and of the decoder.
+        self._up: Memory = restart(memory)
+        self._up_before: Memory = {}
+        self._down: Memory = {}
+        self.seconds = 0.0
+
+    def mark(self) -> None:
+        """Note the moment that `rewind` goes back to: before the forward of a step."""
+        self._up_before = dict(self._up)
+
+    def rewind(self) -> None:
+        """Forget what was sent since `mark`, to send it again."""
+        self._up = dict(self._up_before)
+
+    def apply(self, activations: torch.Tensor, step: int) -> torch.Tensor:
+        """Return what is sent of the front's activations; differentiable."""
+        sent, moment = activations, self._place.at(step)
+        for way in passages(self._features, tuple(sent.shape), moment):
+            sent = way.send(sent)
+        return sent
+
+    def send(
+        self,
+        sent: torch.Tensor,
+        targets: torch.Tensor,
+        step: int,
+        shape: Sequence[int],
+    ) -> Smashed:
+        """Code a training batch.
+
+        Parameters
+        ----------
+        sent : Tensor
+            What `apply` returned.
+        targets : Tensor
+            As many, first dimension.
+        step : int
+            The step of the round, from 0.
+        shape : sequence of int
+            Of the activations that `apply` was given.
+        """
+        return self._encode(sent, targets, step, shape, "up", self._up)
+
+    def send_test(
+        self, activations: torch.Tensor, targets: torch.Tensor, index: int
+    ) -> Smashed:
+        """Apply features to a test batch and code it on its own, without a memory."""
+        sent = self.apply(activations, index)
+        shape = activations.shape
+        return self._encode(sent, targets, index, shape, "test-up", None)
+
+    def _encode(
+        self,
+        sent: torch.Tensor,
+        targets: torch.Tensor,
+        step: int,
+        shape: Sequence[int],
+        role: str,
+        memory: Memory | None,
+    ) -> Smashed:
+        start = time.perf_counter()
+        smashed = Smashed(
+            activations=encode(
+                sent,
+                self._codec,
+                role="activation",
+                seed=self._place.at(step).seed_of(role),
+                memory=memory,
+            ),
+            targets=encode_targets(targets),
+            num_examples=len(targets),
+            shape=() if sent.shape == tuple(shape) else tuple(shape),
+        )
+        self.seconds += time.perf_counter() - start
+        return smashed
+
+    def receive(self, frame: bytes, like: torch.Tensor, step: int) -> torch.Tensor:
+        """Decode the gradient of what was sent, in the shape and dtype of `like`.
+
+        Raises
+        ------
+        DecodeError
+            If the bytes are not a frame.
+        TrainingError
+            If the gradient is not of the shape of what was sent.
+        """
+        start = time.perf_counter()
+        gradient = decode(
+            frame, max_elements=like.numel(), memory=self._down, device=like.device
+        )
+        self.seconds += time.perf_counter() - start
+        if gradient.shape != like.shape:
+            raise TrainingError(
+                f"device {self._place.device}, step {step}: the gradient has shape "
+                f"{tuple(gradient.shape)}, the activations {tuple(like.shape)}"
+            )
+        return gradient.to(like.dtype)
+
+    @property
+    def lasting(self) -> Memory:
+        """What outlives the round."""
+        return restart(self._up)
+
+    def state(self) -> tuple[Memory, Memory, Memory]:
+        """Return what `load` restores."""
+        return self._up, self._up_before, self._down
+
+    def load(self, state: tuple[Memory, Memory, Memory]) -> None:
+        """Go on from a state."""
+        self._up, self._up_before, self._down = state
+
+
+def encode_targets(targets: torch.Tensor) -> bytes:
+    """Code targets without loss, integers in the narrowest width that holds them."""
+    return encode(targets, Identity() if targets.is_floating_point() else Integers())

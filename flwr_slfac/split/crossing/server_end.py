@@ -1,0 +1,217 @@
+"""The server's end of a device's stream: decoder, features, encoder of gradients."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flwr_slfac.codec import Codec, Feedback, Memory, decode, encode
+from flwr_slfac.errors import (
+    DecodeError,
+    DeviceError,
+    DivergedError,
+    EncodeError,
+    SettingError,
+    TrainingError,
+)
+from flwr_slfac.lightweight.pruning import CutMask
+from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.features import CutFeature, Passage, ServerMemory
+from flwr_slfac.split.features.base import passages
+from flwr_slfac.split.place import Place
+from flwr_slfac.split.protocol import Smashed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One device's decoded smashed data.
+
+    Parameters
+    ----------
+    activations : Tensor
+        Of all channels, the batch first.
+    targets : Tensor
+        As many, first dimension.
+    num_examples : int
+        How many.
+    """
+
+    activations: torch.Tensor
+    targets: torch.Tensor
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """What the server's ends of all devices share.
+
+    Parameters
+    ----------
+    down : Codec
+        Of the gradients.
+    features : sequence of (CutFeature, ServerMemory)
+        In the order of sending, each with what the run remembers of it.
+    max_elements : int
+        Largest tensor accepted from a device.
+    where : torch.device
+        Of the back.
+    """
+
+    down: Codec
+    features: Sequence[tuple[CutFeature, ServerMemory]]
+    max_elements: int
+    where: torch.device
+
+
+class ServerEnd:
+    """The server's end of one device's stream in one phase of a round.
+
+    Parameters
+    ----------
+    side : ServerSide
+        What is common to all devices.
+    place : Place
+        The device in the round.
+    channels : CutMask
+        Which channels of the smashed data the device's front computes.
+    accounts : Accounts
+        Where what crosses is entered.
+    down : dict of str to Tensor
+        What the encoder remembers of earlier rounds.
+
+    Attributes
+    ----------
+    down : dict of str to Tensor
+        What it remembers now.
+    """
+
+    def __init__(
+        self,
+        side: ServerSide,
+        place: Place,
+        channels: CutMask,
+        accounts: Accounts,
+        down: Memory,
+    ) -> None:
+        self.down = down
+        self._side, self._place, self._channels = side, place, channels
+        self._accounts = accounts
+        self._up: Memory = {}
+        self._ways: list[Passage] = []
+
+    def receive(self, smashed: Smashed, step: int) -> Batch:
+        """Decode a training batch to its full shape and enter its bytes.
+
+        Raises
+        ------
+        DeviceError
+            If it cannot be decoded, or is not of one batch.
+        """
+        return self._receive(smashed, step, self._side.features, self._up)
+
+    def receive_test(self, smashed: Smashed, index: int) -> Batch:
+        """Do the same for a test batch, which was coded on its own."""
+        features = [(f, m) for f, m in self._side.features if f.in_evaluation]
+        return self._receive(smashed, index, features, {})
+
+    def _receive(
+        self,
+        smashed: Smashed,
+        step: int,
+        features: Sequence[tuple[CutFeature, ServerMemory]],
+        memory: Memory,
+    ) -> Batch:
+        start = time.perf_counter()
+        device, moment = self._place.device, self._place.at(step)
+        try:
+            sent = self._decode(smashed.activations, memory)
+            targets = self._decode(smashed.targets, {})
+            activations = self._restore(sent, smashed.shape, step, features)
+        except (DecodeError, SettingError, TrainingError) as error:
+            raise DeviceError(
+                f"{moment} sent smashed data that cannot be decoded: {error}"
+            ) from error
+        if not len(activations) == len(targets) == smashed.num_examples:
+            raise DeviceError(
+                f"{moment} sent {len(activations)} activations and "
+                f"{len(targets)} targets for {smashed.num_examples} examples"
+            )
+        seconds = time.perf_counter() - start
+        self._accounts.frame(device, "up", smashed.activations, activations, seconds)
+        self._accounts.frame(device, "targets", smashed.targets, targets)
+        return Batch(activations, targets, smashed.num_examples)
+
+    def _decode(self, frame: bytes, memory: Memory) -> torch.Tensor:
+        side = self._side
+        return decode(
+            frame, max_elements=side.max_elements, memory=memory, device=side.where
+        )
+
+    def _restore(
+        self,
+        sent: torch.Tensor,
+        shape: tuple[int, ...],
+        step: int,
+        features: Sequence[tuple[CutFeature, ServerMemory]],
+    ) -> torch.Tensor:
+        """Return activations of all channels from what was sent of them."""
+        shape = shape or tuple(sent.shape)
+        if math.prod(shape) > self._side.max_elements:
+            raise DecodeError(
+                f"activations of shape {shape} are above the limit of "
+                f"{self._side.max_elements} elements"
+            )
+        moment = self._place.at(step)
+        self._ways = passages([f for f, _ in features], shape, moment)
+        memories = [memory for _, memory in features]
+        for way, memory in zip(reversed(self._ways), reversed(memories), strict=True):
+            sent = way.receive(sent, memory, self._channels)
+        return self._channels.scatter(sent)
+
+    def send(self, gradient: torch.Tensor, step: int) -> bytes:
+        """Code the part of a full gradient that the device can use.
+
+        Raises
+        ------
+        DivergedError
+            If the gradient holds NaN or infinity.
+        """
+        start = time.perf_counter()
+        moment = self._place.at(step)
+        part = self._channels.gather(gradient)
+        for way in self._ways:
+            part = way.select(part)
+        try:
+            frame = encode(
+                part,
+                self._side.down,
+                role="gradient",
+                seed=moment.seed_of("down"),
+                memory=self.down,
+            )
+        except EncodeError as error:
+            raise DivergedError(
+                f"the cut-layer gradient of {moment} cannot be coded: {error}"
+            ) from error
+        seconds = time.perf_counter() - start
+        self._accounts.frame(self._place.device, "down", frame, gradient, seconds)
+        return frame
+
+
+def require_places(features: Sequence[CutFeature], *codecs: Codec) -> None:
+    """Refuse codecs that keep a residual by place where the places change.
+
+    Raises
+    ------
+    SettingError
+        If a codec has error feedback and a feature sends other places at each step.
+    """
+    feedback = any(isinstance(codec, Feedback) for codec in codecs)
+    moving = [f.feature_id for f in features if f.moves_places]
+    if feedback and moving:
+        raise SettingError(
+            f"error feedback keeps what was lost place by place, and {moving[0]} at "
+            "the cut sends other places at each step; use one of them"
+        )

@@ -1,0 +1,273 @@
+"""The front of a device: under the mask of the round, trained, sent back, kept."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from flwr_slfac.errors import SettingError, TrainingError
+from flwr_slfac.lightweight import StepCost, step_cost
+from flwr_slfac.lightweight.pruning import Channels, FullMask, channel_groups
+from flwr_slfac.split.device import Device
+from flwr_slfac.split.front_features import (
+    Activations,
+    FrontUpdate,
+    GradientRule,
+    activations_of,
+    gradient_rules,
+    update_of,
+)
+from flwr_slfac.split.masked_network import masked_network, read_mask
+from flwr_slfac.split.place import Moment, seeded
+from flwr_slfac.split.protocol import Begin
+from flwr_slfac.split.tuning import Tuning
+
+Kept = Mapping[str, Any]
+
+
+class DeviceFront:
+    """A device's front, from round to round.
+
+    Between rounds it has no state of its own: what the device keeps is a mapping that
+    `finish` returns and `take` and `start` are given, with the keys ``front`` (of a
+    front that stays on the device), ``mask``, ``residual`` and ``tuning``.
+
+    Parameters
+    ----------
+    device : Device
+        The front and how it is trained.
+    example : callable
+        Returns one input, batch first; called when channels are first asked for.
+    """
+
+    def __init__(self, device: Device, example: Callable[[], torch.Tensor]) -> None:
+        self._device = device
+        self._where = torch.device(device.device)
+        self._example = example
+        self._full = device.front.to(self._where)
+        self._mask = b""
+        self._trained = masked_network(self._full, FullMask())
+        self._activations = Activations()
+        self._rules: list[GradientRule] = []
+        self._update = FrontUpdate()
+        self._tuning: Tuning | None = None
+        self._costs: dict[Any, StepCost] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        """What runs: the whole front unless channels are pruned."""
+        return self._trained.module
+
+    @cached_property
+    def channels(self) -> Channels:
+        """The channels that can be pruned.
+
+        Raises
+        ------
+        SettingError
+            If the front's channels cannot be pruned.
+        """
+        return channel_groups(self._full, self._example())
+
+    def take(self, begin: Begin, kept: Kept, who: str) -> bool:
+        """Load the front that was sent, or the kept one; False if that is not here.
+
+        Raises
+        ------
+        DecodeError
+            If the mask is not one of this front.
+        SettingError
+            If the front's channels cannot be pruned, or names or shapes differ.
+        """
+        front = begin.front
+        if front is None:
+            resident = kept.get("front")
+            if resident is None or resident["version"] != begin.version:
+                return False
+            if not _same_mask(begin, kept):
+                return False
+            front = resident["state"]
+        self._configure(begin)
+        self._trained.load(front, who)
+        return True
+
+    def start(self, begin: Begin, kept: Kept) -> None:
+        """Make ready to train from what `take` loaded."""
+        if begin.front is not None:
+            self._update.start(self._trained.part)
+        else:
+            self._update.reference = kept["front"]["reference"]
+        for rule in self._rules:
+            rule.start(self.network)
+        self._tuning = self._new_tuning()
+        # Moments of another mask fit no more.
+        if _same_mask(begin, kept):
+            self._tuning.load(kept.get("tuning", {}))
+        self._tuning.start_round(begin.server_round)
+
+    def forward(self, inputs: torch.Tensor, moment: Moment) -> torch.Tensor:
+        """Return the activations of a training batch.
+
+        Raises
+        ------
+        SettingError
+            If the front does not give one tensor, batch first.
+        """
+        self.network.train()
+        with (
+            seeded(moment.seed_of("forward"), self._where),
+            self._activations.holding(self.network),
+        ):
+            out = self.network(inputs.to(self._where))
+        _require_batch(out, len(inputs))
+        return out  # type: ignore[no-any-return]
+
+    def handle(self, sent: torch.Tensor) -> torch.Tensor:
+        """Return what `step` begins at once `sent` is on the wire."""
+        return self._activations.handle(sent)
+
+    def step(self, sent: torch.Tensor, gradient: torch.Tensor, moment: Moment) -> None:
+        """Update the weights by the gradient of what was sent."""
+        tuning = self._require_started()
+        tuning.zero_grad()
+        if sent.requires_grad:
+            sent.backward(gradient)  # type: ignore[no-untyped-call]
+        for rule in self._rules:
+            rule.apply(self.network, moment)
+        tuning.step()
+
+    def test(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the activations of a test batch."""
+        with torch.no_grad():
+            return self.network(inputs.to(self._where))  # type: ignore[no-any-return]
+
+    def finish(
+        self, begin: Begin, moment: Moment, kept: Kept
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the fields of the last reply, and what is kept, after a round."""
+        tuning = self._require_started()
+        part = self._trained.part()
+        sent: dict[str, Any] = {}
+        residual = dict(kept.get("residual", {}))
+        keeps: dict[str, Any] = {}
+        if begin.aggregate:
+            if not _same_mask(begin, kept):
+                # What was lost under another mask belongs to other coordinates.
+                residual = {}
+            sent = self._update.pack(part, moment, residual)
+        else:
+            keeps["front"] = {
+                "state": part,
+                "version": begin.version,
+                "reference": self._update.reference,
+            }
+        if residual:
+            keeps["residual"] = residual
+        d = self._device
+        if d.keep_optimizer or d.scheduler:
+            keeps["tuning"] = tuning.state(moments=d.keep_optimizer)
+        if begin.mask:
+            keeps["mask"] = begin.mask
+        return sent, keeps
+
+    def cost(self, begin: Begin, inputs: Callable[[], torch.Tensor]) -> StepCost | None:
+        """Return what a step on a batch costs, where asked for; measured once a mask."""
+        if not begin.config.reports_cost:
+            return None
+        key = (begin.mask, begin.config)
+        if key not in self._costs:
+            bits = begin.config.saved_bits
+            batch = inputs().to(self._where)
+            self._costs = {key: step_cost(self.network, self._full, batch, bits)}
+        return self._costs[key]
+
+    def forget_round(self) -> None:
+        """Let go of what lasts for a round."""
+        self._tuning, self._rules = None, []
+        self._update = FrontUpdate()
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the round in progress, for `restore`."""
+        return {
+            "front": self.network.state_dict(),
+            "rules": [rule.state() for rule in self._rules],
+            "reference": self._update.reference,
+            "tuning": None
+            if self._tuning is None
+            else self._tuning.state(moments=True),
+        }
+
+    def restore(self, begin: Begin, state: Mapping[str, Any]) -> None:
+        """Take up the round that `state` describes."""
+        self._configure(begin)
+        self.network.load_state_dict(state["front"])
+        for rule, own in zip(self._rules, state["rules"], strict=True):
+            rule.load(own, self._where)
+        self._update.reference = state["reference"]
+        self._tuning = None
+        if state["tuning"] is not None:
+            self._tuning = self._new_tuning()
+            self._tuning.load(state["tuning"])
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the buffers that a forward may change."""
+        state = self.network.state_dict()
+        names = {n for n, _ in self.network.named_buffers()}
+        return {n: t.clone() for n, t in state.items() if n in names}
+
+    def load_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
+        """Bring back what `buffers` returned."""
+        own = dict(self.network.named_buffers())
+        with torch.no_grad():
+            for name, value in buffers.items():
+                own[name].copy_(value)
+
+    def _configure(self, begin: Begin) -> None:
+        """Take over the configuration and the mask of a round."""
+        self._activations = activations_of(begin.config)
+        self._rules = gradient_rules(begin)
+        self._update = update_of(begin.config)
+        if begin.mask != self._mask:
+            # The whole front, should the mask be refused.
+            self._trained, self._mask = masked_network(self._full, FullMask()), b""
+            mask = read_mask(
+                begin.mask,
+                self._full,
+                lambda: self.channels,
+                structured=begin.config.structured,
+            )
+            self._trained, self._mask = masked_network(self._full, mask), begin.mask
+
+    def _new_tuning(self) -> Tuning:
+        d = self._device
+        tuning = Tuning(
+            self.network.parameters(),
+            d.optimizer,
+            d.scheduler,
+            d.scheduler_per,
+            d.clip_norm,
+        )
+        self._trained.hold(tuning.optimizer)
+        return tuning
+
+    def _require_started(self) -> Tuning:
+        if self._tuning is None:
+            raise TrainingError("the front was asked to step before a round began")
+        return self._tuning
+
+
+def _same_mask(begin: Begin, kept: Kept) -> bool:
+    """Say whether what was kept from the last round is under this round's mask."""
+    return bool(kept.get("mask", b"") == begin.mask)
+
+
+def _require_batch(out: Any, num_examples: int) -> None:
+    shaped = isinstance(out, torch.Tensor) and out.ndim > 0
+    if not shaped or len(out) != num_examples:
+        raise SettingError(
+            "the front must give one tensor whose first dimension is the batch; "
+            f"for {num_examples} examples it gave "
+            f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out)}"
+        )

@@ -1,0 +1,240 @@
+"""What may be done to the training of a front, each with its null form.
+
+::
+
+    forward ──Activations──► backward ──GradientRule ...──► optimizer ──FrontUpdate──► server
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from flwr_slfac.errors import DeviceError
+from flwr_slfac.lightweight import FULL_BITS, DeviceConfig
+from flwr_slfac.lightweight.activations import saved_in_8_bits, without_values
+from flwr_slfac.lightweight.quantization import (
+    pack_update,
+    quantize_gradients,
+    unpack_update,
+)
+from flwr_slfac.split.place import Moment
+from flwr_slfac.split.protocol import Begin, TrainReply
+from flwr_slfac.states import State
+
+
+class Activations:
+    """How activations are held from forward to backward; the null form: as they are."""
+
+    def holding(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """Return the context that a forward of the network runs in."""
+        return nullcontext()
+
+    def handle(self, sent: torch.Tensor) -> torch.Tensor:
+        """Return what backward begins at once `sent` is on the wire."""
+        return sent
+
+
+class CodedActivations(Activations):
+    """Activations held in 8 bits; what was sent is not held at all."""
+
+    def holding(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """Return `saved_in_8_bits`."""
+        return saved_in_8_bits(network)
+
+    def handle(self, sent: torch.Tensor) -> torch.Tensor:
+        """Return a tensor without values whose backward is that of `sent`."""
+        return without_values(sent)
+
+
+def activations_of(config: DeviceConfig) -> Activations:
+    """Return how a configuration holds activations."""
+    return Activations() if config.saved_bits == FULL_BITS else CodedActivations()
+
+
+class GradientRule:
+    """What becomes of gradients before the optimizer's step; null form: nothing."""
+
+    def start(self, network: nn.Module) -> None:
+        """Take note of the weights that a round begins with."""
+
+    def apply(self, network: nn.Module, moment: Moment) -> None:
+        """Change the gradients that backward left."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load` restores."""
+        return {}
+
+    def load(self, state: Mapping[str, Any], where: torch.device) -> None:
+        """Go on from a state."""
+
+
+class ProximalTerm(GradientRule):
+    """The gradient of ``mu/2 |w - w_start|^2``.
+
+    Li et al., Federated Optimization in Heterogeneous Networks (FedProx), MLSys 2020.
+
+    Parameters
+    ----------
+    mu : float
+        Weight of the term, above 0.
+    """
+
+    def __init__(self, mu: float) -> None:
+        self._mu = mu
+        self._anchor: dict[str, torch.Tensor] = {}
+
+    def start(self, network: nn.Module) -> None:
+        """Anchor the term at the weights of now."""
+        self._anchor = {n: p.detach().clone() for n, p in network.named_parameters()}
+
+    def apply(self, network: nn.Module, moment: Moment) -> None:
+        """Add the term's gradient."""
+        for name, p in network.named_parameters():
+            if p.grad is not None:
+                p.grad.add_(p.detach() - self._anchor[name], alpha=self._mu)
+
+    def state(self) -> dict[str, Any]:
+        """Return the anchor."""
+        return self._anchor
+
+    def load(self, state: Mapping[str, Any], where: torch.device) -> None:
+        """Restore the anchor."""
+        self._anchor = {name: tensor.to(where) for name, tensor in state.items()}
+
+
+class QuantizedGradients(GradientRule):
+    """Gradients quantized without bias, after Zhang, Ni and Wang (see `Lightweight`).
+
+    Parameters
+    ----------
+    bits, bucket : int
+        As ``gradient_bits`` and ``bucket`` of `Lightweight`.
+    """
+
+    def __init__(self, bits: int, bucket: int) -> None:
+        self._bits, self._bucket = bits, bucket
+
+    def apply(self, network: nn.Module, moment: Moment) -> None:
+        """Quantize the gradients of all parameters."""
+        generator = moment.generator("gradient")
+        quantize_gradients(network.parameters(), self._bits, generator, self._bucket)
+
+
+def gradient_rules(begin: Begin) -> list[GradientRule]:
+    """Return the rules of a round, in the order in which they apply."""
+    rules: list[GradientRule] = []
+    if begin.proximal_mu:
+        rules.append(ProximalTerm(begin.proximal_mu))
+    config = begin.config
+    if config.gradient_bits < FULL_BITS:
+        rules.append(QuantizedGradients(config.gradient_bits, config.bucket))
+    return rules
+
+
+class FrontUpdate:
+    """How a trained front comes back, both ends; the null form: whole.
+
+    Attributes
+    ----------
+    reference : mapping of str to Tensor
+        On the device: what the server sent, where that is needed.
+    """
+
+    def __init__(self) -> None:
+        self.reference: State = {}
+
+    def start(self, part: Callable[[], State]) -> None:
+        """Take note, on the device, of the front that the server holds too."""
+
+    def pack(
+        self, part: State, moment: Moment, residual: dict[str, torch.Tensor]
+    ) -> dict[str, Any]:
+        """Return the fields of `TrainReply` that bring a front back.
+
+        Parameters
+        ----------
+        part : mapping of str to Tensor
+            The trained front.
+        moment : Moment
+            What noise is a function of.
+        residual : dict of str to Tensor
+            What earlier updates left unsent; changed to what this one leaves.
+        """
+        return {"front": part}
+
+    def unpack(self, device: int, reply: TrainReply, given: State) -> State:
+        """Return, on the server, the front that a reply brings.
+
+        Parameters
+        ----------
+        device : int
+            Partition id.
+        reply : TrainReply
+            The device's last one.
+        given : mapping of str to Tensor
+            What the device was sent.
+
+        Raises
+        ------
+        DeviceError
+            If it comes in another way than was asked for.
+        DecodeError
+            If it cannot be decoded.
+        """
+        if reply.front is None:
+            raise _unasked(device, "quantized")
+        return reply.front
+
+
+class QuantizedUpdate(FrontUpdate):
+    """The difference to what the server sent, quantized by QSGD.
+
+    Parameters
+    ----------
+    bits, bucket : int
+        As ``update_bits`` and ``bucket`` of `Lightweight`.
+    error_feedback : bool
+        Whether what an update lost is added to the next one.
+    """
+
+    def __init__(self, bits: int, bucket: int, error_feedback: bool) -> None:
+        super().__init__()
+        self._bits, self._bucket, self._feedback = bits, bucket, error_feedback
+
+    def start(self, part: Callable[[], State]) -> None:
+        """Keep the front that was sent."""
+        self.reference = part()
+
+    def pack(
+        self, part: State, moment: Moment, residual: dict[str, torch.Tensor]
+    ) -> dict[str, Any]:
+        """Return the quantized difference to the reference."""
+        update = pack_update(
+            part,
+            self.reference,
+            self._bits,
+            moment.generator("update"),
+            bucket=self._bucket,
+            residual=residual if self._feedback else None,
+        )
+        return {"update": update}
+
+    def unpack(self, device: int, reply: TrainReply, given: State) -> State:
+        """Return what was sent, moved by the update."""
+        if reply.update is None:
+            raise _unasked(device, "in full")
+        return unpack_update(reply.update, given)
+
+
+def update_of(config: DeviceConfig) -> FrontUpdate:
+    """Return how fronts come back under a configuration."""
+    if config.update_bits == FULL_BITS:
+        return FrontUpdate()
+    return QuantizedUpdate(config.update_bits, config.bucket, config.error_feedback)
+
+
+def _unasked(device: int, how: str) -> DeviceError:
+    return DeviceError(f"device {device} sent its front {how}, and was not asked to")

@@ -1,0 +1,177 @@
+"""Who trains which part of the front: masks, chosen anew every few rounds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr_slfac.errors import (
+    AllDevicesLostError,
+    DecodeError,
+    DeviceError,
+    TrainingError,
+)
+from flwr_slfac.lightweight import Lightweight
+from flwr_slfac.lightweight.pruning import (
+    Channels,
+    FullMask,
+    Mask,
+    channel_scores,
+    choose_channels,
+    choose_elements,
+    increase,
+    prunable_shapes,
+    update_as_gradient,
+)
+from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.protocol import Description, Link
+from flwr_slfac.states import State
+
+
+class MaskChoice:
+    """Chooses masks as a `Lightweight` setting asks; one a share of pruning.
+
+    Parameters
+    ----------
+    setting : Lightweight
+        Shares, criterion and schedule.
+
+    Attributes
+    ----------
+    channels : Channels or None
+        The channels that can leave, once a device described them.
+    """
+
+    def __init__(self, setting: Lightweight) -> None:
+        self._setting = setting
+        self.channels: Channels | None = None
+        self._profiles: dict[int, Mapping[str, Any]] = {}
+        self._gradients: State | None = None
+        self._first_scores: State = {}
+        # The masks in force: when they were chosen, and by share.
+        self._chosen_in: int | None = None
+        self._by_share: dict[float, tuple[Mask, bytes]] = {}
+        self._shares: dict[int, float] = {}
+
+    def restart(self) -> None:
+        """Choose from the next front as from a first one."""
+        self._chosen_in = None
+        self._first_scores = {}
+
+    def observe(self, before: State, after: State) -> None:
+        """Take note of what an aggregation did to the whole front."""
+        setting = self._setting
+        if setting.prunes and setting.criterion == "gradient":
+            self._gradients = update_as_gradient(
+                before, after, self._gradients, setting.gradient_decay
+            )
+
+    def renew(self, server_round: int) -> bool:
+        """Choose masks anew if it is time, before a round; say whether they are."""
+        setting = self._setting
+        if not setting.prunes:
+            return False
+        first = (server_round - 1) % setting.aggregate_every == 0
+        waited = server_round - (self._chosen_in or 0)
+        if self._chosen_in is None or (first and waited >= setting.remask_every):
+            self._chosen_in = server_round
+            self._by_share, self._shares = {}, {}
+            return True
+        return False
+
+    def mask(self, device: int, full: State) -> tuple[Mask, bytes]:
+        """Return what a device holds of the front, and its bytes.
+
+        Parameters
+        ----------
+        device : int
+            Partition id.
+        full : mapping of str to Tensor
+            The whole front, should a mask have to be chosen.
+        """
+        if self._chosen_in is None:
+            return FullMask(), b""
+        if device not in self._shares:
+            profile = self._profiles.get(device, {"partition-id": device})
+            self._shares[device] = self._setting.share(self._chosen_in, profile)
+        share = self._shares[device]
+        if share not in self._by_share:
+            mask = FullMask() if share == 0 else self._choose(share, full)
+            self._by_share[share] = mask, mask.to_bytes()
+        return self._by_share[share]
+
+    def _choose(self, share: float, full: State) -> Mask:
+        setting, gradients = self._setting, self._gradients
+        criterion = setting.criterion
+        if criterion == "gradient" and gradients is None:
+            criterion = "weight"
+        if not setting.structured:
+            names = list(prunable_shapes(full))
+            use = gradients if criterion == "gradient" else None
+            return choose_elements(full, names, share, setting.scope, use)
+        if self.channels is None:
+            raise TrainingError("masks are asked for before a device described itself")
+        if criterion == "increase":
+            scores = channel_scores(self.channels, full)
+            self._first_scores = self._first_scores or scores
+            scores = increase(scores, self._first_scores)
+        else:
+            scores = channel_scores(self.channels, full, criterion, gradients)
+        return choose_channels(
+            self.channels, scores, share, setting.scope, setting.at_cut
+        )
+
+    def ask(
+        self, link: Link, devices: Mapping[int, int], full: State, accounts: Accounts
+    ) -> None:
+        """Learn what a choice needs of devices: profiles, and the channels of one.
+
+        Parameters
+        ----------
+        link : Link
+            To the devices.
+        devices : mapping of int to int
+            Their partition ids by key.
+        full : mapping of str to Tensor
+            The whole front.
+        accounts : Accounts
+            Where what crosses is entered.
+
+        Raises
+        ------
+        AllDevicesLostError
+            If no device describes its channels.
+        DeviceError
+            If the channels of a device's front are not those of the server's.
+        """
+        if self._setting.unlike_shares:
+            new = [k for k, d in devices.items() if d not in self._profiles]
+            for answer in link.describe(new, channels=False).values():
+                if isinstance(answer, Description):
+                    accounts.carried(answer.device, answer.carried)
+                    own = {"partition-id": answer.device}
+                    self._profiles[answer.device] = {**answer.profile, **own}
+        if not (self._setting.prunes and self._setting.structured):
+            return
+        if self.channels is None:
+            self.channels = _ask_channels(link, devices, full, accounts)
+
+
+def _ask_channels(
+    link: Link, devices: Mapping[int, int], full: State, accounts: Accounts
+) -> Channels:
+    """Return the channels that the first device to answer describes."""
+    reasons = []
+    for key in sorted(devices, key=lambda k: devices[k]):
+        answer = link.describe([key], channels=True)[key]
+        if not isinstance(answer, Description):
+            reasons.append(f"device {devices[key]}: {answer.reason}")
+            continue
+        accounts.carried(answer.device, answer.carried)
+        if answer.channels is None:
+            raise DeviceError(f"device {devices[key]} described no channels")
+        try:
+            return answer.channels.fitted(full)
+        except DecodeError as error:
+            raise DeviceError(f"device {devices[key]}: {error}") from error
+    raise AllDevicesLostError(
+        f"no device described the channels of its front ({'; '.join(reasons)})"
+    )

@@ -1,0 +1,139 @@
+"""The network that a device trains under a mask, and how its state travels."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from flwr_slfac.errors import SettingError
+from flwr_slfac.lightweight.pruning import (
+    ChannelMask,
+    Channels,
+    ElementMask,
+    FullMask,
+    Mask,
+    hold_zero,
+    prunable_shapes,
+    shrink,
+)
+from flwr_slfac.states import State, in_dtypes_of, misfits
+
+# A message names so many misfits: the first ones tell which model it is.
+_MAX_NAMED = 5
+
+
+class TrainedNetwork:
+    """A network whose state travels as it is: whole, or of fewer channels.
+
+    Parameters
+    ----------
+    module : nn.Module
+        What runs.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def load(self, state: State, who: str) -> None:
+        """Load the server's state, or say what does not fit.
+
+        Averaged integer buffers (`num_batches_tracked`) may arrive as floats.
+
+        Raises
+        ------
+        SettingError
+            If names or shapes differ.
+        """
+        own: State = self.module.state_dict()
+        if problems := misfits(state, own):
+            raise SettingError(
+                f"the front of {who} is not the server's: what the server sent has "
+                f"{'; '.join(problems[:_MAX_NAMED])}; build both with the same model "
+                "and cut"
+            )
+        self.module.load_state_dict(in_dtypes_of(state, own))
+
+    def part(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the state, on the CPU, as it travels."""
+        state = self.module.state_dict()
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def hold(self, optimizer: Optimizer | None) -> None:
+        """Keep what is pruned as it is while this optimizer steps."""
+
+
+class ZeroedNetwork(TrainedNetwork):
+    """A whole network in which single weights are zero; the others travel.
+
+    Parameters
+    ----------
+    module : nn.Module
+        What runs.
+    mask : ElementMask
+        Which weights are trained.
+    """
+
+    def __init__(self, module: nn.Module, mask: ElementMask) -> None:
+        super().__init__(module)
+        self._mask = mask
+
+    def load(self, state: State, who: str) -> None:
+        """Load the held weights, and zeros at the others.
+
+        Raises
+        ------
+        SettingError, TrainingError
+            If names or shapes differ.
+        """
+        own = self.module.state_dict()
+        zeros = {n: torch.zeros_like(t, device="cpu") for n, t in own.items()}
+        super().load(self._mask.put_state(state, zeros), who)
+
+    def part(self) -> dict[str, torch.Tensor]:
+        """Return a copy of the held weights."""
+        return self._mask.take_state(super().part())
+
+    def hold(self, optimizer: Optimizer | None) -> None:
+        """Keep pruned weights at zero while this optimizer steps."""
+        if optimizer is not None:
+            hold_zero(optimizer, self.module, self._mask)
+
+
+def masked_network(full: nn.Module, mask: Mask) -> TrainedNetwork:
+    """Return the network that a device trains under a mask."""
+    if isinstance(mask, ChannelMask):
+        return TrainedNetwork(shrink(full, mask))
+    if isinstance(mask, ElementMask):
+        return ZeroedNetwork(full, mask)
+    return TrainedNetwork(full)
+
+
+def read_mask(
+    data: bytes, full: nn.Module, channels: Callable[[], Channels], *, structured: bool
+) -> Mask:
+    """Return the mask that a device was sent.
+
+    Parameters
+    ----------
+    data : bytes
+        `Mask.to_bytes`; empty for the whole front.
+    full : nn.Module
+        The whole front.
+    channels : callable
+        Returns the channels of that front.
+    structured : bool
+        Whether it is a mask of channels.
+
+    Raises
+    ------
+    DecodeError
+        If it is not a mask of this front.
+    SettingError
+        If the front's channels cannot be pruned.
+    """
+    if not data:
+        return FullMask()
+    if structured:
+        return ChannelMask.from_bytes(data, channels())
+    return ElementMask.from_bytes(data, prunable_shapes(full.state_dict()))

@@ -1,0 +1,93 @@
+"""A server-side model with what trains it: one for all devices, or a copy for each."""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from flwr_slfac.split.tuning import Tuning
+
+MakeTuning = Callable[[Iterable[nn.Parameter]], Tuning]
+
+
+class Replica:
+    """A server-side model, its optimizer and, in float16, the scale of its loss.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The model; trained in place.
+    make_tuning : callable
+        From its parameters to what trains them.
+    precision : torch.dtype or None
+        Mixed precision of the forward; torch.float16 wants a scaled loss.
+    where : torch.device
+        Where the model runs.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        make_tuning: MakeTuning,
+        precision: torch.dtype | None,
+        where: torch.device,
+    ) -> None:
+        self.module = module
+        self.tuning = make_tuning(module.parameters())
+        self._make_tuning, self._precision, self._where = make_tuning, precision, where
+        self._scaler = torch.amp.GradScaler(
+            where.type, enabled=precision is torch.float16
+        )
+
+    def copy(self) -> "Replica":
+        """Return a replica on a copy of the model, at the same place of the schedule.
+
+        Its optimizer starts without moments.
+        """
+        module = copy.deepcopy(self.module)
+        other = Replica(module, self._make_tuning, self._precision, self._where)
+        other.tuning.load(self.tuning.state(moments=False))
+        return other
+
+    def learn(
+        self, loss: torch.Tensor, inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, float]:
+        """Take a step down a loss; return its gradient with respect to the inputs.
+
+        Parameters
+        ----------
+        loss : Tensor
+            A scalar, with its graph.
+        inputs : Tensor
+            A leaf of that graph.
+
+        Returns
+        -------
+        gradient : Tensor
+            Of the shape of the inputs. Zeros where the loss scale overflowed: nobody
+            takes that step, and the scale shrinks.
+        scale : float
+            What the loss, and so the gradient, was multiplied with.
+        """
+        scale = self._step(loss)
+        gradient = torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
+        if self._scaler.is_enabled() and not bool(torch.isfinite(gradient).all()):
+            gradient = torch.zeros_like(gradient)
+        return gradient, scale
+
+    def _step(self, loss: torch.Tensor) -> float:
+        """Backward and update; return the factor that the loss was scaled by."""
+        scaler = self._scaler
+        if not scaler.is_enabled() or self.tuning.optimizer is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.tuning.step()
+            return 1.0
+        scale = scaler.get_scale()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.unscale_(self.tuning.optimizer)
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if all(bool(torch.isfinite(g).all()) for g in gradients):
+            self.tuning.step()
+        scaler.update()
+        return float(scale)

@@ -1,0 +1,85 @@
+"""What a round came to."""
+
+import logging
+from dataclasses import dataclass, field
+
+from flwr_slfac.lightweight import StepCost
+from flwr_slfac.states import State
+
+logger = logging.getLogger("flwr")
+
+
+@dataclass
+class DeviceResult:
+    """What a device's work in a round came to.
+
+    Parameters
+    ----------
+    device : int
+        Partition id.
+    front : mapping of str to Tensor or None
+        The trained device-side model, in full; None if it stays on the device.
+    num_examples : int
+        Examples that it trained on, counted in each epoch.
+    loss : float
+        Mean training loss over those examples.
+    cost : StepCost or None
+        What a step cost the device, if it told.
+    """
+
+    device: int
+    front: State | None
+    num_examples: int
+    loss: float
+    cost: StepCost | None = None
+
+
+@dataclass
+class RoundResult:
+    """What a round came to.
+
+    Parameters
+    ----------
+    finished : dict of int to DeviceResult
+        By key of the link.
+    lost : dict of int to str
+        Reasons by partition id, or by key for a device that never told its own.
+    num_steps : int
+        Most steps that any device took.
+    compute_s, wall_s : float
+        What devices spent on computing, summed, and how long the round took.
+    aggregates : bool
+        Whether the fronts came back.
+    handed_on : bool
+        Whether each device went on with the front of the one before.
+    """
+
+    finished: dict[int, DeviceResult] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    num_steps: int = 0
+    compute_s: float = 0.0
+    wall_s: float = 0.0
+    aggregates: bool = True
+    handed_on: bool = False
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over all examples; NaN if no device finished."""
+        total = sum(r.num_examples for r in self.finished.values())
+        if not total:
+            return float("nan")
+        weighted = (r.loss * r.num_examples for r in self.finished.values())
+        return sum(weighted) / total
+
+    @property
+    def costs(self) -> dict[int, StepCost]:
+        """What a step cost each device that told, by partition id."""
+        results = self.finished.values()
+        return {r.device: r.cost for r in results if r.cost is not None}
+
+
+def log_lost(server_round: int, step: int, device: int, reason: str) -> None:
+    """Log that a device is lost for the rest of a round, and why."""
+    logger.warning(
+        "round %d, step %d: lost device %d: %s", server_round, step, device, reason
+    )

@@ -1,0 +1,113 @@
+"""Rounds of training and evaluation over any link."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from flwr_slfac.codec import Codec
+from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.crossing import ServerSide
+from flwr_slfac.split.evaluation import Evaluation
+from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.protocol import Begin, Link
+from flwr_slfac.split.results import RoundResult
+from flwr_slfac.split.round import Progress, Round, ServerRun
+from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
+from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.traffic import Traffic
+
+
+class Rounds:
+    """Runs rounds of training and evaluation over a link.
+
+    Parameters
+    ----------
+    server : ServerHalf
+        The back and how it learns.
+    down : Codec
+        How cut-layer gradients are coded.
+    traffic : Traffic
+        Where what crosses is entered.
+    max_elements : int
+        Largest activation tensor accepted from a device.
+    fronts : ServerFronts, optional
+        Hands out fronts and takes them back; whole ones by default.
+    cut_features : sequence of CutFeature
+        What is done to the smashed data, before what `fronts` asks for.
+    """
+
+    def __init__(
+        self,
+        server: ServerHalf,
+        down: Codec,
+        traffic: Traffic,
+        max_elements: int,
+        fronts: ServerFronts | None = None,
+        cut_features: Sequence[CutFeature] = (),
+    ) -> None:
+        fronts = fronts or WholeFronts()
+        self._features = (*cut_features, *fronts.cut_features)
+        memories = [(feature, feature.memory()) for feature in self._features]
+        side = ServerSide(down, memories, max_elements, server.where)
+        self._run = ServerRun(server, fronts, traffic, side)
+
+    def train(
+        self,
+        link: Link,
+        keys: Iterable[int],
+        begin: Begin,
+        progress: Progress | None = None,
+    ) -> RoundResult:
+        """Train one round on the devices with these keys.
+
+        Parameters
+        ----------
+        link : Link
+            To the devices.
+        keys : iterable of int
+            Whom to train on.
+        begin : Begin
+            What all of them are told at the start.
+        progress : callable, optional
+            Told (steps done, steps of the device with most) after each step.
+
+        Returns
+        -------
+        RoundResult
+            With at least one finished device.
+
+        Raises
+        ------
+        AllDevicesLostError
+            If no device finishes.
+        DeviceError
+            If a device refuses, or sends what cannot be used.
+        DivergedError
+            If a loss or a gradient is NaN or infinite.
+        """
+        begin = replace(begin, cut_features=self._features)
+        return Round(self._run, link, begin, progress).train(list(keys))
+
+    def evaluate(
+        self, link: Link, keys: Iterable[int], begin: Begin, max_bytes: int
+    ) -> dict[int, dict[str, float]]:
+        """Evaluate through the split; return each device's metrics by key.
+
+        Each holds ``num-examples``, ``loss`` and the server's metrics, means over that
+        device's test set. Devices without a test set are left out, lost ones too.
+
+        Parameters
+        ----------
+        link, keys, begin
+            As for `train`.
+        max_bytes : int
+            Smashed test data that a device sends per reply, one batch at the least.
+
+        Raises
+        ------
+        DeviceError
+            If a device refuses, or sends what cannot be used.
+        """
+        run, begin = self._run, replace(begin, cut_features=self._features)
+        accounts = Accounts(run.traffic, begin.server_round, "evaluate")
+        evaluation = Evaluation(run.server, run.fronts, run.side, accounts)
+        return evaluation.evaluate(link, list(keys), begin, max_bytes)
