@@ -7,13 +7,13 @@
     server   gradient --kept channels--> --kept units-->    ==down==> device
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from flwr_slfac.lightweight.centre import Centres
 from flwr_slfac.lightweight.dropout import DropMask
-from flwr_slfac.lightweight.pruning.channel_masks import CutChannels
+from flwr_slfac.lightweight.pruning.cut_mask import CutMask, FullCutMask
+from flwr_slfac.lightweight.running_means import RunningMeans
 from flwr_slfac.lightweight.setting import Orders
 from flwr_slfac.split.noise import seed_for
 
@@ -42,16 +42,16 @@ class Absent:
 
     Parameters
     ----------
-    channels : CutChannels or None
+    channels : CutMask
         Channels that its front still computes.
     dropped : DropMask or None
         Units of those that travelled.
     """
 
-    channels: CutChannels | None = None
+    channels: CutMask = field(default_factory=FullCutMask)
     dropped: DropMask | None = None
 
-    def restore(self, travelled: torch.Tensor, centres: Centres) -> torch.Tensor:
+    def restore(self, travelled: torch.Tensor, means: RunningMeans) -> torch.Tensor:
         """Return activations of full shape.
 
         Pruned channels are zero, dropped units the mean of their channel.
@@ -62,14 +62,13 @@ class Absent:
             If the shape is not that of this mask.
         """
         if self.dropped is not None:
-            travelled = centres.restore(travelled, self.dropped, self.channels)
-        return travelled if self.channels is None else self.channels.scatter(travelled)
+            travelled = means.restore(travelled, self.dropped, self.channels)
+        return self.channels.scatter(travelled)
 
     def select(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the part of a full gradient that the device can use.
 
         The device's own graph applies the scale of dropout, so it is not applied here.
         """
-        if self.channels is not None:
-            gradient = self.channels.gather(gradient)
+        gradient = self.channels.gather(gradient)
         return gradient if self.dropped is None else self.dropped.select(gradient)

@@ -21,21 +21,17 @@ from flwr_slfac.errors import (
     DeviceError,
     TrainingError,
 )
-from flwr_slfac.lightweight.pruning.average import fill_absent, restore_absent
-from flwr_slfac.lightweight.pruning.channel_masks import CutChannels, KeptChannels
+from flwr_slfac.lightweight.pruning.average import fill_unheld, restore_unheld
 from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.coordinates import Holding, expand_state, sub_state
-from flwr_slfac.lightweight.pruning.element_masks import (
-    ElementMasks,
-    choose_elements,
-    prunable_shapes,
-)
+from flwr_slfac.lightweight.pruning.cut_mask import CutMask
+from flwr_slfac.lightweight.pruning.element_mask import prunable_shapes
 from flwr_slfac.lightweight.pruning.importance import (
     channel_scores,
-    choose_channels,
     increase,
     update_as_gradient,
 )
+from flwr_slfac.lightweight.pruning.masks import FullMask, Mask
+from flwr_slfac.lightweight.pruning.selection import choose_channels, choose_elements
 from flwr_slfac.lightweight.quantization.update import unpack_update
 from flwr_slfac.lightweight.setting import FULL_BITS, Lightweight
 from flwr_slfac.split.protocol import Begin, Description, Link, TrainReply
@@ -70,12 +66,12 @@ class Fronts:
         self._first_scores: dict[str, torch.Tensor] = {}
         # The masks in force: when they were chosen, and by share.
         self._chosen_in: int | None = None
-        self._by_share: dict[float, tuple[Holding, bytes]] = {}
+        self._by_share: dict[float, tuple[Mask, bytes]] = {}
         self._shares: dict[int, float] = {}
         # By device: the version that its own front comes from, and what it was given.
         self._lives: dict[int, int] = {}
         self._given: dict[int, State] = {}
-        self._holders: list[tuple[float, Holding | None]] = []
+        self._holders: list[tuple[float, Mask]] = []
 
     def aggregates(self, server_round: int) -> bool:
         """Say whether fronts come back at the end of this round."""
@@ -120,13 +116,13 @@ class Fronts:
 
     def begin(self, device: int, begin: Begin) -> Begin:
         """Return what a device is told at the start of training."""
-        kept, mask = self._mask(device)
+        held, mask = self._mask(device)
         full = begin.front if self.relay and begin.front else self._full
         self._given[device] = full
         lives = self._lives.get(device) == self._version
         return replace(
             begin,
-            front=None if lives else sub_state(full, kept),
+            front=None if lives else held.take_state(full),
             orders=self.orders.to_text(),
             mask=mask,
             version=self._version,
@@ -139,11 +135,11 @@ class Fronts:
 
     def begin_evaluation(self, device: int, begin: Begin) -> Begin:
         """Return what a device is told before it is evaluated."""
-        kept, mask = self._mask(device)
+        held, mask = self._mask(device)
         lives = self._lives.get(device) == self._version
         front = begin.front
-        if front is not None and kept is not None:
-            front = sub_state(front, kept)
+        if front is not None:
+            front = held.take_state(front)
         return replace(
             begin,
             front=None if lives else front,
@@ -152,10 +148,10 @@ class Fronts:
             version=self._version,
         )
 
-    def at_cut(self, device: int) -> CutChannels | None:
+    def at_cut(self, device: int) -> CutMask:
         """Return which channels of the smashed data a device computes."""
-        kept, _ = self._mask(device)
-        return kept.cut if isinstance(kept, KeptChannels) else None
+        held, _ = self._mask(device)
+        return held.cut
 
     def receive(self, device: int, reply: TrainReply) -> State | None:
         """Return the part of the front that came back, or None if it stays there.
@@ -165,7 +161,7 @@ class Fronts:
         DeviceError
             If what came is not what was asked for, or cannot be decoded.
         """
-        kept, _ = self._mask(device)
+        held, _ = self._mask(device)
         given = self._given.pop(device)
         if reply.update is None and reply.front is None:
             self._lives[device] = self._version
@@ -180,9 +176,9 @@ class Fronts:
         part: State = {} if reply.front is None else reply.front
         try:
             if reply.update is not None:
-                part = unpack_update(reply.update, sub_state(given, kept))
+                part = unpack_update(reply.update, held.take_state(given))
             # The relay hands a full front on.
-            return expand_state(part, kept, given) if self.relay else dict(part)
+            return held.put_state(part, given) if self.relay else dict(part)
         except (DecodeError, TrainingError) as error:
             raise DeviceError(f"the front of device {device}: {error}") from error
 
@@ -197,13 +193,13 @@ class Fronts:
             If a part is not of this front.
         """
         order = sorted(parts)
-        kepts = [self._mask(d)[0] for d in order]
+        masks = [self._mask(d)[0] for d in order]
         weights = [float(num_examples[d]) for d in order]
-        self._holders = list(zip(weights, kepts, strict=True))
-        if self.relay or not any(kepts):
+        self._holders = list(zip(weights, masks, strict=True))
+        if self.relay or all(mask.is_full for mask in masks):
             return {d: parts[d] for d in order}
         try:
-            filled = fill_absent([parts[d] for d in order], weights, kepts, self._full)
+            filled = fill_unheld([parts[d] for d in order], weights, masks, self._full)
         except TrainingError as error:
             raise DeviceError(str(error)) from error
         return dict(zip(order, filled, strict=True))
@@ -215,24 +211,24 @@ class Fronts:
         """
         averaged = {n: _as_before(averaged[n], old) for n, old in self._full.items()}
         weights = [weight for weight, _ in self._holders]
-        kepts = [kept for _, kept in self._holders]
-        if any(kepts):
-            averaged = restore_absent(averaged, weights, kepts, self._full)
+        masks = [mask for _, mask in self._holders]
+        if not all(mask.is_full for mask in masks):
+            averaged = restore_unheld(averaged, weights, masks, self._full)
         if self.setting.prunes and self.setting.criterion == "gradient":
             self._gradients = update_as_gradient(
                 self._full, averaged, self._gradients, self.setting.gradient_decay
             )
         self._full = dict(averaged)
         self._version += 1
-        return self._served(weights, kepts)
+        return self._served(weights, masks)
 
     def _served(
-        self, weights: list[float], kepts: list[Holding | None]
+        self, weights: list[float], masks: list[Mask]
     ) -> dict[str, torch.Tensor]:
-        if not kepts or not all(kepts):
+        if not masks or any(mask.is_full for mask in masks):
             return dict(self._full)
         zeros = {n: torch.zeros_like(t) for n, t in self._full.items()}
-        served = restore_absent(self._full, weights, kepts, zeros)
+        served = restore_unheld(self._full, weights, masks, zeros)
         groups = self._channels.groups if self._channels else ()
         statistics = {
             m.tensor for g in groups for m in g.members if m.role == "statistic"
@@ -244,22 +240,22 @@ class Fronts:
         """The front with all weights, those left out by masks included."""
         return dict(self._full)
 
-    def _mask(self, device: int) -> tuple[Holding | None, bytes]:
-        """Return what a device holds, None for everything, and its bytes."""
+    def _mask(self, device: int) -> tuple[Mask, bytes]:
+        """Return what a device holds, and the mask's bytes."""
         if self._chosen_in is None:
-            return None, b""
+            return FullMask(), b""
         if device not in self._shares:
             profile = self._profiles.get(device, {"partition-id": device})
             self._shares[device] = self.setting.share(self._chosen_in, profile)
         share = self._shares[device]
         if share == 0:
-            return None, b""
+            return FullMask(), b""
         if share not in self._by_share:
-            kept = self._choose(share)
-            self._by_share[share] = kept, kept.to_bytes()
+            mask = self._choose(share)
+            self._by_share[share] = mask, mask.to_bytes()
         return self._by_share[share]
 
-    def _choose(self, share: float) -> KeptChannels | ElementMasks:
+    def _choose(self, share: float) -> Mask:
         setting, gradients = self.setting, self._gradients
         criterion = setting.criterion
         if criterion == "gradient" and gradients is None:

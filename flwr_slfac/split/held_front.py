@@ -8,15 +8,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
 from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.coordinates import Holding, expand_state
 from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.element_masks import (
-    ElementMasks,
-    hold_zero,
+from flwr_slfac.lightweight.pruning.element_mask import (
+    ElementMask,
+    keep_pruned_zero,
     prunable_shapes,
 )
+from flwr_slfac.lightweight.pruning.masks import FullMask, Mask
 from flwr_slfac.lightweight.pruning.shrink import shrink
 from flwr_slfac.states import State
 
@@ -42,7 +42,7 @@ class HeldFront:
         self.network = full
         self._example = example
         self._mask = b""
-        self._kept: Holding | None = None
+        self._kept: Mask = FullMask()
 
     @cached_property
     def channels(self) -> Channels:
@@ -61,13 +61,13 @@ class HeldFront:
         """
         if mask == self._mask:
             return
-        self.network, self._kept = self.full, None
+        self.network, self._kept = self.full, FullMask()
         if mask and structured:
-            kept = KeptChannels.from_bytes(mask, self.channels)
+            kept = ChannelMask.from_bytes(mask, self.channels)
             self.network, self._kept = shrink(self.full, kept), kept
         elif mask:
             shapes = prunable_shapes(self.full.state_dict())
-            self._kept = ElementMasks.from_bytes(mask, shapes)
+            self._kept = ElementMask.from_bytes(mask, shapes)
         self._mask = mask
 
     def load(self, state: State, who: str) -> None:
@@ -78,10 +78,10 @@ class HeldFront:
         SettingError
             If names or shapes differ.
         """
-        if isinstance(self._kept, ElementMasks):
+        if isinstance(self._kept, ElementMask):
             own = self.full.state_dict()
             zeros = {n: torch.zeros_like(t, device="cpu") for n, t in own.items()}
-            state = expand_state(state, self._kept, zeros)
+            state = self._kept.put_state(state, zeros)
         load_front(self.network, state, who)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -89,14 +89,14 @@ class HeldFront:
         state = {
             n: t.detach().cpu().clone() for n, t in self.network.state_dict().items()
         }
-        if isinstance(self._kept, ElementMasks):
-            state = {n: self._kept.take(n, t) for n, t in state.items()}
+        if isinstance(self._kept, ElementMask):
+            state = self._kept.take_state(state)
         return state
 
     def hold_zero(self, optimizer: Optimizer | None) -> None:
         """Keep single pruned weights at zero while this optimizer steps."""
-        if optimizer is not None and isinstance(self._kept, ElementMasks):
-            hold_zero(optimizer, self.network, self._kept)
+        if optimizer is not None and isinstance(self._kept, ElementMask):
+            keep_pruned_zero(optimizer, self.network, self._kept)
 
 
 def load_front(front: nn.Module, state: State, who: str) -> None:

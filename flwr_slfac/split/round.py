@@ -19,8 +19,8 @@ from flwr_slfac.errors import (
     SettingError,
     TrainingError,
 )
-from flwr_slfac.lightweight.centre import Centres
 from flwr_slfac.lightweight.cost import StepCost
+from flwr_slfac.lightweight.running_means import RunningMeans
 from flwr_slfac.split.absent import Absent, drop_mask
 from flwr_slfac.split.fronts import Fronts
 from flwr_slfac.split.noise import seed_for
@@ -153,7 +153,7 @@ class Rounds:
         self._fronts = fronts
         # Of gradient codecs, by device: what outlives a round, a residual for example.
         self._kept_down: dict[int, Memory] = {}
-        self._centres = Centres()
+        self._means = RunningMeans()
 
     def train(
         self,
@@ -346,7 +346,7 @@ class Rounds:
             device: self._decode(arrived[key], workers[key], begin, step, "train")
             for device, key in sorted(by_device.items())
         }
-        self._centres.end_step()
+        self._means.end_step()
         if not batches:
             return {}
         requests = {}
@@ -383,7 +383,7 @@ class Rounds:
                 device=self._server.where,
             )
             worker.absent = self._absent(smashed, worker.device, begin, step, phase)
-            activations = worker.absent.restore(activations, self._centres)
+            activations = worker.absent.restore(activations, self._means)
         except (DecodeError, SettingError, TrainingError) as error:
             raise DeviceError(
                 f"device {worker.device}, round {server_round}, step {step} sent "
