@@ -36,6 +36,21 @@ def misfits(state: State, like: State) -> list[str]:
     return missing + extra + shapes
 
 
+def unshared_names(state: State, other: State) -> list[str]:
+    """Return the names that only one of two states has, sorted.
+
+    Unlike `misfits` it does not ask for shapes, which differ where one of the states is
+    a part of the other.
+
+    Examples
+    --------
+    >>> w, b = torch.zeros(2), torch.zeros(3)
+    >>> unshared_names({"w": w}, {"w": w[:1], "b": b})
+    ['b']
+    """
+    return sorted(state.keys() ^ other.keys())
+
+
 def as_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor in a dtype; what becomes an integer is rounded to the nearest.
 

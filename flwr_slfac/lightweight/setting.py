@@ -7,13 +7,8 @@ from typing import Any, Literal, get_args
 from flwr_slfac.codec.base import Codec
 from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
-from flwr_slfac.lightweight.pruning.importance import (
-    Criterion,
-    CutChoice,
-    Scope,
-    require_choice,
-    require_ratio,
-)
+from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice
+from flwr_slfac.lightweight.pruning.selection import CutChoice, Scope, require_ratio
 from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET, require_qsgd
 
 Profile = Mapping[str, Any]

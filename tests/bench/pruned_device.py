@@ -24,15 +24,11 @@ from torch import Tensor, nn
 
 from flwr_slfac.codec import Identity, encode
 from flwr_slfac.cutting.halves import cut
-from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
 from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.coordinates import sub_state
 from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.importance import (
-    CutChoice,
-    channel_scores,
-    choose_channels,
-)
+from flwr_slfac.lightweight.pruning.importance import channel_scores
+from flwr_slfac.lightweight.pruning.selection import CutChoice, choose_channels
 from flwr_slfac.lightweight.pruning.shrink import shrink
 from flwr_slfac.split.state import pack_state
 from tests import models
@@ -79,7 +75,7 @@ def step(front: nn.Module, x: Tensor, gradient: Tensor) -> Taken:
 
 
 def time_pairs(
-    full: nn.Module, small: nn.Module, x: Tensor, kept: KeptChannels, pairs: int
+    full: nn.Module, small: nn.Module, x: Tensor, kept: ChannelMask, pairs: int
 ) -> list[tuple[Taken, Taken]]:
     """Time both fronts in turn, after one untimed step of each."""
     upstream = torch.randn_like(full(x).detach())
@@ -123,7 +119,7 @@ def measure(case: Case, options: argparse.Namespace) -> tuple[str, list[str]]:
         for sides in zip(*taken, strict=True)
     )
     mask = len(kept.to_bytes())
-    front_ratio = (len(pack_state(sub_state(state, kept))) + mask) / len(
+    front_ratio = (len(pack_state(kept.take_state(state))) + mask) / len(
         pack_state(state)
     )
     with torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
 from flwr_slfac.lightweight.pruning.channels import Channels
 
 OPS = (
@@ -96,7 +96,7 @@ def random_nets(draw: st.DrawFn) -> nn.Module:
     return RandomNet([stem, *program], draw(st.sampled_from(TAILS))).double()
 
 
-def random_kept(channels: Channels, seed: int, share: float = 0.5) -> KeptChannels:
+def random_mask(channels: Channels, seed: int, share: float = 0.5) -> ChannelMask:
     """Return a random mask that keeps at least one channel of each group."""
     generator = torch.Generator().manual_seed(seed)
     masks = {}
@@ -104,10 +104,10 @@ def random_kept(channels: Channels, seed: int, share: float = 0.5) -> KeptChanne
         mask = torch.rand(group.size, generator=generator) >= share
         mask[torch.randint(group.size, (1,), generator=generator)] = True
         masks[group.name] = mask
-    return KeptChannels(channels, masks)
+    return ChannelMask(channels, masks)
 
 
-def zeroed(front: nn.Module, kept: KeptChannels) -> nn.Module:
+def zeroed(front: nn.Module, mask: ChannelMask) -> nn.Module:
     """Return a full copy in which the parameters that make pruned channels are zero.
 
     Weights that read pruned channels stay as they are: what they read is zero.
@@ -115,8 +115,8 @@ def zeroed(front: nn.Module, kept: KeptChannels) -> nn.Module:
     full = copy.deepcopy(front)
     parameters = dict(full.named_parameters())
     with torch.no_grad():
-        for group in kept.channels.groups:
-            gone = ~kept.masks[group.name]
+        for group in mask.channels.groups:
+            gone = ~mask.masks[group.name]
             for member in group.members:
                 owner = full.get_submodule(member.tensor.rpartition(".")[0])
                 makes = 1 if getattr(owner, "transposed", False) else 0

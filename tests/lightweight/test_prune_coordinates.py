@@ -9,14 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from flwr_slfac.errors import SettingError, TrainingError
-from flwr_slfac.lightweight.pruning.average import (
-    average_coordinates,
-    fill_absent,
-)
-from flwr_slfac.lightweight.pruning.coordinates import Everything, Holding, sub_state
+from flwr_slfac.lightweight.pruning.average import average_coordinates, fill_unheld
 from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.element_masks import ElementMasks
-from tests.lightweight.prune_cases import random_kept
+from flwr_slfac.lightweight.pruning.element_mask import ElementMask
+from flwr_slfac.lightweight.pruning.masks import FullMask, Mask
+from tests.lightweight.prune_cases import random_mask
 
 FRONT = nn.Sequential(
     nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)
@@ -39,32 +36,31 @@ def random_state(seed: int) -> State:
 @st.composite
 def devices(
     draw: st.DrawFn,
-) -> tuple[list[State], list[float], list[Holding | None], list[Holding]]:
+) -> tuple[list[State], list[float], list[Mask]]:
     """Draw what a few devices hold, by channel, by weight or all of it."""
-    full, weights, kepts, holdings = [], [], [], []
+    full, weights, masks = [], [], []
     for _ in range(draw(st.integers(1, 4))):
         seed = draw(st.integers(0, 999))
         kind = draw(st.sampled_from(["channels", "elements", "everything"]))
-        holding: Holding = Everything()
+        mask: Mask = FullMask()
         if kind == "channels":
-            holding = random_kept(CHANNELS, seed)
+            mask = random_mask(CHANNELS, seed)
         elif kind == "elements":
             flags = torch.rand(4, 12, generator=torch.Generator().manual_seed(seed))
-            holding = ElementMasks({"4.weight": (flags < 0.5) | (flags == flags.min())})
+            mask = ElementMask({"4.weight": (flags < 0.5) | (flags == flags.min())})
         full.append(random_state(seed))
         weights.append(draw(st.integers(0, 500)))
-        kepts.append(None if kind == "everything" else holding)
-        holdings.append(holding)
-    return full, weights, kepts, holdings
+        masks.append(mask)
+    return full, weights, masks
 
 
 def by_definition(
-    full: list[State], weights: list[float], holdings: list[Holding], previous: State
+    full: list[State], weights: list[float], masks: list[Mask], previous: State
 ) -> dict[str, list[float]]:
     """Average coordinate by coordinate in Python."""
     result = {}
     for name, old in previous.items():
-        held = [h.held(name, tuple(old.shape)).flatten().tolist() for h in holdings]
+        held = [h.held(name, tuple(old.shape)).flatten().tolist() for h in masks]
         values = [state[name].flatten().tolist() for state in full]
         result[name] = []
         for i, stays in enumerate(old.flatten().tolist()):
@@ -81,15 +77,15 @@ def by_definition(
 @settings(deadline=None)
 @given(devices(), st.integers(0, 9))
 def test_a_coordinate_is_the_mean_over_its_holders(
-    drawn: tuple[list[State], list[float], list[Holding | None], list[Holding]],
+    drawn: tuple[list[State], list[float], list[Mask]],
     seed: int,
 ) -> None:
     """It equals a slow loop from the definition; what nobody holds stays as it was."""
-    full, weights, kepts, holdings = drawn
+    full, weights, masks = drawn
     previous = random_state(1000 + seed)
-    subs = [sub_state(s, kept) for s, kept in zip(full, kepts, strict=True)]
-    found = average_coordinates(subs, weights, kepts, previous)
-    wanted = by_definition(full, weights, holdings, previous)
+    subs = [mask.take_state(s) for s, mask in zip(full, masks, strict=True)]
+    found = average_coordinates(subs, weights, masks, previous)
+    wanted = by_definition(full, weights, masks, previous)
     for name, value in found.items():
         assert value.dtype == previous[name].dtype
         assert value.flatten().tolist() == pytest.approx(wanted[name], rel=1e-12)
@@ -98,18 +94,18 @@ def test_a_coordinate_is_the_mean_over_its_holders(
 @settings(deadline=None)
 @given(devices(), st.integers(0, 9))
 def test_an_averaging_strategy_finds_the_mean_over_holders(
-    drawn: tuple[list[State], list[float], list[Holding | None], list[Holding]],
+    drawn: tuple[list[State], list[float], list[Mask]],
     seed: int,
 ) -> None:
     """Filled states keep what devices hold, and average to the coordinate's mean."""
-    full, weights, kepts, holdings = drawn
+    full, weights, masks = drawn
     previous = random_state(1000 + seed)
-    subs = [sub_state(s, kept) for s, kept in zip(full, kepts, strict=True)]
-    filled = fill_absent(subs, weights, kepts, previous)
-    wanted = average_coordinates(subs, weights, kepts, previous)
+    subs = [mask.take_state(s) for s, mask in zip(full, masks, strict=True)]
+    filled = fill_unheld(subs, weights, masks, previous)
+    wanted = average_coordinates(subs, weights, masks, previous)
     for name, old in previous.items():
-        for state, own, holding in zip(filled, full, holdings, strict=True):
-            held = holding.held(name, tuple(old.shape))
+        for state, own, mask in zip(filled, full, masks, strict=True):
+            held = mask.held(name, tuple(old.shape))
             assert torch.equal(state[name][held], own[name][held])
         if sum(weights) and old.is_floating_point():
             mean = sum(
@@ -121,14 +117,14 @@ def test_an_averaging_strategy_finds_the_mean_over_holders(
 def test_devices_that_hold_everything_average_as_ever() -> None:
     """Without pruning, filling changes no bit."""
     states = [random_state(0), random_state(1)]
-    filled = fill_absent(states, [3, 4], [None, None], random_state(2))
+    filled = fill_unheld(states, [3, 4], [FullMask(), FullMask()], random_state(2))
     for state, found in zip(states, filled, strict=True):
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
 def test_a_value_of_a_holder_without_weight_does_not_count() -> None:
     """A NaN on a coordinate that is not held reaches nobody."""
-    mask = ElementMasks({"w": torch.tensor([[True, False]])})
+    mask = ElementMask({"w": torch.tensor([[True, False]])})
     previous = {"w": torch.tensor([[5.0, math.nan]])}
     found = average_coordinates([{"w": torch.tensor([1.0])}], [2], [mask], previous)
     assert found["w"][0, 0] == 1
@@ -138,14 +134,14 @@ def test_a_value_of_a_holder_without_weight_does_not_count() -> None:
 def test_input_that_does_not_fit_is_refused() -> None:
     """Counts, weights, keys and shapes that do not fit are named."""
     previous = random_state(0)
-    kept = random_kept(CHANNELS, 0)
+    mask = random_mask(CHANNELS, 0)
     with pytest.raises(SettingError, match="1 states, 2 weights and 1 masks"):
-        average_coordinates([previous], [1, 2], [None], previous)
+        average_coordinates([previous], [1, 2], [FullMask()], previous)
     for bad in (-1, math.nan, math.inf):
         with pytest.raises(SettingError, match="give a number >= 0"):
-            average_coordinates([previous], [bad], [None], previous)
+            average_coordinates([previous], [bad], [FullMask()], previous)
     with pytest.raises(TrainingError, match=r"'0\.weight' has shape"):
-        average_coordinates([previous], [1], [kept], previous)
+        average_coordinates([previous], [1], [mask], previous)
     partial = {k: v for k, v in previous.items() if k != "0.bias"}
     with pytest.raises(TrainingError, match=r"differs in the keys '0\.bias'"):
-        average_coordinates([partial], [1], [None], previous)
+        average_coordinates([partial], [1], [FullMask()], previous)

@@ -12,14 +12,9 @@ from flwr_slfac.cutting.halves import cut
 from flwr_slfac.errors import DivergedError, SettingError
 from flwr_slfac.lightweight.pruning.average import average_coordinates
 from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.coordinates import sub_state
 from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.importance import (
-    channel_scores,
-    choose,
-    choose_channels,
-    update_as_gradient,
-)
+from flwr_slfac.lightweight.pruning.importance import channel_scores, update_as_gradient
+from flwr_slfac.lightweight.pruning.selection import choose, choose_channels
 from tests import models
 
 NAN = float("nan")
@@ -136,9 +131,9 @@ def test_channels_of_the_smashed_data_may_be_kept(
     scores = channel_scores(channels, state)
     whole = choose_channels(channels, scores, 0.5, scope, at_cut="keep")
     assert whole.cut.index.numel() == channels.cut_size == 6
-    assert whole.num_kept == 6 + 6
+    assert sum(map(torch.sum, whole.masks.values())) == 6 + 6
     part = choose_channels(channels, scores, 0.5, scope)
-    assert part.num_kept == 9
+    assert sum(map(torch.sum, part.masks.values())) == 9
     if scope == "layer":
         assert part.cut.index.numel() == 3
 
@@ -148,12 +143,12 @@ def test_nothing_pruned_keeps_everything(
 ) -> None:
     """With a ratio of 0 the sub state is the state itself."""
     state, channels = resnet
-    kept = choose_channels(channels, channel_scores(channels, state), 0)
-    sub = sub_state(state, kept)
+    mask = choose_channels(channels, channel_scores(channels, state), 0)
+    sub = mask.take_state(state)
     assert all(torch.equal(sub[key], value) for key, value in state.items())
     smashed = torch.ones(2, 6, 4, 4)
-    assert kept.cut.gather(smashed) is smashed
-    assert kept.cut.scatter(smashed) is smashed
+    assert mask.cut.gather(smashed) is smashed
+    assert mask.cut.scatter(smashed) is smashed
 
 
 @pytest.mark.parametrize("rho", [1, 1.0, -0.1, NAN, "0.5", True, None])
@@ -223,10 +218,10 @@ def test_pruned_channels_come_back(criterion: str) -> None:
     held = []
     for _ in range(3):
         scores = channel_scores(channels, state, criterion, gradients)
-        kept = choose_channels(channels, scores, 0.5, at_cut="keep")
-        held.append(kept.masks["0"].nonzero().flatten().tolist())
-        trained = {k: v / 64 for k, v in sub_state(state, kept).items()}
-        new = average_coordinates([trained], [1], [kept], state)
+        mask = choose_channels(channels, scores, 0.5, at_cut="keep")
+        held.append(mask.masks["0"].nonzero().flatten().tolist())
+        trained = {k: v / 64 for k, v in mask.take_state(state).items()}
+        new = average_coordinates([trained], [1], [mask], state)
         gradients = update_as_gradient(state, new, gradients)
         state = new
     assert held == [[0, 1], [2, 3], [0, 1]]

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 from flwr_slfac.errors import DecodeError, DivergedError, SettingError, TrainingError
-from flwr_slfac.lightweight.pruning.coordinates import expand_state, sub_state
-from flwr_slfac.lightweight.pruning.element_masks import (
-    ElementMasks,
-    choose_elements,
-    hold_zero,
+from flwr_slfac.lightweight.pruning.element_mask import (
+    ElementMask,
+    keep_pruned_zero,
     prunable_shapes,
 )
+from flwr_slfac.lightweight.pruning.selection import choose_elements
 
 
 def net() -> nn.Module:
@@ -26,14 +25,14 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4))
 
 
-def random_masks(shapes: dict[str, tuple[int, ...]], share: float) -> ElementMasks:
+def random_masks(shapes: dict[str, tuple[int, ...]], share: float) -> ElementMask:
     """Return masks that keep about a share, and one weight at least."""
     masks = {}
     for name, shape in shapes.items():
         mask = torch.rand(shape) < share
         mask.view(-1)[0] = True
         masks[name] = mask
-    return ElementMasks(masks)
+    return ElementMask(masks)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -66,7 +65,7 @@ def test_masks_cross_unchanged_at_no_more_than_a_bitmap(
     masks = random_masks({str(i): s for i, s in enumerate(shapes)}, share)
     data = masks.to_bytes()
     assert len(data) <= sum(11 + math.ceil(a * b / 8) for a, b in shapes)
-    again = ElementMasks.from_bytes(data, {str(i): s for i, s in enumerate(shapes)})
+    again = ElementMask.from_bytes(data, {str(i): s for i, s in enumerate(shapes)})
     assert all(torch.equal(again.masks[n], m) for n, m in masks.masks.items())
 
 
@@ -74,10 +73,10 @@ def test_sparse_masks_are_smaller_than_a_bitmap() -> None:
     """With one weight in fifty kept, or pruned, places cost a fifth of a bitmap."""
     torch.manual_seed(0)
     masks = random_masks({"w": (100, 400)}, 0.02)
-    other = ElementMasks({"w": ~masks.masks["w"]})
+    other = ElementMask({"w": ~masks.masks["w"]})
     for found in (masks, other):
         assert len(found.to_bytes()) < 0.2 * 40_000 / 8
-    everything = ElementMasks({"w": torch.ones(100, 400) > 0})
+    everything = ElementMask({"w": torch.ones(100, 400) > 0})
     assert len(everything.to_bytes()) == 10
 
 
@@ -90,7 +89,7 @@ def test_hostile_masks_are_refused_or_valid(junk: bytes, at: int, splice: bool) 
         good = random_masks(shapes, 0.4).to_bytes()
         data = good[:at] + junk + good[at + len(junk) :]
     try:
-        found = ElementMasks.from_bytes(data, shapes)
+        found = ElementMask.from_bytes(data, shapes)
     except DecodeError:
         return
     assert {n: tuple(m.shape) for n, m in found.masks.items()} == shapes
@@ -102,18 +101,18 @@ def test_only_kept_values_travel() -> None:
     front = net()
     state = front.state_dict()
     masks = choose_elements(state, list(prunable_shapes(front.state_dict())), 0.7)
-    sub = sub_state(state, masks)
+    sub = masks.take_state(state)
     assert sub["0.weight"].shape == (9,)
     assert sub["3.weight"].shape == (6,)
     assert torch.equal(sub["1.running_var"], state["1.running_var"])
-    back = expand_state(sub, masks, {k: torch.zeros_like(v) for k, v in state.items()})
+    back = masks.put_state(sub, {k: torch.zeros_like(v) for k, v in state.items()})
     for name, value in state.items():
         mask = masks.held(name, tuple(value.shape))
         assert torch.equal(back[name], torch.where(mask, value, 0))
     with pytest.raises(TrainingError, match=r"'0.weight' has shape \(30,\)"):
-        expand_state(sub | {"0.weight": torch.zeros(30)}, masks, state)
+        masks.put_state(sub | {"0.weight": torch.zeros(30)}, state)
     with pytest.raises(TrainingError, match=r"'3.bias' has shape \(3,\)"):
-        expand_state(sub | {"3.bias": torch.zeros(3)}, masks, state)
+        masks.put_state(sub | {"3.bias": torch.zeros(3)}, state)
 
 
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -142,7 +141,7 @@ def test_pruned_weights_stay_zero(build: Callable[..., optim.Optimizer]) -> None
         optimizer.step()
 
     train()
-    handles = hold_zero(optimizer, front, masks)
+    handles = keep_pruned_zero(optimizer, front, masks)
     before = front[0].weight.detach().clone()
     for _ in range(4):
         train()
@@ -166,9 +165,9 @@ def test_bad_settings_are_refused(rho: float) -> None:
     with pytest.raises(SettingError, match="no gradient of 'v'"):
         choose_elements(state, ["w", "v"], 0.5, gradients={"w": state["w"]})
     with pytest.raises(SettingError, match="'w' keeps none of its 9 weights"):
-        ElementMasks({"w": torch.zeros(3, 3) > 0})
+        ElementMask({"w": torch.zeros(3, 3) > 0})
     with pytest.raises(SettingError, match=r"is torch\.float32; give bool"):
-        ElementMasks({"w": torch.ones(3, 3)})
+        ElementMask({"w": torch.ones(3, 3)})
     with pytest.raises(DivergedError, match="'w' is NaN"):
         choose_elements({"w": torch.full((2, 2), math.nan)}, ["w"], 0.5)
 

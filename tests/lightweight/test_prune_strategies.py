@@ -32,13 +32,12 @@ from torch import Tensor, nn
 from flwr_slfac import Lightweight, SettingError, SplitFed
 from flwr_slfac.lightweight.pruning.average import (
     average_coordinates,
-    fill_absent,
-    restore_absent,
+    fill_unheld,
+    restore_unheld,
 )
-from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
-from flwr_slfac.lightweight.pruning.coordinates import sub_state
+from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
 from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from tests.lightweight.prune_cases import random_kept
+from tests.lightweight.prune_cases import random_mask
 
 State = dict[str, Tensor]
 NUM_EXAMPLES = [30, 50, 20]
@@ -51,16 +50,16 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 
-def drawn(seed: int) -> tuple[State, list[State], list[KeptChannels]]:
+def drawn(seed: int) -> tuple[State, list[State], list[ChannelMask]]:
     """Return a state, what three devices made of their parts, and the parts."""
     torch.manual_seed(seed)
     front = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).double()
     channels = channel_groups(front, torch.zeros(1, 6).double())
-    kepts = [random_kept(channels, seed + i, share=0.7) for i in range(3)]
+    masks = [random_mask(channels, seed + i, share=0.7) for i in range(3)]
     previous = {k: v.clone() for k, v in front.state_dict().items()}
-    parts = [sub_state(previous, kept) for kept in kepts]
+    parts = [mask.take_state(previous) for mask in masks]
     subs = [{k: v + torch.randn_like(v) for k, v in part.items()} for part in parts]
-    return previous, subs, kepts
+    return previous, subs, masks
 
 
 def aggregated(strategy: Strategy, number: int, old: State, new: list[State]) -> State:
@@ -82,9 +81,9 @@ def test_a_strategy_sees_the_mean_over_holders(build: Callable[..., Strategy]) -
     """Filled states lead where three devices with the coordinates' mean would lead."""
     filling, knowing = build(fraction_train=0.0), build(fraction_train=0.0)
     for number in (1, 2):
-        previous, subs, kepts = drawn(number)
-        mean = average_coordinates(subs, NUM_EXAMPLES, kepts, previous)
-        filled = fill_absent(subs, NUM_EXAMPLES, kepts, previous)
+        previous, subs, masks = drawn(number)
+        mean = average_coordinates(subs, NUM_EXAMPLES, masks, previous)
+        filled = fill_unheld(subs, NUM_EXAMPLES, masks, previous)
         found = aggregated(filling, number, previous, filled)
         wanted = aggregated(knowing, number, previous, [mean] * 3)
         for name, value in wanted.items():
@@ -96,15 +95,15 @@ def test_a_strategy_sees_the_mean_over_holders(build: Callable[..., Strategy]) -
 def test_what_nobody_holds_stays_even_with_momentum() -> None:
     """A strategy's momentum moves it on; restored, it is where it was, bit for bit."""
     strategy = STRATEGIES["FedAdam"](fraction_train=0.0)
-    previous, subs, kepts = drawn(1)
+    previous, subs, masks = drawn(1)
     everything = [{k: v + 1 for k, v in previous.items()}] * 3
     aggregated(strategy, 1, previous, everything)
-    filled = fill_absent(subs, NUM_EXAMPLES, kepts, previous)
+    filled = fill_unheld(subs, NUM_EXAMPLES, masks, previous)
     moved = aggregated(strategy, 2, previous, filled)
-    restored = restore_absent(moved, NUM_EXAMPLES, kepts, previous)
+    restored = restore_unheld(moved, NUM_EXAMPLES, masks, previous)
     num_absent = 0
     for name, old in previous.items():
-        held = torch.stack([kept.held(name, tuple(old.shape)) for kept in kepts]).any(0)
+        held = torch.stack([mask.held(name, tuple(old.shape)) for mask in masks]).any(0)
         num_absent += int((~held).sum())
         assert torch.equal(restored[name][~held], old[~held])
         assert not torch.equal(moved[name][~held], old[~held]) or bool(held.all())

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from flwr_slfac.cutting.halves import cut
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.lightweight.activations.affine import code
+from flwr_slfac.lightweight.activations.affine import to_affine
 from flwr_slfac.lightweight.activations.saved import saved_in_8_bits, without_values
 from tests import models
 
@@ -71,7 +71,7 @@ def test_codes_are_within_a_step_and_keep_every_sign(
         "constant": torch.full(shape, offset),
         "tiny": x * 1e-30,
     }[kind].to(dtype)
-    coded = code(x)
+    coded = to_affine(x)
     assert coded is not None
     out = coded.restore()
     assert (out.dtype, out.shape) == (x.dtype, x.shape)
@@ -90,8 +90,8 @@ def test_values_without_a_finite_grid_are_not_coded(bad: float) -> None:
     """NaN, infinity and a range beyond float32 have no code."""
     x = normal(2, 3, 4, 4)
     x[1, 2, 3, 3] = bad
-    assert code(x) is None
-    assert code(torch.tensor([-3e38, 3e38])) is None
+    assert to_affine(x) is None
+    assert to_affine(torch.tensor([-3e38, 3e38])) is None
 
 
 @pytest.mark.parametrize("name", FRONTS)
@@ -223,11 +223,11 @@ def test_biases_that_need_no_activation_are_exact() -> None:
     ],
     ids=str,
 )
-def test_layers_in_pieces_equal_pytorch_where_codes_are_exact(
+def test_layers_in_chunks_equal_pytorch_where_codes_are_exact(
     layer: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On whole numbers 0 to 255, which codes hold exactly, gradients are PyTorch's."""
-    monkeypatch.setattr("flwr_slfac.lightweight.activations.affine._PIECE", 3000)
+    monkeypatch.setattr("flwr_slfac.lightweight.activations.affine._CHUNK", 3000)
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(0, 256, (10, 6, 14, 15), generator=generator).float()
     x[0, :, 0, 0], x[0, :, 0, 1] = 0, 255

@@ -18,14 +18,10 @@ from flwr_slfac.errors import DeviceError, SettingError
 from flwr_slfac.lightweight.activations.saved import saved_in_8_bits
 from flwr_slfac.lightweight.cost import step_cost
 from flwr_slfac.lightweight.dropout import Per, Unit
-from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
-from flwr_slfac.lightweight.pruning.coordinates import sub_state
+from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
 from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.importance import (
-    channel_scores,
-    choose_channels,
-    increase,
-)
+from flwr_slfac.lightweight.pruning.importance import channel_scores, increase
+from flwr_slfac.lightweight.pruning.selection import choose_channels
 from flwr_slfac.lightweight.pruning.shrink import shrink
 from flwr_slfac.split import (
     DeviceHalf,
@@ -244,7 +240,7 @@ def test_each_coordinate_is_the_mean_over_its_holders() -> None:
     previous = front.state_dict()
     channels = channel_groups(front, torch.zeros(1, 1, 6, 6))
     scores = channel_scores(channels, previous)
-    kept = choose_channels(channels, scores, 0.5)
+    mask = choose_channels(channels, scores, 0.5)
     totals = {n: torch.zeros(t.shape).double() for n, t in previous.items()}
     weights = {n: torch.zeros(t.shape).double() for n, t in previous.items()}
     for device, reply in Witness.last.replies:
@@ -253,8 +249,8 @@ def test_each_coordinate_is_the_mean_over_its_holders() -> None:
             full = torch.zeros(previous[name].shape).double()
             held = torch.ones(previous[name].shape, dtype=torch.bool)
             if device % 2:
-                full = kept.put(name, value.double(), full)
-                held = kept.held(name, tuple(full.shape))
+                full = mask.put(name, value.double(), full)
+                held = mask.held(name, tuple(full.shape))
             else:
                 full = value.double()
             totals[name] += SIZES[device] * full
@@ -506,12 +502,12 @@ def test_every_tensor_is_finite() -> None:
 class Scattering(nn.Module):
     """A back that is given the kept channels only."""
 
-    def __init__(self, kept: KeptChannels, back: nn.Module) -> None:
+    def __init__(self, mask: ChannelMask, back: nn.Module) -> None:
         super().__init__()
-        self.kept, self.back = kept, back
+        self.mask, self.back = mask, back
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.back(self.kept.cut.scatter(x))
+        return self.back(self.mask.cut.scatter(x))
 
 
 def test_a_pruned_run_is_that_of_the_smaller_network() -> None:
@@ -519,13 +515,13 @@ def test_a_pruned_run_is_that_of_the_smaller_network() -> None:
     front, back = net()
     channels = channel_groups(front, torch.zeros(1, 1, 6, 6))
     scores = channel_scores(channels, front.state_dict())
-    kept = choose_channels(channels, scores, 0.5)
-    small = shrink(front, kept)
+    mask = choose_channels(channels, scores, 0.5)
+    small = shrink(front, mask)
     scheduler = partial(StepLR, step_size=1, gamma=0.5)
     plain = train_locally(
         builders.devices(small, SIZES, scheduler=scheduler),
         small.state_dict(),
-        builders.server(Scattering(kept, back)),
+        builders.server(Scattering(mask, back)),
         num_rounds=4,
     )
     pruned = train_locally(
@@ -535,7 +531,7 @@ def test_a_pruned_run_is_that_of_the_smaller_network() -> None:
         num_rounds=4,
         lightweight=Lightweight(prune=0.5, remask_every=100),
     )
-    for name, tensor in sub_state(pruned.front, kept).items():
+    for name, tensor in mask.take_state(pruned.front).items():
         torch.testing.assert_close(tensor, plain.front[name])
     for light, full in zip(pruned.rounds, plain.rounds, strict=True):
         assert light.loss == pytest.approx(full.loss, rel=1e-4)

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
+# The largest of 8 bits.
 LAST_CODE = 255
-_PIECE = 2**18
+# Elements that are decoded at a time. Our choice: 1 MiB in float32, little beside the
+# activations of a batch, and enough that the kernels' own start does not count.
+_CHUNK = 2**18
 
 
 @dataclass(frozen=True)
-class Coded:
-    """A floating tensor in 8 bits.
+class AffineTensor:
+    """A floating tensor in 8 bits, as `to_affine` returns it.
 
     An element is off by at most 1.01 steps, and by 0.51 if it is at least half a step
     away from base; a step is ``(max - min) / 255`` of its channel. Channels are
@@ -30,10 +33,11 @@ class Coded:
 
     Parameters
     ----------
-    codes : uint8 Tensor
-        Of the shape and strides of the original.
+    codes : Tensor
+        uint8, of the shape and strides of the original.
     zero, step, base : Tensor
-        The grids; they broadcast against `codes`.
+        The grids, float32 (float64 for a float64 original); they broadcast against
+        `codes`.
     dtype : torch.dtype
         That of the original.
     """
@@ -55,7 +59,18 @@ class Coded:
         return (self.codes, self.zero, self.step, self.base)
 
     def restore(self, part: tuple[slice, ...] = ()) -> torch.Tensor:
-        """Return the values of all or of a part, in a new tensor."""
+        """Return the values of all or of a part, in a new tensor.
+
+        Parameters
+        ----------
+        part : tuple of slice (default: ())
+            Of the leading dimensions, for example one of `chunks`.
+
+        Returns
+        -------
+        Tensor
+            Of the dtype of the original.
+        """
         zero, step, base = (_part(g, part) for g in (self.zero, self.step, self.base))
         values = self.codes[part].to(step.dtype).sub_(zero).mul_(step)
         if base.any():
@@ -73,10 +88,21 @@ def _part(grids: torch.Tensor, part: tuple[slice, ...]) -> torch.Tensor:
     ]
 
 
-def code(x: torch.Tensor) -> Coded | None:
+def to_affine(x: torch.Tensor) -> AffineTensor | None:
     """Return a dense floating tensor in 8 bits, or None if it has no finite grid.
 
     A tensor that holds NaN or infinity, or whose range overflows, has none.
+
+    Parameters
+    ----------
+    x : Tensor
+        Floating, not empty, of at least one dimension.
+
+    Examples
+    --------
+    >>> x = torch.tensor([-0.5, 0.0, 0.001, 2.0])
+    >>> to_affine(x).codes
+    tensor([  0,  51,  52, 255], dtype=torch.uint8)
     """
     wide = x.dtype if x.dtype is torch.float64 else torch.float32
     dims = [d for d in range(x.ndim) if d != 1] if x.ndim >= 4 else [-1]
@@ -86,17 +112,23 @@ def code(x: torch.Tensor) -> Coded | None:
         return None
     zero, step, base = _grids(lo, hi)
     codes = torch.empty_like(x, dtype=torch.uint8)
-    # In pieces, so that the temporaries stay small beside the tensor itself.
-    for part in pieces(x):
+    # In chunks, so that the temporaries stay small beside the tensor itself.
+    for part in chunks(x):
         grids = (_part(g, part) for g in (zero, step, base))
         codes[part] = _codes(x[part].to(wide), *grids)
-    return Coded(codes, zero, step, base, x.dtype)
+    return AffineTensor(codes, zero, step, base, x.dtype)
 
 
-def pieces(x: torch.Tensor, dim: int = 0) -> Iterator[tuple[slice, ...]]:
-    """Cut a tensor along a dimension into parts of about 2**18 elements."""
+def chunks(x: torch.Tensor, dim: int = 0) -> Iterator[tuple[slice, ...]]:
+    """Cut a tensor along a dimension into parts of at most 2**18 elements, if it can.
+
+    Yields
+    ------
+    tuple of slice
+        Selects a part; one index of the dimension at least.
+    """
     size = x.shape[dim]
-    rows = max(1, _PIECE * size // x.numel())
+    rows = max(1, _CHUNK * size // x.numel())
     for start in range(0, size, rows):
         yield (*[slice(None)] * dim, slice(start, start + rows))
 
@@ -111,7 +143,10 @@ def _grids(
     share = LAST_CODE * torch.where(straddles, -lo / span, 0)
     # Rounded so that the longer side keeps enough points: a step grows by 1 percent.
     zero = torch.where(share <= LAST_CODE / 2, share.ceil(), share.floor())
-    below, above = (base - lo) / _nonzero(zero), (hi - base) / _nonzero(255 - zero)
+    below, above = (
+        (base - lo) / _nonzero(zero),
+        (hi - base) / _nonzero(LAST_CODE - zero),
+    )
     return zero, torch.maximum(below, above), base
 
 

@@ -1,4 +1,4 @@
-"""Activations between forward and backward, kept in 8 bits.
+"""Activations between forward and backward, in 8 bits.
 
 While the server works, a device holds what its backward will need. With the hooks of
 this file these tensors are coded when autograd saves them, and the originals are freed
@@ -23,23 +23,23 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from flwr_slfac.lightweight.activations.held import SavedBytes, Saving, unpack
-from flwr_slfac.lightweight.activations.pieces import (
+from flwr_slfac.lightweight.activations.chunked import (
     batch_norm,
     conv2d,
     max_pool2d,
     relu,
 )
+from flwr_slfac.lightweight.activations.store import ActivationStore, SavedBytes, unpack
 
 
 @contextmanager
 def saved_in_8_bits(
     module: nn.Module | None = None, *, enabled: bool = True
 ) -> Iterator[SavedBytes]:
-    """Keep what autograd saves inside the block in 8 bits.
+    """Store what autograd saves inside the block in 8 bits.
 
     Only the forward need run inside. Floating tensors of 1024 elements and more are
-    coded (see `affine.Coded` for the error), once each, even if several operations
+    coded (see `AffineTensor` for the error), once each, even if several operations
     save them; integers (the indices of a pooling) are narrowed without loss;
     parameters, buffers, booleans, small and expanded tensors, and tensors with NaN or
     infinity stay as they are. The forward, the masks of ReLUs (in place or not) and the
@@ -47,7 +47,7 @@ def saved_in_8_bits(
     need no activation, but for the order in which a convolution's bias is summed.
 
     Convolutions, batch normalizations, ReLUs and poolings of images also run their
-    backward in pieces (see `pieces`), so that the peak falls as the held bytes do.
+    backward in chunks (see `chunked`), so that the peak falls as the saved bytes do.
 
     Parameters
     ----------
@@ -75,13 +75,13 @@ def saved_in_8_bits(
     >>> saved.num_bytes < 0.3 * saved.raw_num_bytes
     True
     """
-    saving = Saving(module, enabled)
+    store = ActivationStore(module, enabled)
     with ExitStack() as stack:
-        stack.callback(saving.forget)
-        stack.enter_context(saved_tensors_hooks(saving.pack, unpack))
+        stack.callback(store.clear)
+        stack.enter_context(saved_tensors_hooks(store.pack, unpack))
         if enabled:
-            stack.enter_context(_InPieces(saving))
-        yield saving.bytes
+            stack.enter_context(_InChunks(store))
+        yield store.bytes
 
 
 def without_values(output: torch.Tensor) -> torch.Tensor:
@@ -125,12 +125,12 @@ class _WithoutValues(torch.autograd.Function):
         return gradient
 
 
-class _InPieces(TorchFunctionMode):
-    """Sends the operations that fill a device's memory to those of `pieces`."""
+class _InChunks(TorchFunctionMode):
+    """Sends the operations that fill a device's memory to those of `chunked`."""
 
-    def __init__(self, saving: Saving) -> None:
+    def __init__(self, store: ActivationStore) -> None:
         super().__init__()
-        self._saving = saving
+        self._store = store
 
     def __torch_function__(
         self,
@@ -142,7 +142,7 @@ class _InPieces(TorchFunctionMode):
         kwargs = kwargs or {}
         own = _OPERATIONS.get(func)
         if own is not None and torch.is_grad_enabled():
-            result = own(self._saving, *args, **kwargs)
+            result = own(self._store, *args, **kwargs)
             if result is not None:
                 return result
         return func(*args, **kwargs)

@@ -9,13 +9,13 @@ its holders, and one that nobody holds stays as it was. ::
 A Flower strategy averages full arrays with one weight a device. Let m be the mean over
 a coordinate's holders H. If each device that does not hold it reports m, then the mean
 over all is ``(sum_H w_k x_k + (W - W_H) m) / W = (W_H m + (W - W_H) m) / W = m``: the
-strategy's mean is the coordinate's, whatever the weights. So `fill_absent` runs before
+strategy's mean is the coordinate's, whatever the weights. So `fill_unheld` runs before
 the strategy, on the server. This holds for every strategy that learns from the devices'
 weighted mean alone: FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi. It does not
 for those that rank or clip whole states (median, trimmed mean, Krum, Bulyan,
 differential privacy), or weigh them by something else (q-FedAvg).
 
-A strategy with momentum moves a coordinate also when its mean did not; `restore_absent`
+A strategy with momentum moves a coordinate also when its mean did not; `restore_unheld`
 behind the strategy keeps what nobody held where it was.
 """
 
@@ -26,32 +26,27 @@ import torch
 from torch import Tensor
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.pruning.coordinates import (
-    Everything,
-    Holding,
-    expand_state,
-    require_keys,
-)
-from flwr_slfac.states import State
+from flwr_slfac.lightweight.pruning.masks import Mask, require_keys
+from flwr_slfac.states import State, as_dtype
 
 
 def average_coordinates(
     states: Sequence[State],
     weights: Sequence[float],
-    kepts: Sequence[Holding | None],
+    masks: Sequence[Mask],
     previous: State,
 ) -> dict[str, Tensor]:
     """Return the full state in which each coordinate is the mean over its holders.
 
     Parameters
     ----------
-    states : sequence of Mapping of str to Tensor
-        What each device holds, as :func:`sub_state` returns it.
+    states : sequence of mapping of str to Tensor
+        What each device holds, as `Mask.take_state` returns it.
     weights : sequence of float
         One a device, >= 0; for example its number of examples.
-    kepts : sequence of KeptChannels, ElementMasks or None
-        What each device holds; None is everything.
-    previous : Mapping of str to Tensor
+    masks : sequence of Mask
+        One a device: what it holds.
+    previous : mapping of str to Tensor
         Full state of the round before; what nobody holds stays so.
 
     Returns
@@ -67,12 +62,11 @@ def average_coordinates(
     TrainingError
         If a state does not fit its mask.
     """
-    _require_weights(states, weights, kepts)
+    _require_weights(states, weights, masks)
     for state in states:
         require_keys(state, previous)
-    holdings = [kept or Everything() for kept in kepts]
     return {
-        name: _average(name, [s[name] for s in states], weights, holdings, full)
+        name: _average(name, [s[name] for s in states], weights, masks, full)
         for name, full in previous.items()
     }
 
@@ -81,27 +75,26 @@ def _average(
     name: str,
     values: Sequence[Tensor],
     weights: Sequence[float],
-    holdings: Sequence[Holding],
+    masks: Sequence[Mask],
     previous: Tensor,
 ) -> Tensor:
     where = previous.device
     summed = torch.zeros(previous.shape, dtype=torch.float64, device=where)
     weight = torch.zeros_like(summed)
     nothing = torch.zeros_like(summed)
-    for value, own, holding in zip(values, weights, holdings, strict=True):
-        summed += own * holding.put(name, value.to(where).double(), nothing)
-        weight += own * holding.held(name, tuple(previous.shape)).to(where)
-    mean = summed / weight
-    mean = mean if previous.is_floating_point() else mean.round()
-    some = weight > 0
+    for value, own, mask in zip(values, weights, masks, strict=True):
+        summed += own * mask.put(name, value.to(where).double(), nothing)
+        weight += own * mask.held(name, tuple(previous.shape)).to(where)
+    held = weight > 0
     # Not a number where nobody holds it, which has no integer.
-    return torch.where(some, mean.where(some, 0.0).to(previous.dtype), previous)
+    mean = (summed / weight).where(held, 0.0)
+    return torch.where(held, as_dtype(mean, previous.dtype), previous)
 
 
-def fill_absent(
+def fill_unheld(
     states: Sequence[State],
     weights: Sequence[float],
-    kepts: Sequence[Holding | None],
+    masks: Sequence[Mask],
     previous: State,
 ) -> list[dict[str, Tensor]]:
     """Return full states whose weighted mean is the coordinate-wise average.
@@ -112,7 +105,7 @@ def fill_absent(
 
     Parameters
     ----------
-    states, weights, kepts, previous
+    states, weights, masks, previous
         As for :func:`average_coordinates`.
 
     Returns
@@ -122,54 +115,67 @@ def fill_absent(
 
     Raises
     ------
-    SettingError, TrainingError
-        As :func:`average_coordinates`.
+    SettingError
+        If there are not as many weights and masks as states, or a weight is negative.
+    TrainingError
+        If a state does not fit its mask.
 
     Examples
     --------
-    >>> from flwr_slfac.lightweight.pruning.element_masks import ElementMasks
-    >>> mask = ElementMasks({"w": torch.tensor([[True, False]])})
+    >>> from flwr_slfac.lightweight.pruning.element_mask import ElementMask
+    >>> from flwr_slfac.lightweight.pruning.masks import FullMask
+    >>> masks = [ElementMask({"w": torch.tensor([[True, False]])}), FullMask()]
     >>> states = [{"w": torch.tensor([4.0])}, {"w": torch.tensor([[0.0, 8.0]])}]
-    >>> fill_absent(states, [1, 3], [mask, None], {"w": torch.zeros(1, 2)})
+    >>> fill_unheld(states, [1, 3], masks, {"w": torch.zeros(1, 2)})
     [{'w': tensor([[4., 8.]])}, {'w': tensor([[0., 8.]])}]
     """
-    average = average_coordinates(states, weights, kepts, previous)
+    average = average_coordinates(states, weights, masks, previous)
     return [
-        expand_state(state, kept, average)
-        for state, kept in zip(states, kepts, strict=True)
+        mask.put_state(state, average)
+        for state, mask in zip(states, masks, strict=True)
     ]
 
 
-def restore_absent(
+def restore_unheld(
     state: State,
     weights: Sequence[float],
-    kepts: Sequence[Holding | None],
+    masks: Sequence[Mask],
     previous: State,
 ) -> dict[str, Tensor]:
-    """Return a full state with the coordinates of nobody as they were before.
+    """Return a full state whose coordinates that nobody holds are as before.
 
     Parameters
     ----------
-    state : Mapping of str to Tensor
+    state : mapping of str to Tensor
         Full state that a strategy returned.
-    weights, kepts, previous
-        As for :func:`average_coordinates`.
+    weights, masks, previous
+        As for :func:`average_coordinates`; a device of weight 0 holds nothing.
+
+    Returns
+    -------
+    dict of str to Tensor
+        New tensors of the keys and shapes of `previous`.
+
+    Raises
+    ------
+    TrainingError
+        If the states differ in their keys.
 
     Examples
     --------
-    >>> from flwr_slfac.lightweight.pruning.element_masks import ElementMasks
-    >>> mask = ElementMasks({"w": torch.tensor([[True, False]])})
+    >>> from flwr_slfac.lightweight.pruning.element_mask import ElementMask
+    >>> mask = ElementMask({"w": torch.tensor([[True, False]])})
     >>> moved, previous = {"w": torch.ones(1, 2)}, {"w": torch.zeros(1, 2)}
-    >>> restore_absent(moved, [1], [mask], previous)
+    >>> restore_unheld(moved, [1], [mask], previous)
     {'w': tensor([[1., 0.]])}
     """
     require_keys(state, previous)
-    holders = [k or Everything() for k, w in zip(kepts, weights, strict=True) if w > 0]
+    holders = [m for m, w in zip(masks, weights, strict=True) if w > 0]
     restored = {}
     for name, old in previous.items():
         held = torch.zeros(old.shape, dtype=torch.bool)
-        for holding in holders:
-            held |= holding.held(name, tuple(old.shape))
+        for mask in holders:
+            held |= mask.held(name, tuple(old.shape))
         restored[name] = torch.where(held.to(old.device), state[name], old)
     return restored
 
@@ -177,11 +183,11 @@ def restore_absent(
 def _require_weights(
     states: Sequence[State],
     weights: Sequence[float],
-    kepts: Sequence[Holding | None],
+    masks: Sequence[Mask],
 ) -> None:
-    if not len(states) == len(weights) == len(kepts):
+    if not len(states) == len(weights) == len(masks):
         raise SettingError(
-            f"{len(states)} states, {len(weights)} weights and {len(kepts)} masks; "
+            f"{len(states)} states, {len(weights)} weights and {len(masks)} masks; "
             "give one of each a device"
         )
     bad = [w for w in weights if not (math.isfinite(w) and w >= 0)]

@@ -1,23 +1,28 @@
-"""How much each channel or weight matters, and which ones a ratio keeps."""
+"""How much each channel or weight of a front matters.
+
+First-order scores are after Molchanov et al., "Importance estimation for neural
+network pruning" (2019), scales of batch norms after Liu et al., "Learning efficient
+convolutional networks through network slimming" (2017), growth after Zhou et al.,
+"Deconstructing lottery tickets" (2019). How scores are summed over the tensors that a
+channel lies in is our choice.
+"""
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from flwr_slfac.errors import DivergedError, SettingError
-from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
 from flwr_slfac.lightweight.pruning.channels import Channels, Group
 from flwr_slfac.states import State
 
 Criterion = Literal["weight", "gradient", "scale"]
-Scope = Literal["layer", "global"]
-CutChoice = Literal["prune", "keep"]
 Scores = Mapping[str, Tensor]
+# Our choice: far above the rounding of a float64 ratio near 1, which is 2e-16, and,
+# times thousands of channels, still far below any growth that means something.
 _TIE = 1e-9
-_Choice = TypeVar("_Choice", bound=str)
 
 
 def channel_scores(
@@ -32,21 +37,21 @@ def channel_scores(
     ----------
     channels : Channels
         What :func:`channel_groups` found.
-    state : Mapping of str to Tensor
-        Full state of the front, for example the aggregated one.
+    state : mapping of str to Tensor
+        Full state of the front, for example the aggregated one; on any device.
     criterion : {"weight", "gradient", "scale"} (default: "weight")
         ``"weight"``: L2 norm of all weights that leave with the channel, in the layers
         that make it and in those that read it. ``"gradient"``: sum of |w g| over all
         parameters that leave, a first-order bound on how much the loss changes.
         ``"scale"``: mean |gamma| of the group's batch norms.
-    gradients : Mapping of str to Tensor, optional
+    gradients : mapping of str to Tensor, optional
         Accumulated gradients by parameter, of full shape; for ``"gradient"``. Where
         there are none, for example :func:`update_as_gradient` serves.
 
     Returns
     -------
     dict of str to Tensor
-        By group: float64 ``(size,)``, on the CPU.
+        By group: float64 ``(size,)``, at least 0, on the CPU.
 
     Raises
     ------
@@ -107,6 +112,48 @@ def _finite(name: str, scores: Tensor) -> Tensor:
     return scores
 
 
+def element_scores(
+    state: State, names: Sequence[str], gradients: State | None = None
+) -> dict[str, Tensor]:
+    """Score every weight of the tensors that are named.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        Full state of the front.
+    names : sequence of str
+        Parameters to score.
+    gradients : mapping of str to Tensor, optional
+        Accumulated gradients; with them a weight's score is |w g|, else |w|.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By parameter: float64, flat, at least 0, on the CPU.
+
+    Raises
+    ------
+    SettingError
+        If a gradient is missing.
+    DivergedError
+        If a score is NaN or infinite.
+    """
+    scores = {}
+    for name in names:
+        score = state[name].detach().cpu().double()
+        if gradients is not None:
+            if name not in gradients:
+                raise SettingError(f"no gradient of {name!r} was given")
+            score = score * _gradient(gradients, name)
+        if not score.isfinite().all():
+            raise DivergedError(
+                f"the importance of {name!r} is NaN or infinite; lower the learning "
+                "rate"
+            )
+        scores[name] = score.abs().flatten()
+    return scores
+
+
 def increase(scores: Scores, first: Scores) -> dict[str, Tensor]:
     """Return how much each score grew since the first ones, as a ratio.
 
@@ -115,8 +162,13 @@ def increase(scores: Scores, first: Scores) -> dict[str, Tensor]:
 
     Parameters
     ----------
-    scores, first : Mapping of str to Tensor
+    scores, first : mapping of str to Tensor
         What :func:`channel_scores` returned with ``"weight"``, now and at the start.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By group: float64 ``(size,)``; 1 where nothing changed.
 
     Examples
     --------
@@ -133,107 +185,6 @@ def increase(scores: Scores, first: Scores) -> dict[str, Tensor]:
     return grown
 
 
-def choose_channels(
-    channels: Channels,
-    scores: Scores,
-    rho: float,
-    scope: Scope = "layer",
-    at_cut: CutChoice = "prune",
-) -> KeptChannels:
-    """Keep the channels with the highest scores.
-
-    Parameters
-    ----------
-    channels : Channels
-        What :func:`channel_groups` found.
-    scores : Mapping of str to Tensor
-        What :func:`channel_scores` returned.
-    rho : float
-        Share of channels that leave, in [0, 1); what is left of a channel stays.
-    scope : {"layer", "global"} (default: "layer")
-        ``"layer"``: the share of each group. ``"global"``: the share of all groups
-        together, by scores divided by their group's root mean square; each group keeps
-        its best channel.
-    at_cut : {"prune", "keep"} (default: "prune")
-        Whether channels of the smashed data leave too, which makes it smaller; the
-        share is of the others if not.
-
-    Returns
-    -------
-    KeptChannels
-        Among equal scores the first channels are kept. Of one set of scores, a smaller
-        share keeps all that a larger one keeps.
-
-    Raises
-    ------
-    SettingError
-        If `rho` or a choice is out of range.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-    >>> front = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> channels = channel_groups(front, torch.zeros(1, 3))
-    >>> scores = {"0": torch.tensor([1.0, 3, 2, 3]), "2": torch.tensor([2.0, 1])}
-    >>> choose_channels(channels, scores, rho=0.5).masks
-    {'0': tensor([False,  True, False,  True]), '2': tensor([ True, False])}
-    """
-    require_choice("at_cut", at_cut, get_args(CutChoice))
-    free = {
-        group.name: scores[group.name]
-        for group in channels.groups
-        if at_cut == "prune" or not group.at_cut
-    }
-    masks = choose(free, rho, scope)
-    for group in channels.groups:
-        masks.setdefault(group.name, torch.ones(group.size, dtype=torch.bool))
-    ordered = {group.name: masks[group.name] for group in channels.groups}
-    return KeptChannels(channels, ordered)
-
-
-def choose(scores: Scores, rho: float, scope: Scope) -> dict[str, Tensor]:
-    """Return a bool mask for each vector of scores, True where kept.
-
-    Raises
-    ------
-    SettingError
-        If `rho` is not in [0, 1) or the scope is unknown.
-    """
-    require_ratio(rho)
-    require_choice("scope", scope, get_args(Scope))
-    if scope == "layer":
-        return {name: _best(values, rho) for name, values in scores.items()}
-    if not scores:
-        return {}
-    parts = []
-    for values in scores.values():
-        scaled = values / values.square().mean().sqrt().clamp(min=1e-300)
-        # Stable: of equal scores the first is the best, as in `_best`.
-        scaled[scaled.argmax()] = torch.inf
-        parts.append(scaled)
-    sizes = [part.numel() for part in parts]
-    num_gone = min(_num_gone(sum(sizes), rho), sum(sizes) - len(sizes))
-    mask = _without_lowest(torch.cat(parts), num_gone)
-    return dict(zip(scores, torch.split(mask, sizes), strict=True))
-
-
-def _best(values: Tensor, rho: float) -> Tensor:
-    return _without_lowest(values, _num_gone(values.numel(), rho))
-
-
-def _num_gone(num: int, rho: float) -> int:
-    # 0.3 * 10 is a little below 3 in floating point.
-    return min(int(num * rho + 1e-9), num - 1)
-
-
-def _without_lowest(values: Tensor, num_gone: int) -> Tensor:
-    order = torch.argsort(values, descending=True, stable=True)
-    mask = torch.zeros(values.numel(), dtype=torch.bool)
-    mask[order[: values.numel() - num_gone]] = True
-    return mask
-
-
 def update_as_gradient(
     previous: State, averaged: State, memory: State | None = None, decay: float = 0.0
 ) -> dict[str, Tensor]:
@@ -246,12 +197,22 @@ def update_as_gradient(
 
     Parameters
     ----------
-    previous, averaged : Mapping of str to Tensor
+    previous, averaged : mapping of str to Tensor
         Full states before and after aggregation.
-    memory : Mapping of str to Tensor, optional
+    memory : mapping of str to Tensor, optional
         What this function returned a round ago.
     decay : float (default: 0.0)
-        In [0, 1).
+        Weight of earlier rounds, in [0, 1).
+
+    Returns
+    -------
+    dict of str to Tensor
+        By name of each floating tensor, in its dtype and shape.
+
+    Raises
+    ------
+    SettingError
+        If the decay is out of range.
 
     Examples
     --------
@@ -270,12 +231,6 @@ def update_as_gradient(
             if memory is None:
                 found[name] = moved
     return found
-
-
-def require_ratio(rho: float) -> None:
-    """Raise SettingError unless a pruning ratio is in [0, 1)."""
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 <= rho < 1:
-        raise SettingError(f"the pruning ratio is {rho!r}; give a number in [0, 1)")
 
 
 def require_choice(what: str, given: str, choices: Sequence[str]) -> None:

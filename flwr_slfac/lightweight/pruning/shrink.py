@@ -1,30 +1,20 @@
-"""Build the genuinely smaller front that a device trains.
-
-::
-
-    server                                          device
-    full front ──channel_scores──choose_channels──► KeptChannels   (a bit a channel)
-        ├──sub_state───────────────────────────────► state of the small front
-        │                                           shrink(front, kept), trained
-        ◄──────────────────────────────────────────── its state
-    average_coordinates, or fill_absent and a strategy
-"""
+"""Build the genuinely smaller front that a device trains."""
 
 import copy
 
 from torch import Tensor, nn
 
-from flwr_slfac.lightweight.pruning.channel_masks import KeptChannels
+from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
 
 
-def shrink(front: nn.Module, kept: KeptChannels) -> nn.Module:
+def shrink(front: nn.Module, mask: ChannelMask) -> nn.Module:
     """Return a smaller front without the channels that are pruned.
 
     Parameters
     ----------
     front : nn.Module
-        The full front, of which `kept.channels` were found. Not changed.
-    kept : KeptChannels
+        The full front, of which `mask.channels` were found. Not changed.
+    mask : ChannelMask
         Which channels stay.
 
     Returns
@@ -33,7 +23,7 @@ def shrink(front: nn.Module, kept: KeptChannels) -> nn.Module:
         Of the same class, state keys and forward, its tensors cut down and copied. With
         dropout off, outputs and gradients are those of the full front in which
         the pruned channels' weights, biases and norm parameters, and the weights that
-        read them, are zero; `kept.cut.scatter` brings its output to full shape.
+        read them, are zero; `mask.cut.scatter` brings its output to full shape.
 
     Raises
     ------
@@ -44,33 +34,33 @@ def shrink(front: nn.Module, kept: KeptChannels) -> nn.Module:
     --------
     >>> import torch
     >>> from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-    >>> from flwr_slfac.lightweight.pruning.importance import (
-    ...     channel_scores, choose_channels)
+    >>> from flwr_slfac.lightweight.pruning.importance import channel_scores
+    >>> from flwr_slfac.lightweight.pruning.selection import choose_channels
     >>> front = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
     >>> channels = channel_groups(front, torch.zeros(2, 8))
     >>> scores = channel_scores(channels, front.state_dict())
-    >>> kept = choose_channels(channels, scores, rho=0.5)
-    >>> small = shrink(front, kept)
+    >>> mask = choose_channels(channels, scores, rho=0.5)
+    >>> small = shrink(front, mask)
     >>> small
     Sequential(
       (0): Linear(in_features=8, out_features=3, bias=True)
       (1): ReLU()
       (2): Linear(in_features=3, out_features=2, bias=True)
     )
-    >>> kept.cut.scatter(small(torch.zeros(5, 8))).shape
+    >>> mask.cut.scatter(small(torch.zeros(5, 8))).shape
     torch.Size([5, 4])
     """
     small = copy.deepcopy(front)
     changed = set()
-    for name in kept.index:
+    for name in mask.index:
         path, _, key = name.rpartition(".")
         owner = small.get_submodule(path)
         changed.add(path)
         if key in owner._buffers:
-            owner._buffers[key] = kept.take(name, small.get_buffer(name))
+            owner._buffers[key] = mask.take(name, small.get_buffer(name))
             continue
         full = small.get_parameter(name)
-        taken = nn.Parameter(kept.take(name, full.detach()), full.requires_grad)
+        taken = nn.Parameter(mask.take(name, full.detach()), full.requires_grad)
         owner._parameters[key] = taken
     for path in changed:
         _restate_sizes(small.get_submodule(path))

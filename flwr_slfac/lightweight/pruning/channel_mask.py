@@ -9,7 +9,7 @@
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,71 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flwr_slfac.errors import DecodeError, SettingError, TrainingError
+from flwr_slfac.errors import DecodeError, SettingError
 from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.coordinates import Holding, require_shape
+from flwr_slfac.lightweight.pruning.cut_mask import PartialCutMask
+from flwr_slfac.lightweight.pruning.masks import Mask, require_shape
 
+# The fingerprint: a CRC-32, hence 4 bytes.
 _HEADER = struct.Struct("<I")
 
 
 @dataclass(frozen=True, eq=False)
-class CutChannels:
-    """The channels of the smashed data that a pruned front still computes.
-
-    Attributes
-    ----------
-    dim : int
-        Dimension along which channels lie.
-    size : int
-        Number of channels without pruning.
-    index : Tensor
-        int64 ``(K,)``: the kept ones, ascending.
-    """
-
-    dim: int
-    size: int
-    index: Tensor
-
-    def gather(self, full: Tensor) -> Tensor:
-        """Return the kept channels of full smashed data or its gradient.
-
-        Differentiable; `scatter` is its adjoint.
-        """
-        self._require(full.shape, self.size)
-        if self.index.numel() == self.size:
-            return full
-        return full.index_select(self.dim, self.index.to(full.device))
-
-    def scatter(self, small: Tensor) -> Tensor:
-        """Return kept channels at their places among channels of zeros.
-
-        The server applies it before its half, under autograd: the gradient that comes
-        back is then that of the kept channels alone.
-        """
-        self.require_kept(small.shape)
-        if self.index.numel() == self.size:
-            return small
-        shape = list(small.shape)
-        shape[self.dim] = self.size
-        full = small.new_zeros(shape)
-        return full.index_copy(self.dim, self.index.to(small.device), small)
-
-    def require_kept(self, shape: Sequence[int]) -> None:
-        """Raise TrainingError unless this is a shape of the kept channels alone."""
-        self._require(shape, self.index.numel())
-
-    def _require(self, shape: Sequence[int], size: int) -> None:
-        if len(shape) > self.dim and shape[self.dim] == size:
-            return
-        raise TrainingError(
-            f"smashed data of shape {tuple(shape)}, but the mask wants {size} "
-            f"channels in dimension {self.dim}; both sides must use the mask of this "
-            "round"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class KeptChannels(Holding):
+class ChannelMask(Mask):
     """A structured mask: the channels that a device keeps of each group.
 
     Parameters
@@ -103,10 +49,10 @@ class KeptChannels(Holding):
     >>> front = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> channels = channel_groups(front, torch.zeros(1, 3))
     >>> masks = {"0": torch.tensor([True, False, True, True]), "2": torch.ones(2) > 0}
-    >>> kept = KeptChannels(channels, masks)
-    >>> [tuple(t.shape) for t in map(kept.take, *zip(*front.state_dict().items()))]
+    >>> mask = ChannelMask(channels, masks)
+    >>> [tuple(t.shape) for t in mask.take_state(front.state_dict()).values()]
     [(3, 3), (3,), (2, 3), (2,)]
-    >>> len(kept.to_bytes())
+    >>> len(mask.to_bytes())  # a fingerprint and 6 bits
     5
     """
 
@@ -134,18 +80,18 @@ class KeptChannels(Holding):
                 )
 
     @property
-    def num_kept(self) -> int:
-        """Number of kept channels, summed over groups."""
-        return sum(int(mask.sum()) for mask in self.masks.values())
+    def is_full(self) -> bool:
+        """False, also where every channel is kept."""
+        return False
 
     @cached_property
-    def cut(self) -> CutChannels:
-        """Which channels of the smashed data are kept."""
+    def cut(self) -> PartialCutMask:
+        """Which channels of the smashed data the small network computes."""
         keep = torch.ones(self.channels.cut_size, dtype=torch.bool)
         for group in self.channels.groups:
             if group.cut is not None:
                 keep[group.cut[~self.masks[group.name]].flatten()] = False
-        return CutChannels(
+        return PartialCutMask(
             self.channels.cut_dim, self.channels.cut_size, keep.nonzero().flatten()
         )
 
@@ -166,7 +112,13 @@ class KeptChannels(Holding):
         return index
 
     def take(self, name: str, full: Tensor) -> Tensor:
-        """Return the kept part of a full tensor."""
+        """Return the kept part of a full tensor: fewer channels in its dimensions.
+
+        Raises
+        ------
+        TrainingError
+            If the tensor is not of the shape that was analysed.
+        """
         index = self.index.get(name, {})
         if index:
             require_shape(name, full, self.channels.shapes[name])
@@ -174,15 +126,21 @@ class KeptChannels(Holding):
             full = full.index_select(dim, positions.to(full.device))
         return full
 
-    def put(self, name: str, held: Tensor, full: Tensor) -> Tensor:
-        """Return a copy of a full tensor with the kept part at its place."""
+    def put(self, name: str, part: Tensor, full: Tensor) -> Tensor:
+        """Return a copy of a full tensor with the kept part at its place.
+
+        Raises
+        ------
+        TrainingError
+            If a tensor is not of the shape that the mask is for.
+        """
         shape = list(full.shape)
         for dim, positions in self.index.get(name, {}).items():
             shape[dim] = positions.numel()
-        require_shape(name, held, tuple(shape))
+        require_shape(name, part, tuple(shape))
         if name in self.index:
             require_shape(name, full, self.channels.shapes[name])
-        return _put(full, list(self.index.get(name, {}).items()), held.to(full.dtype))
+        return _put(full, list(self.index.get(name, {}).items()), part.to(full.dtype))
 
     def held(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return which coordinates are kept: those kept along every dimension."""
@@ -200,8 +158,15 @@ class KeptChannels(Holding):
         return _HEADER.pack(self.channels.fingerprint) + packed
 
     @classmethod
-    def from_bytes(cls, data: bytes, channels: Channels) -> "KeptChannels":
+    def from_bytes(cls, data: bytes, channels: Channels) -> "ChannelMask":
         """Undo `to_bytes`, for the same front.
+
+        Parameters
+        ----------
+        data : bytes
+            What `to_bytes` returned, or anything at all.
+        channels : Channels
+            Those of the front that the mask is for.
 
         Raises
         ------
@@ -234,11 +199,11 @@ class KeptChannels(Holding):
             raise DecodeError(str(error)) from error
 
 
-def _put(full: Tensor, index: list[tuple[int, Tensor]], held: Tensor) -> Tensor:
-    """Return a copy of `full` with `held` at the product of the indices."""
+def _put(full: Tensor, index: list[tuple[int, Tensor]], part: Tensor) -> Tensor:
+    """Return a copy of `full` with `part` at the product of the indices."""
     if not index:
-        return held
+        return part
     (dim, positions), *others = index
     positions = positions.to(full.device)
     rows = full.index_select(dim, positions)
-    return full.index_copy(dim, positions, _put(rows, others, held))
+    return full.index_copy(dim, positions, _put(rows, others, part))

@@ -2,10 +2,10 @@
 
 The network stays as large as it was, so this saves bytes, not time. ::
 
-    frame of masks, one part a tensor in the order of the names
+    one part a masked tensor, in the order of their names, little-endian
 
     offset  bytes  field
-    0       1      0: nothing left; 1: places of kept weights; 2: of those that left
+    0       1      0: all are kept; 1: places of kept weights; 2: of pruned ones
     1       1      Rice parameter of the gaps between places
     2       4      bytes of the low bits of the gaps
     6       4      bytes of their unary part
@@ -24,17 +24,19 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from flwr_slfac.codec.positions import pack_places, unpack_places
-from flwr_slfac.errors import DecodeError, DivergedError, SettingError
-from flwr_slfac.lightweight.pruning.coordinates import Holding, require_shape
-from flwr_slfac.lightweight.pruning.importance import Scope, choose
+from flwr_slfac.errors import DecodeError, SettingError
+from flwr_slfac.lightweight.pruning.cut_mask import CutMask, FullCutMask
+from flwr_slfac.lightweight.pruning.masks import Mask, require_shape
 from flwr_slfac.states import State
 
+# Kind and Rice parameter in a byte each; lengths in 4, since a tensor may have
+# more than 2**16 weights.
 _PART = struct.Struct("<BBII")
-_ALL, _KEPT, _GONE = 0, 1, 2
+_ALL, _KEPT, _PRUNED = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
-class ElementMasks(Holding):
+class ElementMask(Mask):
     """An unstructured mask: which weights of each tensor a device keeps.
 
     Parameters
@@ -50,8 +52,8 @@ class ElementMasks(Holding):
 
     Examples
     --------
-    >>> masks = ElementMasks({"w": torch.tensor([[True, False], [False, True]])})
-    >>> masks.take("w", torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    >>> mask = ElementMask({"w": torch.tensor([[True, False], [False, True]])})
+    >>> mask.take("w", torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     tensor([1., 4.])
     """
 
@@ -67,23 +69,45 @@ class ElementMasks(Holding):
                     "which would empty the layer; keep at least one"
                 )
 
+    @property
+    def is_full(self) -> bool:
+        """False, also where every weight is kept."""
+        return False
+
+    @property
+    def cut(self) -> CutMask:
+        """All channels of the smashed data: the network is as large as it was."""
+        return FullCutMask()
+
     def take(self, name: str, full: Tensor) -> Tensor:
-        """Return the kept values as a vector, in the tensor's order."""
+        """Return the kept values as a vector, in the tensor's order.
+
+        Raises
+        ------
+        TrainingError
+            If the tensor is not of its mask's shape.
+        """
         mask = self.masks.get(name)
         if mask is None:
             return full
         require_shape(name, full, tuple(mask.shape))
         return full[mask.to(full.device)]
 
-    def put(self, name: str, held: Tensor, full: Tensor) -> Tensor:
-        """Return a copy of a full tensor with the kept values at their places."""
+    def put(self, name: str, part: Tensor, full: Tensor) -> Tensor:
+        """Return a copy of a full tensor with the kept values at their places.
+
+        Raises
+        ------
+        TrainingError
+            If a tensor is not of the shape that the mask is for.
+        """
         mask = self.masks.get(name)
         if mask is None:
-            require_shape(name, held, tuple(full.shape))
-            return held.to(full.dtype)
+            require_shape(name, part, tuple(full.shape))
+            return part.to(full.dtype)
         require_shape(name, full, tuple(mask.shape))
-        require_shape(name, held, (int(mask.sum()),))
-        return full.masked_scatter(mask.to(full.device), held.to(full.dtype))
+        require_shape(name, part, (int(mask.sum()),))
+        return full.masked_scatter(mask.to(full.device), part.to(full.dtype))
 
     def held(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return the mask, or True everywhere."""
@@ -97,8 +121,15 @@ class ElementMasks(Holding):
     @classmethod
     def from_bytes(
         cls, data: bytes, shapes: Mapping[str, Sequence[int]]
-    ) -> "ElementMasks":
+    ) -> "ElementMask":
         """Undo `to_bytes`, given the shapes of the masked tensors.
+
+        Parameters
+        ----------
+        data : bytes
+            What `to_bytes` returned, or anything at all.
+        shapes : mapping of str to sequence of int
+            By parameter, as :func:`prunable_shapes` returns them.
 
         Raises
         ------
@@ -122,7 +153,7 @@ def _pack(mask: Tensor) -> bytes:
     num_kept = int(flat.sum())
     if num_kept == flat.size:
         return _PART.pack(_ALL, 0, 0, 0)
-    kind = _KEPT if 2 * num_kept <= flat.size else _GONE
+    kind = _KEPT if 2 * num_kept <= flat.size else _PRUNED
     places = np.flatnonzero(flat if kind == _KEPT else ~flat)
     rice, low, unary = pack_places(places)
     return _PART.pack(kind, rice, low.nbytes, len(unary)) + bytes(low) + unary
@@ -134,7 +165,7 @@ def _unpack(data: bytes, offset: int, num: int) -> tuple[Tensor, int]:
     kind, rice, num_low, num_unary = _PART.unpack_from(data, offset)
     start = offset + _PART.size
     middle, end = start + num_low, start + num_low + num_unary
-    if kind not in (_ALL, _KEPT, _GONE) or len(data) < end:
+    if kind not in (_ALL, _KEPT, _PRUNED) or len(data) < end:
         raise DecodeError("the masks are cut short or of an unknown kind")
     flat = np.full(num, kind != _KEPT)
     if kind == _ALL:
@@ -146,52 +177,6 @@ def _unpack(data: bytes, offset: int, num: int) -> tuple[Tensor, int]:
             kind == _KEPT
         )
     return torch.from_numpy(flat), end
-
-
-def choose_elements(
-    state: State,
-    names: Sequence[str],
-    rho: float,
-    scope: Scope = "layer",
-    gradients: State | None = None,
-) -> ElementMasks:
-    """Keep the weights of the largest magnitude, or of the largest |w g|.
-
-    Parameters
-    ----------
-    state : Mapping of str to Tensor
-        Full state of the front.
-    names : sequence of str
-        Parameters to prune, for example those of :func:`prunable_shapes`.
-    rho : float
-        Share of weights that leave, in [0, 1); each tensor keeps at least one.
-    scope : {"layer", "global"} (default: "layer")
-        As for :func:`choose_channels`.
-    gradients : Mapping of str to Tensor, optional
-        Accumulated gradients; with them a weight's score is |w g|, else |w|.
-
-    Raises
-    ------
-    SettingError
-        If `rho` or `scope` is out of range, or a gradient is missing.
-    DivergedError
-        If a score is NaN or infinite.
-    """
-    scores = {}
-    for name in names:
-        score = state[name].detach().cpu().double()
-        if gradients is not None:
-            if name not in gradients:
-                raise SettingError(f"no gradient of {name!r} was given")
-            score = score * gradients[name].detach().cpu().double()
-        if not score.isfinite().all():
-            raise DivergedError(
-                f"the importance of {name!r} is NaN or infinite; lower the learning "
-                "rate"
-            )
-        scores[name] = score.abs().flatten()
-    masks = choose(scores, rho, scope)
-    return ElementMasks({n: masks[n].reshape(state[n].shape) for n in names})
 
 
 def prunable_shapes(state: State) -> dict[str, tuple[int, ...]]:
@@ -209,8 +194,8 @@ def prunable_shapes(state: State) -> dict[str, tuple[int, ...]]:
     }
 
 
-def hold_zero(
-    optimizer: Optimizer, front: nn.Module, masks: ElementMasks
+def keep_pruned_zero(
+    optimizer: Optimizer, front: nn.Module, mask: ElementMask
 ) -> list[RemovableHandle]:
     """Set pruned weights to zero, and keep them so through every optimizer step.
 
@@ -224,7 +209,7 @@ def hold_zero(
         That trains the front.
     front : nn.Module
         The full front; changed.
-    masks : ElementMasks
+    mask : ElementMask
         What is kept.
 
     Returns
@@ -233,18 +218,18 @@ def hold_zero(
         ``remove()`` each before another mask is set.
     """
     own = dict(front.named_parameters())
-    pairs = [(own[n], ~mask.to(own[n].device)) for n, mask in masks.masks.items()]
+    pairs = [(own[n], ~kept.to(own[n].device)) for n, kept in mask.masks.items()]
 
     @torch.no_grad()
     def clear_weights(*_: object) -> None:
-        for parameter, gone in pairs:
-            parameter.masked_fill_(gone, 0)
+        for parameter, pruned in pairs:
+            parameter.masked_fill_(pruned, 0)
 
     @torch.no_grad()
     def clear_gradients(*_: object) -> None:
-        for parameter, gone in pairs:
+        for parameter, pruned in pairs:
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(gone, 0)
+                parameter.grad.masked_fill_(pruned, 0)
 
     clear_weights()
     return [

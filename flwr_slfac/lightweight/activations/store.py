@@ -1,4 +1,12 @@
-"""What the graph holds for backward: each storage once, coded, narrowed or as it is."""
+"""What the graph holds for backward: each storage once, coded, narrowed or as it is.
+
+::
+
+    autograd saves a tensor ──pack──► AffineTensor   floating: 8 bits a value
+                                      NarrowTensor   integers: the narrowest dtype
+                                      ExactTensor    all else: the tensor itself
+    backward asks for it   ◄─unpack── restored
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +16,12 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.lightweight.activations.affine import Coded, code
+from flwr_slfac.lightweight.activations.affine import AffineTensor, to_affine
 
+# Our choice: below so many elements the grids and the Python objects of a coded tensor
+# take about as much memory as the tensor, and many are statistics, which stay exact.
 _SMALL = 1024
+# From the narrowest on; torch has no uint16 that its kernels take.
 _NARROW = (torch.uint8, torch.int16, torch.int32)
 
 
@@ -18,12 +29,12 @@ _NARROW = (torch.uint8, torch.int16, torch.int32)
 class SavedBytes:
     """What the graph holds for backward, without parameters and buffers.
 
-    Parameters
+    Attributes
     ----------
     num_bytes : int
-        As it is held, each storage once.
+        Bytes as it is stored, each storage once.
     raw_num_bytes : int
-        As PyTorch would hold it, each storage once.
+        Bytes as PyTorch would hold it, each storage once.
     """
 
     num_bytes: int = 0
@@ -31,7 +42,7 @@ class SavedBytes:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ExactTensor:
     """A tensor as it is, and the version that was saved."""
 
     tensor: torch.Tensor
@@ -39,11 +50,17 @@ class Kept:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes that are stored."""
         return self.tensor.untyped_storage().nbytes()
 
     def restore(self) -> torch.Tensor:
-        """Return the tensor, or raise TrainingError if it was changed."""
+        """Return the tensor.
+
+        Raises
+        ------
+        TrainingError
+            If it was changed in place since.
+        """
         if self.tensor._version != self.version:
             raise TrainingError(
                 f"a tensor of shape {tuple(self.tensor.shape)} that backward needs was "
@@ -53,15 +70,20 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class NarrowTensor:
     """Integers in the narrowest dtype that holds them."""
 
     narrow: torch.Tensor
     dtype: torch.dtype
 
     @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors that are stored."""
+        return (self.narrow,)
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes that are stored."""
         return self.narrow.numel() * self.narrow.element_size()
 
     def restore(self) -> torch.Tensor:
@@ -69,7 +91,7 @@ class Narrowed:
         return self.narrow.to(self.dtype)
 
 
-Held = Coded | Narrowed | Kept
+Stored = AffineTensor | NarrowTensor | ExactTensor
 
 
 @dataclass(frozen=True)
@@ -78,11 +100,19 @@ class _Entry:
 
     # While a weak reference lives, its storage's address is not given to another.
     storage: StorageWeakRef
-    packed: Held
+    packed: Stored
 
 
-class Saving:
-    """The pack hook of one forward, which shares what is saved twice."""
+class ActivationStore:
+    """The pack hook of one forward, which shares what is saved twice.
+
+    Parameters
+    ----------
+    module : nn.Module or None
+        Whose buffers are no activations.
+    enabled : bool
+        False: tensors stay as they are, and are counted.
+    """
 
     def __init__(self, module: nn.Module | None, enabled: bool) -> None:
         self.bytes = SavedBytes()
@@ -91,47 +121,46 @@ class Saving:
         self._storages: dict[int, StorageWeakRef] = {}
         buffers = () if module is None else module.buffers()
         # Storages that are not activations: buffers, and what was coded or narrowed.
-        self._own = {b.untyped_storage().data_ptr() for b in buffers if b.numel()}
-        # Alive as long as their addresses are in `_own`.
+        self._own = {_storage(b) for b in buffers}
+        # Alive as long as their storages are in `_own`.
         self._alive: list[torch.Tensor] = []
 
-    def coded(self, tensor: torch.Tensor) -> Coded | None:
+    def coded(self, tensor: torch.Tensor) -> AffineTensor | None:
         """Return an activation in 8 bits, or None if it stays as it is."""
-        held, _ = self.pack(tensor)
-        if isinstance(held, Coded) and held.codes.shape == tensor.shape:
-            return held
+        packed, _ = self.pack(tensor)
+        if isinstance(packed, AffineTensor) and packed.codes.shape == tensor.shape:
+            return packed
         return None
 
-    def pack(self, tensor: torch.Tensor) -> tuple[Held, torch.Size | None]:
+    def pack(self, tensor: torch.Tensor) -> tuple[Stored, torch.Size | None]:
         """Return what the graph holds for a tensor."""
         if self._is_known(tensor) or tensor.layout is not torch.strided:
-            return Kept(tensor, tensor._version), None
+            return ExactTensor(tensor, tensor._version), None
         reference, key = _identity(tensor)
         entry = self._entries.get(key)
         if entry is None:
-            packed = self._code(tensor.detach())
+            packed = self._to_store(tensor.detach())
             self._count(tensor, reference, packed)
-            if isinstance(packed, Kept):
-                return Kept(tensor, tensor._version), None
+            if isinstance(packed, ExactTensor):
+                return ExactTensor(tensor, tensor._version), None
             entry = self._entries[key] = _Entry(reference, packed)
-            own = packed.tensors if isinstance(packed, Coded) else (packed.narrow,)
-            self._claim(*own)
+            self._claim(*packed.tensors)
         return entry.packed, tensor.shape
 
-    def narrowed(self, indices: torch.Tensor) -> torch.Tensor:
+    def narrow(self, indices: torch.Tensor) -> torch.Tensor:
         """Return integers, narrowed, that an operation will save itself."""
-        held = narrowed(indices).narrow
+        packed = to_narrow(indices)
         self.bytes.raw_num_bytes += indices.numel() * indices.element_size()
-        self.bytes.num_bytes += held.numel() * held.element_size()
-        self._claim(held)
-        return held
+        self.bytes.num_bytes += packed.num_bytes
+        self._claim(packed.narrow)
+        return packed.narrow
 
-    def remember(self, tensor: torch.Tensor, coded: Coded) -> None:
+    def share(self, tensor: torch.Tensor, affine: AffineTensor) -> None:
         """Let later operations that save a tensor share what it was coded to."""
         reference, key = _identity(tensor)
-        self._entries[key] = _Entry(reference, coded)
+        self._entries[key] = _Entry(reference, affine)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let go of everything, so that only the graph holds it."""
         self._entries.clear()
         self._storages.clear()
@@ -139,43 +168,50 @@ class Saving:
 
     def _claim(self, *tensors: torch.Tensor) -> None:
         self._alive += tensors
-        self._own |= {t.untyped_storage().data_ptr() for t in tensors}
+        self._own |= {_storage(t) for t in tensors}
 
     def _is_known(self, tensor: torch.Tensor) -> bool:
-        """Say whether a tensor is a parameter, a buffer, or held here already."""
+        """Say whether a tensor is a parameter, a buffer, or stored here already."""
         origin = tensor._base if tensor._base is not None else tensor
         if isinstance(origin, nn.Parameter) or (
             origin.is_leaf and origin.requires_grad
         ):
             return True
-        return tensor.untyped_storage().data_ptr() in self._own
+        return _storage(tensor) in self._own
 
-    def _code(self, tensor: torch.Tensor) -> Held:
+    def _to_store(self, tensor: torch.Tensor) -> Stored:
         num_bytes = tensor.numel() * tensor.element_size()
         expanded = tensor.untyped_storage().nbytes() < num_bytes
         if self._enabled and tensor.numel() >= _SMALL and not expanded:
             if tensor.dtype in (torch.int64, torch.int32):
-                return narrowed(tensor)
-            if tensor.is_floating_point() and (coded := code(tensor)) is not None:
-                return coded
-        return Kept(tensor, tensor._version)
+                return to_narrow(tensor)
+            if tensor.is_floating_point():
+                affine = to_affine(tensor)
+                if affine is not None:
+                    return affine
+        return ExactTensor(tensor, tensor._version)
 
     def _count(
-        self, tensor: torch.Tensor, reference: StorageWeakRef, packed: Held
+        self, tensor: torch.Tensor, reference: StorageWeakRef, packed: Stored
     ) -> None:
         first = reference.cdata not in self._storages
         self._storages[reference.cdata] = reference
         if first:
             self.bytes.raw_num_bytes += tensor.untyped_storage().nbytes()
-        if first or not isinstance(packed, Kept):
+        if first or not isinstance(packed, ExactTensor):
             self.bytes.num_bytes += packed.num_bytes
 
 
-def unpack(saved: tuple[Held, torch.Size | None]) -> torch.Tensor:
-    """Undo `Saving.pack`."""
+def unpack(saved: tuple[Stored, torch.Size | None]) -> torch.Tensor:
+    """Undo `ActivationStore.pack`."""
     packed, shape = saved
     tensor = packed.restore()
     return tensor if shape is None else tensor.reshape(shape)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    # Its identity while a tensor of it lives; an address would be 0 without values.
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _identity(tensor: torch.Tensor) -> tuple[StorageWeakRef, tuple[Any, ...]]:
@@ -192,7 +228,7 @@ def _geometry(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def narrowed(tensor: torch.Tensor) -> Narrowed:
+def to_narrow(tensor: torch.Tensor) -> NarrowTensor:
     """Return integers in the narrowest dtype that holds them."""
     low, high = int(tensor.min()), int(tensor.max())
     dtype = next(
@@ -203,4 +239,4 @@ def narrowed(tensor: torch.Tensor) -> Narrowed:
         ),
         tensor.dtype,
     )
-    return Narrowed(tensor.to(dtype), tensor.dtype)
+    return NarrowTensor(tensor.to(dtype), tensor.dtype)

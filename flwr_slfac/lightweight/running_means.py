@@ -1,31 +1,37 @@
 """What dropped values are restored to: the running mean of their channel.
 
-With c a channel's centre and s = D/K the scale of dropout, the server turns what it
-has of a value x, ``s x`` or nothing, into ``c + s (x - c)`` or ``c``. Its mean is x for
-any c that does not depend on the mask, as with zeros (c = 0), and its variance is
+With c a channel's running mean and s = D/K the scale of dropout, the server turns what
+it has of a value x, ``s x`` or nothing, into ``c + s (x - c)`` or ``c``. Its mean is x
+for any c that does not depend on the mask, as with zeros (c = 0), and its variance is
 ``(s - 1) (x - c)^2`` instead of ``(s - 1) x^2``: less for activations, which are far
 from zero more than from each other. A control variate; ours, not the papers'. The
-gradient that a device needs is the same, so the centre costs no byte.
+gradient that a device needs is the same, so the means cost no byte.
 """
 
 import torch
 
 from flwr_slfac.lightweight.dropout import DropMask
-from flwr_slfac.lightweight.pruning.channel_masks import CutChannels
+from flwr_slfac.lightweight.pruning.cut_mask import CutMask, FullCutMask
 
+# Our choice: a mean over about the last ten steps, few beside a round, so that it
+# follows the front as it learns, and enough to average the noise of a batch.
 _DECAY = 0.9
+_FULL_CUT = FullCutMask()
 
 
-class Centres:
+class RunningMeans:
     """Running means of the channels of the smashed data, over steps and devices.
+
+    Our choice, because a mean over all devices is known as soon as one of them has sent
+    a channel, and a value that a device's dropout left out is unbiased with any centre.
 
     Examples
     --------
-    >>> centres = Centres()
+    >>> means = RunningMeans()
     >>> for seed in range(100):  # steps
     ...     mask = DropMask((4, 3), p=0.34, seed=seed, per="example")
-    ...     restored = centres.restore(mask.gather(torch.full((4, 3), 5.0)), mask)
-    ...     centres.end_step()
+    ...     restored = means.restore(mask.gather(torch.full((4, 3), 5.0)), mask)
+    ...     means.end_step()
     >>> restored.round()
     tensor([[5., 5., 5.],
             [5., 5., 5.],
@@ -39,18 +45,24 @@ class Centres:
         self._seen: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     def restore(
-        self, kept: torch.Tensor, mask: DropMask, channels: CutChannels | None = None
+        self, kept: torch.Tensor, mask: DropMask, cut: CutMask = _FULL_CUT
     ) -> torch.Tensor:
-        """Return kept values at their places and centres at the others.
+        """Return kept values at their places and means at the others.
 
         Parameters
         ----------
         kept : Tensor
-            What travelled, of the mask's `kept_shape`.
+            What travelled, of the mask's `kept_shape`, scaled as by `DropMask.gather`.
         mask : DropMask
             Which units these are.
-        channels : CutChannels, optional
-            Which channels the mask's are of all, with pruning at the cut.
+        cut : CutMask, optional
+            Which channels the mask's are of all, with pruning at the cut; all by
+            default.
+
+        Returns
+        -------
+        Tensor
+            Of the mask's `shape` and the dtype of `kept`.
 
         Raises
         ------
@@ -59,11 +71,7 @@ class Centres:
         """
         if mask.keeps_all:
             return mask.scatter(kept)
-        dim, size = mask.dim, mask.shape[mask.dim]
-        index: slice | torch.Tensor = slice(None)
-        if channels is not None:
-            channels.require_kept(mask.shape)
-            dim, size, index = channels.dim, channels.size, channels.index
+        dim, size, index = cut.places(mask.shape, mask.dim)
         old = self._means.get((dim, size))
         if old is None:
             old = torch.zeros(size, device=kept.device)
@@ -78,7 +86,7 @@ class Centres:
         return full
 
     def end_step(self) -> None:
-        """Move the centres by what was restored since.
+        """Move the means by what was restored since.
 
         Not before, lest a value depended on the masks of its own step.
         """

@@ -1,4 +1,4 @@
-"""Layers whose backward decodes held activations piece by piece.
+"""Layers whose backward decodes saved activations chunk by chunk.
 
 PyTorch's own backward wants the whole activation at once, which at the peak takes as
 much memory as it saves. These do the same sums over a few examples (convolution, ReLU,
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from flwr_slfac.lightweight.activations.affine import Coded, pieces
-from flwr_slfac.lightweight.activations.held import Saving
+from flwr_slfac.lightweight.activations.affine import AffineTensor, chunks
+from flwr_slfac.lightweight.activations.store import ActivationStore
 
 Tensor = torch.Tensor
 _Pair = tuple[int, int]
@@ -23,7 +23,7 @@ _aten = torch.ops.aten
 
 
 def conv2d(
-    saving: Saving,
+    store: ActivationStore,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -35,7 +35,7 @@ def conv2d(
     """Stand in for `torch.nn.functional.conv2d`."""
     if isinstance(padding, str) or not _takes(input, weight):
         return None
-    coded = saving.coded(input)
+    coded = store.coded(input)
     if coded is None:
         return None
     setting = (_pair(stride), _pair(padding), _pair(dilation), groups)
@@ -43,7 +43,7 @@ def conv2d(
 
 
 def batch_norm(
-    saving: Saving,
+    store: ActivationStore,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -57,26 +57,26 @@ def batch_norm(
     # With one value a channel PyTorch raises; let it.
     if not training or not _takes(input) or input.numel() == input.shape[1]:
         return None
-    coded = saving.coded(input)
+    coded = store.coded(input)
     if coded is None:
         return None
     running = (running_mean, running_var, momentum)
     return _apply(_BatchNorm, input, weight, bias, coded, running, eps)
 
 
-def relu(saving: Saving, input: Tensor, inplace: bool = False) -> Tensor | None:
+def relu(store: ActivationStore, input: Tensor, inplace: bool = False) -> Tensor | None:
     """Stand in for `torch.nn.functional.relu`."""
     if not _takes(input) or (inplace and input._is_view()):
         return None
-    coded: list[Coded | None] = []
-    output = _apply(_ReLU, input, saving, inplace, coded)
+    coded: list[AffineTensor | None] = []
+    output = _apply(_ReLU, input, store, inplace, coded)
     if coded[0] is not None:
-        saving.remember(output, coded[0])
+        store.share(output, coded[0])
     return output
 
 
 def max_pool2d(
-    saving: Saving,
+    store: ActivationStore,
     input: Tensor,
     kernel_size: int | _Pair,
     stride: int | _Pair | None = None,
@@ -91,7 +91,7 @@ def max_pool2d(
     kernel = _pair(kernel_size)
     steps = _pair(stride) if stride else kernel
     setting = (kernel, steps, _pair(padding), _pair(dilation), ceil_mode)
-    return _apply(_MaxPool2d, input, saving, setting)
+    return _apply(_MaxPool2d, input, store, setting)
 
 
 def _takes(input: Tensor, *others: Tensor) -> bool:
@@ -125,13 +125,13 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *held = ctx.saved_tensors
-        coded = _coded(held, ctx.dtype)
+        weight, *saved = ctx.saved_tensors
+        coded = _rebuilt(saved, ctx.dtype)
         stride, padding, dilation, groups = ctx.setting
         wanted = [*ctx.needs_input_grad[:2], False]
         to_input = _like(coded) if wanted[0] else None
         to_weight = None
-        for part in pieces(coded.codes):
+        for part in chunks(coded.codes):
             inputs, weights, _ = _aten.convolution_backward(
                 gradient[part],
                 coded.restore(part),
@@ -167,13 +167,13 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, mean, scale, *held = ctx.saved_tensors
-        coded = _coded(held, ctx.dtype)
+        weight, mean, scale, *saved = ctx.saved_tensors
+        coded = _rebuilt(saved, ctx.dtype)
         to_input = _like(coded)
-        of_affine = []
-        for part in pieces(coded.codes, dim=1):
+        of_norms = []
+        for part in chunks(coded.codes, dim=1):
             channels = part[1]
-            inputs, *affine = _aten.native_batch_norm_backward(
+            inputs, *norms = _aten.native_batch_norm_backward(
                 gradient[part].contiguous(),
                 coded.restore(part).contiguous(),
                 None if weight is None else weight[channels],
@@ -186,34 +186,35 @@ class _BatchNorm(torch.autograd.Function):
                 [True, *[weight is not None] * 2],
             )
             to_input[part] = inputs
-            of_affine.append(affine)
+            of_norms.append(norms)
         if weight is None:
             return to_input, None, None, None, None, None
-        to_weight, to_bias = (torch.cat(t) for t in zip(*of_affine, strict=True))
+        to_weight, to_bias = (torch.cat(t) for t in zip(*of_norms, strict=True))
         return to_input, to_weight, to_bias, None, None, None
 
 
 class _ReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, saving: Saving, inplace: bool, out: list[Any]):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, *rest: Any):  # type: ignore[no-untyped-def]
+        store, inplace, out = rest
         if inplace:
             ctx.mark_dirty(x)
         result = x.relu_() if inplace else x.relu()
-        coded = saving.coded(result)
+        coded = store.coded(result)
         out.append(coded)
         ctx.dtype = x.dtype
-        # Without a grid (NaN) the signs alone are held, a byte each.
+        # Without a grid (NaN) the signs alone are saved, a byte each.
         ctx.save_for_backward(*((result > 0,) if coded is None else coded.tensors))
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        held = ctx.saved_tensors
-        coded = None if len(held) == 1 else _coded(held, ctx.dtype)
+        saved = ctx.saved_tensors
+        coded = None if len(saved) == 1 else _rebuilt(saved, ctx.dtype)
         to_input = torch.empty_like(gradient)
-        for part in pieces(gradient):
-            outputs = held[0][part] if coded is None else coded.restore(part)
+        for part in chunks(gradient):
+            outputs = saved[0][part] if coded is None else coded.restore(part)
             to_input[part] = _aten.threshold_backward(
                 gradient[part], outputs.to(gradient.dtype), 0
             )
@@ -222,10 +223,11 @@ class _ReLU(torch.autograd.Function):
 
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, saving: Saving, setting: tuple[Any, ...]):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, *rest: Any):  # type: ignore[no-untyped-def]
+        store, setting = rest
         ctx.shape, ctx.setting = x.shape, setting
         out, indices = _aten.max_pool2d_with_indices(x, *setting)
-        ctx.save_for_backward(saving.narrowed(indices))
+        ctx.save_for_backward(store.narrow(indices))
         return out
 
     @staticmethod
@@ -233,7 +235,7 @@ class _MaxPool2d(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         to_input = gradient.new_empty(ctx.shape)
         (indices,) = ctx.saved_tensors
-        for part in pieces(to_input):
+        for part in chunks(to_input):
             # The kernel asks the input for its shape only.
             to_input[part] = _aten.max_pool2d_with_indices_backward(
                 gradient[part],
@@ -244,10 +246,10 @@ class _MaxPool2d(torch.autograd.Function):
         return to_input, None, None
 
 
-def _like(coded: Coded) -> Tensor:
+def _like(coded: AffineTensor) -> Tensor:
     return torch.empty_like(coded.codes, dtype=coded.dtype)
 
 
-def _coded(held: Sequence[Tensor], dtype: torch.dtype) -> Coded:
-    codes, zero, step, base = held
-    return Coded(codes, zero, step, base, dtype)
+def _rebuilt(saved: Sequence[Tensor], dtype: torch.dtype) -> AffineTensor:
+    codes, zero, step, base = saved
+    return AffineTensor(codes, zero, step, base, dtype)
