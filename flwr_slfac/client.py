@@ -3,7 +3,6 @@
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -12,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr_slfac.errors import SettingError, SlfacError, TrainingError
 from flwr_slfac.split import Device, DeviceHalf
 from flwr_slfac.transport.delivery import REFUSED
+from flwr_slfac.transport.packing import pack_state, unpack_state
 from flwr_slfac.transport.records import (
     FRAMES,
     SPLIT,
@@ -23,6 +23,7 @@ from flwr_slfac.transport.records import (
     to_evaluate_request,
     to_train_request,
 )
+from flwr_slfac.transport.snapshots import pack_snapshot, unpack_snapshot
 
 _STATE, _STATE_FRAMES = "slfac", "slfac-frames"
 
@@ -84,12 +85,52 @@ def client_app(
     return app
 
 
-@dataclass
 class _Live:
-    """A device that is alive in this process, and the state it stands for."""
+    """A device that is alive in this process, and the stored state it stands for."""
 
-    half: DeviceHalf
-    token: str
+    def __init__(self, half: DeviceHalf) -> None:
+        self.half = half
+        self.token = ""
+        # What the device keeps, and the same packed: it changes once a round only.
+        self._kept: dict[str, Any] | None = None
+        self._packed: bytes | None = None
+
+    def read(self, context: Context) -> None:
+        """Take up the state that is stored for this node."""
+        self.token = _read_token(context)
+        stored = RecordDict({})
+        if self.token:
+            stored = RecordDict({SPLIT: context.state.config_records[_STATE]})
+            if (frames := context.state.array_records.get(_STATE_FRAMES)) is not None:
+                stored[FRAMES] = frames
+        self._packed = get_frame(stored, "kept") if self.token else None
+        self._kept = None if self._packed is None else unpack_state(self._packed)
+        self.half.kept = self._kept
+        data = get_frame(stored, "round") if self.token else None
+        self.half.restore(None if data is None else unpack_snapshot(data))
+
+    def write(self, context: Context) -> None:
+        """Store in the node's state what the device needs next."""
+        context.state.config_records.pop(_STATE, None)
+        context.state.array_records.pop(_STATE_FRAMES, None)
+        if self.half.kept is not self._kept:
+            self._kept = self.half.kept
+            self._packed = None if self._kept is None else pack_state(self._kept)
+        snapshot = self.half.snapshot()
+        data = None if snapshot is None else pack_snapshot(snapshot)
+        parts = {"round": data, "kept": self._packed}
+        present = {name: part for name, part in parts.items() if part is not None}
+        # With nothing to remember, a thousand idle devices hold nothing.
+        self.token = uuid.uuid4().hex if present else ""
+        if not present:
+            return
+        content = RecordDict({SPLIT: ConfigRecord({"token": self.token})})
+        for name, part in present.items():
+            put_frame(content, name, part)
+        context.state[_STATE] = content.config_records[SPLIT]
+        frames = content.array_records.get(FRAMES)
+        if isinstance(frames, ArrayRecord):
+            context.state[_STATE_FRAMES] = frames
 
 
 class _Workers:
@@ -116,8 +157,8 @@ class _Workers:
         # Out of the cache while it works: if it raises, what it left is not reused.
         live = self._alive.pop(key, None)
         try:
-            half = self._bring_to_life(live, context)
-            content = work(half)
+            live = self._bring_to_life(live, context)
+            content = work(live.half)
         except TrainingError:
             # Its state of this round is gone, or it fell out of step: the round can go
             # on without this device, so to the server it is one that raised.
@@ -126,26 +167,20 @@ class _Workers:
             refusal = f"{type(error).__name__}: {error}"
             record = ConfigRecord({REFUSED: refusal, "device": _partition_id(context)})
             return Message(RecordDict({SPLIT: record}), reply_to=message)
-        token = _write_state(context, half)
+        live.write(context)
         if self._size:
-            self._alive[key] = _Live(half, token)
+            self._alive[key] = live
             while len(self._alive) > self._size:
                 self._alive.popitem(last=False)
         return Message(content, reply_to=message)
 
-    def _bring_to_life(self, live: _Live | None, context: Context) -> DeviceHalf:
-        token = _read_token(context)
-        if live is not None and live.token == token:
-            return live.half
-        half = live.half if live is not None else self._build(context)
-        stored = RecordDict({})
-        if token:
-            stored = RecordDict({SPLIT: context.state.config_records[_STATE]})
-            if (frames := context.state.array_records.get(_STATE_FRAMES)) is not None:
-                stored[FRAMES] = frames
-        half.kept = get_frame(stored, "kept") if token else None
-        half.restore(get_frame(stored, "round") if token else None)
-        return half
+    def _bring_to_life(self, live: _Live | None, context: Context) -> _Live:
+        """Return the node's device in the state that is stored for it."""
+        if live is not None and live.token == _read_token(context):
+            return live
+        live = live or _Live(self._build(context))
+        live.read(context)
+        return live
 
     def _build(self, context: Context) -> DeviceHalf:
         device = self._device(context)
@@ -178,23 +213,3 @@ def _partition_id(context: Context) -> int:
 def _read_token(context: Context) -> str:
     record = context.state.config_records.get(_STATE)
     return "" if record is None else str(record["token"])
-
-
-def _write_state(context: Context, half: DeviceHalf) -> str:
-    """Store in the node's state what the device needs next; return its token."""
-    context.state.config_records.pop(_STATE, None)
-    context.state.array_records.pop(_STATE_FRAMES, None)
-    parts = {"round": half.snapshot(), "kept": half.kept}
-    present = {name: data for name, data in parts.items() if data is not None}
-    if not present:
-        # Nothing to remember: a thousand idle devices hold nothing.
-        return ""
-    token = uuid.uuid4().hex
-    content = RecordDict({SPLIT: ConfigRecord({"token": token})})
-    for name, data in present.items():
-        put_frame(content, name, data)
-    context.state[_STATE] = content.config_records[SPLIT]
-    frames = content.array_records.get(FRAMES)
-    if isinstance(frames, ArrayRecord):
-        context.state[_STATE_FRAMES] = frames
-    return token

@@ -1,70 +1,44 @@
 """The server's door to Flower: a strategy around any strategy that averages fronts."""
 
 import inspect
-import json
 import logging
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Waterfill, format_codec, parse_codec
 from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
-from flwr_slfac.codec.feedback import Feedback
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.setting import Lightweight
+from flwr_slfac.history import History
+from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.progress import step_progress
-from flwr_slfac.report import Callback, DeviceCost, RoundReport, table_head
+from flwr_slfac.report import Callback
 from flwr_slfac.split import (
     Begin,
-    Fronts,
-    RoundResult,
+    CutFeature,
+    Loss,
+    Metric,
+    OptimizerFactory,
     Rounds,
+    SchedulerFactory,
     Scheme,
     ServerHalf,
     accuracy,
+    fronts_for,
+    require_places,
 )
-from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
-from flwr_slfac.split.place import seed_for
-from flwr_slfac.split.server_half import Loss, Metric
-from flwr_slfac.traffic import Traffic
-from flwr_slfac.transport.messages import MessageLink
-from flwr_slfac.transport.records import RecordState, as_record
+from flwr_slfac.transport import MessageLink, RecordState, as_record
+from flwr_slfac.wrapped import Sampled, WrappedStrategy
 
 logger = logging.getLogger("flwr")
 
-
-# Strategies that rank, clip or weigh whole states, which no mean by coordinate serves.
-_NOT_BY_COORDINATE = (
-    flower.Bulyan,
-    flower.DifferentialPrivacyClientSideAdaptiveClipping,
-    flower.DifferentialPrivacyClientSideFixedClipping,
-    flower.DifferentialPrivacyServerSideAdaptiveClipping,
-    flower.DifferentialPrivacyServerSideFixedClipping,
-    flower.FedMedian,
-    flower.FedTrimmedAvg,
-    flower.Krum,
-    flower.MultiKrum,
-    flower.QFedAvg,
-)
 
 # Chosen by tests/bench/results/training_parity.md; gradients bear more error than
 # activations do.
@@ -119,6 +93,8 @@ class SplitFed(Strategy):
     lightweight : Lightweight, optional
         What makes training lighter on the devices: pruning, quantization, dropout at
         the cut, rarer aggregation.
+    cut_features : sequence of CutFeature
+        What else is done to the smashed data, in the order of sending.
     callbacks : sequence of Callback
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
 
@@ -161,6 +137,7 @@ class SplitFed(Strategy):
         evaluate_bytes: int = 2**23,
         seeded_sampling: bool = True,
         lightweight: Lightweight | None = None,
+        cut_features: Sequence[CutFeature] = (),
         callbacks: Sequence[Callback] = (),
     ) -> None:
         if transport not in ("auto", "messages"):
@@ -169,14 +146,12 @@ class SplitFed(Strategy):
             )
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
-        self._inner = strategy
-        self._up = _as_codec(DEFAULT_UP if up is None else up)
-        self._down = _as_codec(DEFAULT_DOWN if down is None else down)
         self._seed = int(seed)
+        self._wrapped = WrappedStrategy(strategy, self._seed, seeded=seeded_sampling)
+        self._up = as_codec(DEFAULT_UP if up is None else up)
+        self._down = as_codec(DEFAULT_DOWN if down is None else down)
         self._step_timeout_s = step_timeout_s
         self._evaluate_bytes = evaluate_bytes
-        self._seeded_sampling = seeded_sampling
-        self._callbacks = list(callbacks)
         self._server = ServerHalf(
             back,
             loss,
@@ -189,23 +164,24 @@ class SplitFed(Strategy):
             autocast=autocast,
             device=device,
         )
-        self.traffic = Traffic()
-        self.reports: list[RoundReport] = []
+        self._history = History(callbacks)
+        self.traffic, self.reports = self._history.traffic, self._history.reports
+        self.costs = self._history.costs
         self.arrays: ArrayRecord | None = None
-        self.costs: list[DeviceCost] = []
-        self._fronts: Fronts | None = None
-        if lightweight is not None:
-            lightweight = lightweight.fit(self._up, self._down)
-            _require_averaging(strategy, lightweight)
-            _require_no_feedback(self._up, self._down, lightweight)
-            self._fronts = Fronts(lightweight, relay=scheme == "sequential")
-        self._lightweight = lightweight
+        self._fronts = fronts_for(lightweight, scheme, self._up, self._down)
+        if self._fronts.unlike_parts:
+            self._wrapped.require_mean_by_coordinate()
+        features = (*cut_features, *self._fronts.cut_features)
+        require_places(features, self._up, self._down)
         self._rounds = Rounds(
-            self._server, self._down, self.traffic, DEFAULT_MAX_ELEMENTS, self._fronts
+            self._server,
+            self._down,
+            self.traffic,
+            DEFAULT_MAX_ELEMENTS,
+            self._fronts,
+            cut_features,
         )
         self._aggregates = True
-        # The arrays whose dormant weights `self._fronts` knows.
-        self._served: ArrayRecord | None = None
         self._link: MessageLink | None = None
         self._train_replies: list[Message] = []
         self._evaluate_replies: list[Message] = []
@@ -223,8 +199,7 @@ class SplitFed(Strategy):
         """
         bound = inspect.signature(super().start).bind(grid, *args, **kwargs)
         bound.apply_defaults()
-        if self._fronts is not None:
-            self._fronts.last_round = bound.arguments["num_rounds"]
+        self._fronts.last_round = bound.arguments["num_rounds"]
         return super().start(grid, *args, **kwargs)
 
     def back_state(self) -> dict[str, torch.Tensor]:
@@ -233,13 +208,7 @@ class SplitFed(Strategy):
 
     def write(self, folder: str | Path) -> None:
         """Write ``rounds.json``, ``traffic.csv`` and ``traffic.json`` into a folder."""
-        folder = Path(folder)
-        self.traffic.write(folder / "traffic")
-        rounds = [asdict(report) for report in self.reports]
-        (folder / "rounds.json").write_text(json.dumps(rounds, indent=1))
-        if self.costs:
-            costs = [asdict(cost) for cost in self.costs]
-            (folder / "devices.json").write_text(json.dumps(costs, indent=1))
+        self._history.write(Path(folder))
 
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
@@ -247,11 +216,11 @@ class SplitFed(Strategy):
         logger.info("\t│\t├── Scheme: %s", self._server.scheme)
         logger.info("\t│\t├── Codec up: %s", format_codec(self._up))
         logger.info("\t│\t├── Codec down: %s", format_codec(self._down))
-        if self._lightweight is not None:
-            logger.info("\t│\t├── %s", self._lightweight)
+        for line in self._fronts.summary():
+            logger.info("\t│\t├── %s", line)
         logger.info("\t│\t└── Seed: %d", self._seed)
-        logger.info("\t├──> Fronts: %s", type(self._inner).__name__)
-        self._inner.summary()
+        logger.info("\t├──> Fronts: %s", self._wrapped.name)
+        self._wrapped.inner.summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -268,47 +237,27 @@ class SplitFed(Strategy):
             If a loss is NaN or infinite.
         """
         self._train_replies = []
-        served = arrays
-        if self._fronts is not None:
-            if arrays is not self._served:
-                self._fronts.replace(arrays.to_torch_state_dict())
-                self._served = arrays
-            # The wrapped strategy goes on from the weights that masks left out, too.
-            arrays = as_record(self._fronts.full)
-        with self._sampling(server_round, "train", grid) as sampling_grid:
-            wanted = list(
-                self._inner.configure_train(server_round, arrays, config, sampling_grid)
-            )
-        if not wanted:
+        # The wrapped strategy goes on from the weights that masks left out, too.
+        whole = as_record(self._fronts.take(RecordState(arrays)))
+        link = self._link_to(grid)
+        sampled = self._wrapped.sample(
+            "train", server_round, whole, config, grid, link.devices
+        )
+        if not sampled.nodes:
             return []
-        link = self._link_to(grid, server_round)
-        begin = self._begin(server_round, wanted[0].content)
+        begin = self._begin(server_round, sampled)
         before = self.back_state()
         try:
             with step_progress(f"round {server_round}") as progress:
-                result = self._rounds.train(link, _nodes(wanted), begin, progress)
+                result = self._rounds.train(link, sampled.nodes, begin, progress)
         except Exception:
             self._server.back.load_state_dict(before)
-            self.arrays = served
+            self.arrays = arrays
             raise
         self._aggregates = result.aggregates
         if result.aggregates:
-            self._train_replies = self._replies_for_inner(result, wanted)
-        self.costs += [
-            DeviceCost.of(server_round, device, cost, self.traffic)
-            for device, cost in sorted(result.costs.items())
-        ]
-        report = RoundReport(
-            server_round,
-            num_devices=len(result.finished),
-            lost=result.lost,
-            loss=result.loss,
-            train_s=result.wall_s,
-            compute_s=result.compute_s,
-            num_steps=result.num_steps,
-        )
-        report.count(self.traffic)
-        self.reports.append(report)
+            self._train_replies = self._wrapped.train_replies(sampled, result)
+        self._history.trained(server_round, result)
         return []
 
     def aggregate_train(
@@ -318,26 +267,16 @@ class SplitFed(Strategy):
         arrays: ArrayRecord | None = None
         metrics: MetricRecord | None = None
         if self._aggregates:
-            arrays, metrics = self._inner.aggregate_train(
+            arrays, metrics = self._wrapped.inner.aggregate_train(
                 server_round, self._train_replies
             )
         elif self.reports:
             metrics = MetricRecord({"train-loss": self.reports[-1].loss})
         if arrays is not None:
-            if self._fronts is not None:
-                arrays = as_record(self._fronts.advance(arrays.to_torch_state_dict()))
-                self._served = arrays
-            else:
-                replied = self._train_replies[0].content.array_records
-                arrays = _with_integer_buffers(arrays, next(iter(replied.values())))
+            arrays = as_record(self._fronts.advance(RecordState(arrays)))
             self.arrays = arrays
-        if metrics is not None and self.reports:
-            report = self.reports[-1]
-            for direction, num_bytes in report.num_bytes.items():
-                metrics[f"bytes-{direction}"] = num_bytes
-            metrics["compression-ratio"] = report.compression_ratio
-            metrics["num-lost"] = len(report.lost)
-            metrics["train-seconds"] = report.train_s
+        if metrics is not None:
+            metrics.update(self._history.train_metrics())
         self._train_replies = []
         return arrays, metrics
 
@@ -346,172 +285,56 @@ class SplitFed(Strategy):
     ) -> Iterable[Message]:
         """Let the wrapped strategy sample, and evaluate through the split."""
         self._evaluate_replies = []
-        with self._sampling(server_round, "evaluate", grid) as sampling_grid:
-            wanted = list(
-                self._inner.configure_evaluate(
-                    server_round, arrays, config, sampling_grid
-                )
-            )
-        if not wanted:
-            return []
-        link = self._link_to(grid, server_round)
-        begin = self._begin(server_round, wanted[0].content)
-        metrics = self._rounds.evaluate(
-            link, _nodes(wanted), begin, self._evaluate_bytes
+        link = self._link_to(grid)
+        sampled = self._wrapped.sample(
+            "evaluate", server_round, arrays, config, grid, link.devices
         )
-        instructions = {m.metadata.dst_node_id: m for m in wanted}
-        self._evaluate_replies = [
-            _reply(instructions[key], None, self._weighted(values), self._inner)
-            for key, values in metrics.items()
-        ]
+        if not sampled.nodes:
+            return []
+        begin = self._begin(server_round, sampled)
+        metrics = self._rounds.evaluate(
+            link, sampled.nodes, begin, self._evaluate_bytes
+        )
+        self._evaluate_replies = self._wrapped.evaluate_replies(sampled, metrics)
         return []
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the wrapped strategy aggregate the metrics; report the round."""
-        metrics = self._inner.aggregate_evaluate(server_round, self._evaluate_replies)
+        metrics = self._wrapped.inner.aggregate_evaluate(
+            server_round, self._evaluate_replies
+        )
         self._evaluate_replies = []
-        report = self.reports[-1] if self.reports else None
-        if report is not None and report.server_round == server_round:
-            report.count(self.traffic)
-            if metrics is not None:
-                report.evaluation = {
-                    k: float(v) for k, v in metrics.items() if not isinstance(v, list)
-                }
-            if len(self.reports) == 1:
-                logger.info("%s", table_head())
-            logger.info("%s", report.line())
-            for callback in self._callbacks:
-                callback.on_round(report)
+        scalars = metrics.items() if metrics else ()
+        numbers = {k: float(v) for k, v in scalars if not isinstance(v, list)}
+        self._history.evaluated(server_round, numbers)
         return metrics
 
-    def _begin(self, server_round: int, content: RecordDict) -> Begin:
-        """Return what devices are told, from a message of the wrapped strategy."""
-        arrays = next(iter(content.array_records.values()))
-        config = next(iter(content.config_records.values()), ConfigRecord())
+    def _begin(self, server_round: int, sampled: Sampled) -> Begin:
+        """Return what devices are told, from what the wrapped strategy wants."""
         return Begin(
             server_round=server_round,
             seed=self._seed,
-            front=RecordState(arrays),
-            up=format_codec(self._up),
+            front=sampled.front,
+            up=self._up,
             release=RELEASE,
             min_batch=self._server.min_batch,
-            proximal_mu=float(cast(float, config.get("proximal-mu", 0.0))),
+            proximal_mu=sampled.proximal_mu,
         )
 
-    def _replies_for_inner(
-        self, result: RoundResult, wanted: list[Message]
-    ) -> list[Message]:
-        """Return the devices' results as replies that any strategy aggregates."""
-        instructions = {m.metadata.dst_node_id: m for m in wanted}
-        ordered = sorted(result.finished.items(), key=lambda item: item[1].device)
-        if result.handed_on:
-            ordered = ordered[-1:]
-        return [
-            _reply(
-                instructions[key],
-                as_record(r.front or {}),
-                self._weighted({"num-examples": r.num_examples, "train-loss": r.loss}),
-                self._inner,
-            )
-            for key, r in ordered
-        ]
-
-    def _weighted(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Name the weight as the wrapped strategy wants it."""
-        key = getattr(self._inner, "weighted_by_key", "num-examples")
-        return {key if k == "num-examples" else k: v for k, v in metrics.items()}
-
-    def _link_to(self, grid: Grid, server_round: int) -> MessageLink:
+    def _link_to(self, grid: Grid) -> MessageLink:
         if self._link is None:
-            self._link = MessageLink(grid, self._step_timeout_s, self.traffic)
-        self._link.server_round = server_round
+            self._link = MessageLink(grid, self._step_timeout_s)
         return self._link
 
-    @contextmanager
-    def _sampling(self, server_round: int, what: str, grid: Grid) -> Iterator[Grid]:
-        """Give the wrapped strategy a grid and a `random` that make it repeatable."""
-        if not self._seeded_sampling:
-            yield grid
-            return
-        link = self._link_to(grid, server_round)
-        state = random.getstate()
-        seed = seed_for(self._seed, server_round, -1, 0, f"sample-{what}")
-        try:
-            yield cast(Grid, _OrderedGrid(grid, link.devices, seed))
-        finally:
-            random.setstate(state)
 
+def as_codec(codec: Codec | str) -> Codec:
+    """Return a codec that was given as one, or as its text.
 
-class _OrderedGrid:
-    """A grid that lists its nodes by partition id; all else is the grid's own."""
-
-    def __init__(
-        self, grid: Grid, devices: Callable[[list[int]], dict[int, int]], seed: int
-    ) -> None:
-        self._grid = grid
-        self._devices = devices
-        self._seed = seed
-
-    def get_node_ids(self) -> list[int]:
-        """Return the nodes that told their partition id, in its order."""
-        devices = self._devices(list(self._grid.get_node_ids()))
-        # Now, because other threads draw from `random` while nodes are asked.
-        random.seed(self._seed)
-        return sorted(devices, key=lambda k: devices[k])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
-
-
-def _reply(
-    instruction: Message,
-    arrays: ArrayRecord | None,
-    metrics: Mapping[str, float],
-    inner: Strategy,
-) -> Message:
-    content = RecordDict({"metrics": MetricRecord(dict(metrics))})
-    if arrays is not None:
-        content[getattr(inner, "arrayrecord_key", "arrays")] = arrays
-    return Message(content, reply_to=instruction)
-
-
-def _nodes(messages: Iterable[Message]) -> list[int]:
-    return [m.metadata.dst_node_id for m in messages]
-
-
-def _as_codec(codec: Codec | str) -> Codec:
+    Raises
+    ------
+    SettingError
+        If the text names no codec.
+    """
     return parse_codec(codec) if isinstance(codec, str) else codec
-
-
-def _require_averaging(strategy: Strategy, lightweight: Lightweight) -> None:
-    """Refuse strategies that compare whole states where devices hold unlike parts."""
-    if lightweight.unlike_shares and isinstance(strategy, _NOT_BY_COORDINATE):
-        raise SettingError(
-            f"{type(strategy).__name__} compares whole fronts, but with prune as a "
-            "function devices hold unlike parts; use a strategy that averages (FedAvg, "
-            "FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi) or one share for all"
-        )
-
-
-def _require_no_feedback(up: Codec, down: Codec, lightweight: Lightweight) -> None:
-    """Refuse residuals kept by place where the places change from step to step."""
-    if lightweight.activation_dropout and any(
-        isinstance(codec, Feedback) for codec in (up, down)
-    ):
-        raise SettingError(
-            "error feedback keeps what was lost place by place, and dropout at the cut "
-            "sends other places at each step; use one of them"
-        )
-
-
-def _with_integer_buffers(arrays: ArrayRecord, like: ArrayRecord) -> ArrayRecord:
-    """Round integer buffers that averaging turned into floats."""
-    fixed = {}
-    for name, array in arrays.items():
-        wanted = np.dtype(like[name].dtype)
-        if np.issubdtype(wanted, np.integer) and array.dtype != like[name].dtype:
-            array = Array(np.asarray(np.rint(array.numpy()), dtype=wanted))
-        fixed[name] = array
-    return ArrayRecord(fixed)

@@ -1,7 +1,7 @@
 """The two halves and the step between them. Knows the codec room, not Flower."""
 
 from flwr_slfac.split.crossing import Batch, require_places
-from flwr_slfac.split.device import Device
+from flwr_slfac.split.device import Device, OptimizerFactory, SchedulerFactory
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import (
     CutFeature,
@@ -13,6 +13,7 @@ from flwr_slfac.split.features import (
 from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
 from flwr_slfac.split.masked_fronts import Fronts, fronts_for
 from flwr_slfac.split.metrics import accuracy
+from flwr_slfac.split.place import Place, seed_for
 from flwr_slfac.split.protocol import (
     Begin,
     Description,
@@ -20,7 +21,9 @@ from flwr_slfac.split.protocol import (
     EvaluateRequest,
     Link,
     Lost,
+    Piece,
     Smashed,
+    Snapshot,
     TrainReply,
     TrainRequest,
 )
@@ -28,30 +31,47 @@ from flwr_slfac.split.results import DeviceResult, RoundResult
 from flwr_slfac.split.rounds import Rounds
 from flwr_slfac.split.scheme import SCHEMES, Scheme
 from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
-from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.split.server_half import Loss, Metric, ServerHalf
 
 __all__ = [
     "SCHEMES",
     "Batch",
     "Begin",
+    "CutFeature",
     "Description",
     "Device",
     "DeviceHalf",
     "DeviceResult",
+    "Dropout",
     "EvaluateReply",
     "EvaluateRequest",
     "Fronts",
     "Link",
     "LocalLink",
     "LocalResult",
+    "Loss",
     "Lost",
+    "Metric",
+    "OptimizerFactory",
+    "Passage",
+    "Piece",
+    "Place",
     "RoundResult",
     "Rounds",
+    "SchedulerFactory",
     "Scheme",
+    "ServerFronts",
     "ServerHalf",
+    "ServerMemory",
     "Smashed",
+    "Snapshot",
     "TrainReply",
     "TrainRequest",
+    "WholeFronts",
     "accuracy",
+    "fronts_for",
+    "register_feature",
+    "require_places",
+    "seed_for",
     "train_locally",
 ]

@@ -173,7 +173,7 @@ class DeviceFront:
         return sent, keeps
 
     def cost(self, begin: Begin, inputs: Callable[[], torch.Tensor]) -> StepCost | None:
-        """Return what a step on a batch costs, where asked for; measured once a mask."""
+        """Return what a step on a batch costs, where asked for; once a mask."""
         if not begin.config.reports_cost:
             return None
         key = (begin.mask, begin.config)

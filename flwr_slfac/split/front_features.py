@@ -2,7 +2,7 @@
 
 ::
 
-    forward ──Activations──► backward ──GradientRule ...──► optimizer ──FrontUpdate──► server
+    forward ─Activations─► backward ─GradientRules─► optimizer ─FrontUpdate─► server
 """
 
 from collections.abc import Callable, Mapping

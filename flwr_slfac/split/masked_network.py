@@ -13,7 +13,7 @@ from flwr_slfac.lightweight.pruning import (
     ElementMask,
     FullMask,
     Mask,
-    hold_zero,
+    keep_pruned_zero,
     prunable_shapes,
     shrink,
 )
@@ -97,7 +97,7 @@ class ZeroedNetwork(TrainedNetwork):
     def hold(self, optimizer: Optimizer | None) -> None:
         """Keep pruned weights at zero while this optimizer steps."""
         if optimizer is not None:
-            hold_zero(optimizer, self.module, self._mask)
+            keep_pruned_zero(optimizer, self.module, self._mask)
 
 
 def masked_network(full: nn.Module, mask: Mask) -> TrainedNetwork:

@@ -62,7 +62,7 @@ class Begin:
     release: str
     min_batch: int = 1
     proximal_mu: float = 0.0
-    config: DeviceConfig = DeviceConfig()
+    config: DeviceConfig = field(default_factory=DeviceConfig)
     cut_features: tuple[CutFeature, ...] = ()
     mask: bytes = b""
     version: int = 0

@@ -145,9 +145,7 @@ class Round:
                 self._progress(step, most)
         self._result.num_steps += step - 1
 
-    def _first_requests(
-        self, keys: list[int], begin: Begin
-    ) -> dict[int, TrainRequest]:
+    def _first_requests(self, keys: list[int], begin: Begin) -> dict[int, TrainRequest]:
         devices = dict.fromkeys(keys, -1)
         if self._asks_first:
             devices = self._link.devices(keys)

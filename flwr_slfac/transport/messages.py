@@ -4,7 +4,9 @@ Works wherever Flower works. At most one message per node is in flight, because 
 simulation would run several of them at once and lose state.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
@@ -19,7 +21,8 @@ from flwr_slfac.split import (
     TrainReply,
     TrainRequest,
 )
-from flwr_slfac.traffic import Phase, Traffic
+from flwr_slfac.split.protocol import Piece
+from flwr_slfac.traffic import Direction
 from flwr_slfac.transport.delivery import PARTITION, Delivery
 from flwr_slfac.transport.records import (
     ARRAYS,
@@ -35,6 +38,11 @@ from flwr_slfac.transport.records import (
 TRAIN_STEP, EVALUATE_STEP = "train.step", "evaluate.step"
 DESCRIBE = "query.describe"
 
+# Raw bytes are those of the same values in float32, whatever their dtype.
+_RAW_BYTES_PER_VALUE = 4
+# What protobuf takes for a number at most, its tag left out.
+_NUMBER_BYTES = 8
+
 Request = TypeVar("Request", TrainRequest, EvaluateRequest)
 Reply = TypeVar("Reply", TrainReply, EvaluateReply)
 
@@ -48,17 +56,18 @@ class MessageLink:
         Flower's access to the nodes.
     timeout_s : float
         A node that does not answer for this long is lost.
-    traffic : Traffic
-        Where models and control records are entered.
+
+    Raises
+    ------
+    SettingError
+        If the timeout is not above 0.
     """
 
-    def __init__(self, grid: Grid, timeout_s: float, traffic: Traffic) -> None:
+    def __init__(self, grid: Grid, timeout_s: float) -> None:
         if not timeout_s > 0:
             raise SettingError(f"the step timeout is {timeout_s} s; it must be above 0")
         self._delivery = Delivery(grid, timeout_s)
-        self._traffic = traffic
         self._partitions: dict[int, int] = {}
-        self.server_round = 0
 
     def devices(self, keys: list[int]) -> dict[int, int]:
         """Ask nodes for their partition ids, each node once.
@@ -99,17 +108,15 @@ class MessageLink:
             if isinstance(answer, Lost):
                 answers[key] = answer
                 continue
-            answers[key] = description = to_description(answer)
-            self._count(answer, description.device, "train", "model-up")
+            carried = _pieces(answer, "model-up")
+            answers[key] = replace(to_description(answer), carried=carried)
         return answers
 
     def train(
         self, requests: Mapping[int, TrainRequest]
     ) -> dict[int, TrainReply | Lost]:
         """Send one ``train.step`` message to each node and read the replies."""
-        return self._carry(
-            requests, TRAIN_STEP, from_train_request, to_train_reply, "train"
-        )
+        return self._carry(requests, TRAIN_STEP, from_train_request, to_train_reply)
 
     def evaluate(
         self, requests: Mapping[int, EvaluateRequest]
@@ -120,7 +127,6 @@ class MessageLink:
             EVALUATE_STEP,
             from_evaluate_request,
             to_evaluate_reply,
-            "evaluate",
         )
 
     def _carry(
@@ -129,7 +135,6 @@ class MessageLink:
         message_type: str,
         write: Callable[[Request], RecordDict],
         read: Callable[[RecordDict], Reply],
-        phase: Phase,
     ) -> dict[int, Reply | Lost]:
         contents = {key: write(request) for key, request in requests.items()}
         answers: dict[int, Reply | Lost] = {}
@@ -139,37 +144,26 @@ class MessageLink:
                 continue
             reply = read(answer)
             self._partitions[key] = reply.device
-            self._count(contents[key], reply.device, phase, "model-down")
-            self._count(answer, reply.device, phase, "model-up")
-            answers[key] = reply
+            down = _pieces(contents[key], "model-down")
+            carried = (*down, *_pieces(answer, "model-up"))
+            answers[key] = replace(reply, carried=carried)
         return answers
 
-    def _count(
-        self, content: RecordDict, device: int, phase: Phase, direction: str
-    ) -> None:
-        """Enter the models and control values of a message that crossed."""
-        place = (self.server_round, device, phase)
-        arrays = content.array_records.get(ARRAYS)
-        if arrays is not None:
-            self._traffic.add(
-                *place,
-                "model-up" if direction == "model-up" else "model-down",
-                num_bytes=arrays.count_bytes(),
-                raw_bytes=sum(_num_elements(a.shape) * 4 for a in arrays.values()),
-            )
-        frames = content.array_records.get(FRAMES)
-        control = sum(len(name) for name in frames) if frames is not None else 0
-        for name, value in content.config_records[SPLIT].items():
-            control += len(name)
-            if isinstance(value, str):
-                control += len(value.encode())
-            elif not isinstance(value, bytes):
-                control += 8
-        self._traffic.add(*place, "control", num_bytes=control)
 
-
-def _num_elements(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+def _pieces(content: RecordDict, direction: Direction) -> tuple[Piece, ...]:
+    """Return the models and control values of a message, frames left out."""
+    pieces = []
+    arrays = content.array_records.get(ARRAYS)
+    if arrays is not None:
+        num_values = sum(math.prod(a.shape) for a in arrays.values())
+        raw_bytes = _RAW_BYTES_PER_VALUE * num_values
+        pieces.append(Piece(direction, arrays.count_bytes(), raw_bytes))
+    frames = content.array_records.get(FRAMES)
+    control = sum(len(name) for name in frames) if frames is not None else 0
+    for name, value in content.config_records[SPLIT].items():
+        control += len(name)
+        if isinstance(value, str):
+            control += len(value.encode())
+        elif not isinstance(value, bytes):
+            control += _NUMBER_BYTES
+    return (*pieces, Piece("control", control))

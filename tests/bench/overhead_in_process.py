@@ -79,7 +79,7 @@ def pair(at: str) -> tuple[Callable[[], None], Callable[[], None]]:
     device = Device(halves.front, sgd, data, batch_size=BATCH)
     link = LocalLink([DeviceHalf(device, 0)])
     rounds = Rounds(ServerHalf(halves.back, loss, sgd), Identity(), Traffic(), 2**28)
-    begin = Begin(1, 0, halves.front.state_dict(), "identity", RELEASE)
+    begin = Begin(1, 0, halves.front.state_dict(), Identity(), RELEASE)
 
     def split() -> None:
         rounds.train(link, [0], begin)  # one round of one step

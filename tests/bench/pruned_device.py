@@ -30,7 +30,7 @@ from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
 from flwr_slfac.lightweight.pruning.importance import channel_scores
 from flwr_slfac.lightweight.pruning.selection import CutChoice, choose_channels
 from flwr_slfac.lightweight.pruning.shrink import shrink
-from flwr_slfac.split.state import pack_state
+from flwr_slfac.transport.packing import pack_state
 from tests import models
 from tests.bench.revision import head
 

@@ -24,8 +24,9 @@ from flwr_slfac.split import (
     train_locally,
 )
 from flwr_slfac.split.protocol import TrainAnswer
-from flwr_slfac.split.state import pack_state, unpack_state
 from flwr_slfac.traffic import Traffic
+from flwr_slfac.transport.packing import pack_state, unpack_state
+from flwr_slfac.transport.snapshots import pack_snapshot, unpack_snapshot
 from tests.split import builders
 
 
@@ -45,10 +46,14 @@ class ForgetfulLink(LocalLink):
                 for p in fresh.front.parameters():
                     p.fill_(float("nan"))
             snapshot, kept = self.stored.get(key, (None, None))
-            fresh.kept = kept
-            fresh.restore(snapshot)
+            fresh.kept = None if kept is None else unpack_state(kept)
+            fresh.restore(None if snapshot is None else unpack_snapshot(snapshot))
             answers[key] = fresh.train(requests[key])
-            self.stored[key] = (fresh.snapshot(), fresh.kept)
+            now = fresh.snapshot()
+            self.stored[key] = (
+                None if now is None else pack_snapshot(now),
+                None if fresh.kept is None else pack_state(fresh.kept),
+            )
         return answers
 
 
@@ -153,7 +158,7 @@ def test_a_schedule_per_round_follows_the_server() -> None:
     server = builders.server(back)
     rounds = Rounds(server, Identity(), Traffic(), 10**6)
     for server_round in (1, 4):
-        begin = Begin(server_round, 0, front.state_dict(), "identity", "0.1.0")
+        begin = Begin(server_round, 0, front.state_dict(), Identity(), "0.1.0")
         rounds.train(LocalLink([half]), [0], begin)
     assert rates == pytest.approx([1.0, 0.7])
 
@@ -185,7 +190,7 @@ def test_out_of_order_requests_are_refused() -> None:
     half = DeviceHalf(builders.devices(front, [16])[0], 0)
     with pytest.raises(TrainingError, match="did not begin"):
         half.train(TrainRequest(0))
-    begin = Begin(1, 0, front.state_dict(), "identity", "0.1.0")
+    begin = Begin(1, 0, front.state_dict(), Identity(), "0.1.0")
     half.train(TrainRequest(0, begin=begin))
     gradient = encode(torch.zeros(8, 3, 6, 6), Identity())
     with pytest.raises(TrainingError, match="last forward was of step 0"):

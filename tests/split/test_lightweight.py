@@ -549,7 +549,7 @@ def test_only_who_missed_an_aggregation_gets_the_front_again() -> None:
     link = Witness(halves)
     sampled = {1: (0, 1), 2: (1, 2), 3: (0, 2), 4: (0, 1), 5: (0, 1), 6: (1, 2)}
     for server_round, keys in sampled.items():
-        begin = Begin(server_round, 0, fronts.full, "identity", RELEASE)
+        begin = Begin(server_round, 0, fronts.full, Identity(), RELEASE)
         outcome = rounds.train(link, keys, begin)
         assert outcome.aggregates == (server_round in (3, 6))
         if outcome.aggregates:

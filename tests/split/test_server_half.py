@@ -10,7 +10,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Feedback, TopK
+from flwr_slfac.codec import Feedback, Identity, TopK
 from flwr_slfac.errors import DivergedError, SettingError
 from flwr_slfac.split import (
     Batch,
@@ -303,7 +303,7 @@ def test_a_gradient_residual_outlives_the_round() -> None:
         link = Recording([half])
         for server_round, rounds in ((1, first), (2, second)):
             frames.clear()
-            begin = Begin(server_round, 0, front.state_dict(), "identity", RELEASE)
+            begin = Begin(server_round, 0, front.state_dict(), Identity(), RELEASE)
             rounds.train(link, [0], begin)
         return list(frames)
 

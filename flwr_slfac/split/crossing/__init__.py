@@ -3,8 +3,8 @@
 ::
 
     DeviceEnd                                          ServerEnd
-    activations --apply--> sent --send==>   up   ==>receive--> activations, whole -> back
-    gradient of sent  <--receive<==       down       <==send-- gradient, whole  <--- back
+    activations -> apply -> send   ==== up ====>   receive -> whole activations -> back
+    gradient of what was sent <- receive <== down ==== send <- whole gradient <- back
 
 Between `apply` and the codec lie the features of what crosses (`features.base`). A
 pruned front computes fewer channels: the server puts zeros in place of the others.

@@ -2,9 +2,9 @@
 
 ::
 
-    device                                                 server
-    front -> f1.send -> f2.send -> codec ==up==> codec -> f2.receive -> f1.receive -> back
-    graph <--------------------- codec <==down== codec <- f2.select <- f1.select <- gradient
+    device                                     server
+    front -> f1.send -> f2.send -> codec ====> codec -> f2.receive -> f1.receive -> back
+    graph <----------------------- codec <==== codec <- f2.select <- f1.select <--- back
 
 Both ends derive the same `Passage` from the feature, the shape of the activations and
 the moment, so that what it draws at random does not cross.

@@ -5,8 +5,13 @@ from typing import ClassVar
 
 import torch
 
-from flwr_slfac.lightweight.centre import Centres
-from flwr_slfac.lightweight.dropout import DropMask, Per, Unit, require_dropout
+from flwr_slfac.lightweight import (
+    DropMask,
+    Per,
+    RunningMeans,
+    Unit,
+    require_dropout,
+)
 from flwr_slfac.lightweight.pruning import CutMask
 from flwr_slfac.split.features.base import (
     CutFeature,
@@ -60,10 +65,10 @@ class Dropout(CutFeature):
 
 class _Means(ServerMemory):
     def __init__(self) -> None:
-        self.centres = Centres()
+        self.channels = RunningMeans()
 
     def end_step(self) -> None:
-        self.centres.end_step()
+        self.channels.end_step()
 
 
 class _Dropping(Passage):
@@ -77,7 +82,7 @@ class _Dropping(Passage):
     def receive(
         self, sent: torch.Tensor, memory: "_Means", channels: CutMask
     ) -> torch.Tensor:
-        return memory.centres.restore(sent, self._mask, channels)
+        return memory.channels.restore(sent, self._mask, channels)
 
     def select(self, gradient: torch.Tensor) -> torch.Tensor:
         return self._mask.select(gradient)
