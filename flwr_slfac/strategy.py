@@ -30,7 +30,7 @@ from flwr_slfac.codec import Codec, Waterfill, format_codec, parse_codec
 from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.codec.feedback import Feedback
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.setting import Lightweight
+from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.progress import step_progress
 from flwr_slfac.report import Callback, DeviceCost, RoundReport, table_head
 from flwr_slfac.split import (

@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from flwr_slfac.lightweight.dropout import DropMask
-from flwr_slfac.lightweight.pruning.cut_mask import CutMask, FullCutMask
-from flwr_slfac.lightweight.running_means import RunningMeans
-from flwr_slfac.lightweight.setting import Orders
+from flwr_slfac.lightweight import DropMask, Orders, RunningMeans
+from flwr_slfac.lightweight.pruning import CutMask, FullCutMask
 from flwr_slfac.split.noise import seed_for
 
 

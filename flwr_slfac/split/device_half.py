@@ -22,11 +22,9 @@ from flwr_slfac.codec import (
     restart,
 )
 from flwr_slfac.errors import SettingError, TrainingError, VersionError
-from flwr_slfac.lightweight.activations.saved import saved_in_8_bits, without_values
-from flwr_slfac.lightweight.cost import step_cost
-from flwr_slfac.lightweight.quantization.gradients import quantize_gradients
-from flwr_slfac.lightweight.quantization.update import pack_update
-from flwr_slfac.lightweight.setting import FULL_BITS, Orders
+from flwr_slfac.lightweight import FULL_BITS, Orders, step_cost
+from flwr_slfac.lightweight.activations import saved_in_8_bits, without_values
+from flwr_slfac.lightweight.quantization import pack_update, quantize_gradients
 from flwr_slfac.split.absent import drop_mask
 from flwr_slfac.split.batches import BatchOrder, Pair, fetch
 from flwr_slfac.split.device import Device, has_batch_norm

@@ -21,19 +21,22 @@ from flwr_slfac.errors import (
     DeviceError,
     TrainingError,
 )
-from flwr_slfac.lightweight.pruning.average import fill_unheld, restore_unheld
-from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.cut_mask import CutMask
-from flwr_slfac.lightweight.pruning.element_mask import prunable_shapes
-from flwr_slfac.lightweight.pruning.importance import (
+from flwr_slfac.lightweight import FULL_BITS, Lightweight
+from flwr_slfac.lightweight.pruning import (
+    Channels,
+    CutMask,
+    FullMask,
+    Mask,
     channel_scores,
+    choose_channels,
+    choose_elements,
+    fill_unheld,
     increase,
+    prunable_shapes,
+    restore_unheld,
     update_as_gradient,
 )
-from flwr_slfac.lightweight.pruning.masks import FullMask, Mask
-from flwr_slfac.lightweight.pruning.selection import choose_channels, choose_elements
-from flwr_slfac.lightweight.quantization.update import unpack_update
-from flwr_slfac.lightweight.setting import FULL_BITS, Lightweight
+from flwr_slfac.lightweight.quantization import unpack_update
 from flwr_slfac.split.protocol import Begin, Description, Link, TrainReply
 from flwr_slfac.states import State
 

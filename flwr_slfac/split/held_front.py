@@ -8,16 +8,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
-from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.element_mask import (
+from flwr_slfac.lightweight.pruning import (
+    ChannelMask,
+    Channels,
     ElementMask,
+    FullMask,
+    Mask,
+    channel_groups,
     keep_pruned_zero,
     prunable_shapes,
+    shrink,
 )
-from flwr_slfac.lightweight.pruning.masks import FullMask, Mask
-from flwr_slfac.lightweight.pruning.shrink import shrink
 from flwr_slfac.states import State
 
 

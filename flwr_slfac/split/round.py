@@ -19,8 +19,7 @@ from flwr_slfac.errors import (
     SettingError,
     TrainingError,
 )
-from flwr_slfac.lightweight.cost import StepCost
-from flwr_slfac.lightweight.running_means import RunningMeans
+from flwr_slfac.lightweight import RunningMeans, StepCost
 from flwr_slfac.split.absent import Absent, drop_mask
 from flwr_slfac.split.fronts import Fronts
 from flwr_slfac.split.noise import seed_for
