@@ -6,7 +6,7 @@ smashed data crosses the network, and it crosses small.
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.client import client_app
-from flwr_slfac.cutting.halves import CutPoint, Halves, cut, legal_cuts
+from flwr_slfac.cutting import CutPoint, Halves, cut, legal_cuts
 from flwr_slfac.errors import (
     AllDevicesLostError,
     CodecError,
@@ -20,7 +20,7 @@ from flwr_slfac.errors import (
     TrainingError,
     VersionError,
 )
-from flwr_slfac.lightweight.setting import Lightweight
+from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.report import DeviceCost, RoundReport, TensorBoard
 from flwr_slfac.split import Device
 from flwr_slfac.split.metrics import accuracy

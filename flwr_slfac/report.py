@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flwr_slfac.lightweight.cost import StepCost
+from flwr_slfac.lightweight import StepCost
 from flwr_slfac.traffic import SMASHED, Direction, Traffic
 
 _COLUMNS = (

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flwr_slfac.cutting.halves import CutPoint, Halves, cut, legal_cuts
+from flwr_slfac.cutting import CutPoint, Halves, cut, legal_cuts
 from flwr_slfac.errors import CutError
 from tests import models
 

@@ -1,4 +1,11 @@
-"""Build the two halves of a planned cut."""
+"""Build the two halves of a planned cut.
+
+::
+
+    Sides of a mode ──copied nodes──► a graph of one half ──► Program: source and names
+    Trace.root ──grafted by name──► Half: modules and tensors of that side
+                                    with a Program for either mode
+"""
 
 import copy
 import operator
@@ -19,7 +26,17 @@ from flwr_slfac.errors import CutError
 
 @dataclass(frozen=True)
 class Program:
-    """Source of a forward and the names it uses; unlike a function, it pickles."""
+    """Source of a forward and the names it uses; unlike a function, it pickles.
+
+    Attributes
+    ----------
+    source : str
+        Python, as ``fx.Graph.python_code`` writes it.
+    modules : dict of str to str
+        Path of the Python module behind each name.
+    objects : dict of str to object
+        What other names stand for.
+    """
 
     source: str
     modules: dict[str, str]
@@ -37,7 +54,15 @@ class Program:
 class Half(nn.Module):
     """One side of a cut: a part of the model's module tree, and two forwards.
 
-    ``sizes`` are those that ``torch.export`` has fixed: all but the batch.
+    Which forward runs is decided by ``training`` of the half itself.
+
+    Parameters
+    ----------
+    programs : dict of bool to Program
+        By mode: True for training.
+    sizes : tuple of int or None
+        Sizes of its input that ``torch.export`` has fixed: all but the batch. None if
+        there are none.
     """
 
     def __init__(
@@ -49,7 +74,18 @@ class Half(nn.Module):
         self._forwards = {mode: p.compile() for mode, p in programs.items()}
 
     def forward(self, x: Tensor) -> Any:
-        """Run the trace of the current mode."""
+        """Run the trace of the current mode.
+
+        Parameters
+        ----------
+        x : Tensor
+            Batch first: the input of the front, the smashed data of the back.
+
+        Raises
+        ------
+        CutError
+            If the half was exported for inputs of other sizes.
+        """
         if self._sizes is not None and tuple(x.shape[1:]) != self._sizes:
             raise CutError(
                 f"This half was exported for inputs of shape (N, "
@@ -67,7 +103,13 @@ class Half(nn.Module):
 
 
 def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[nn.Module, nn.Module]:
-    """Return front and back; they take the tensors of the trace's own copy."""
+    """Return front and back; they take the tensors of the trace's own copy.
+
+    Raises
+    ------
+    CutError
+        If both halves need one tensor, or a key of the state would be lost.
+    """
     halves: list[nn.Module] = []
     taken: set[str] = set()
     parts = (
@@ -100,6 +142,7 @@ def _fixed_sizes(node: Node) -> tuple[int, ...] | None:
 
 
 def _program(trace: Trace, mode: bool, sides: Sides, part: set[Node]) -> Program:
+    """Write the forward of one half in one mode."""
     flow = trace.flows[mode]
     is_back = flow.output in part
     graph = fx.Graph()

@@ -1,4 +1,9 @@
-"""Data flow of a traced forward: what depends on, changes or aliases what."""
+"""Data flow of a traced forward: what depends on, changes or aliases what.
+
+An ``fx.Graph`` shows which values a node reads. A cut must know three things more: that
+a write in place comes before the reads that see it, that a module's own state changes
+(batch norm) where it stands, and what needs of the input its batch size or device only.
+"""
 
 import operator
 import re
@@ -9,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
+# Names of calls that draw random numbers, whose values must not be computed twice.
 _RANDOM = re.compile(
     r"rand|dropout|bernoulli|multinomial|poisson|rrelu|sdpa|scaled_dot_product"
     r"|(normal|uniform|exponential|cauchy|geometric)_?$"
@@ -21,7 +27,20 @@ _FRESH = re.compile(
 
 @dataclass(frozen=True)
 class Sides:
-    """Which nodes of one graph run on which side of a cut."""
+    """Which nodes of one graph run on which side of a cut.
+
+    Attributes
+    ----------
+    point : Node
+        Whose value is the smashed data.
+    front, back : set of Node
+        What runs before the cut, `point` included, and after it. What does not depend
+        on the input may be in both.
+    read_off : set of Node
+        Of the back: sizes of the batch and devices, read off the smashed data.
+    crossing : list of Node
+        Other values that the back needs of the front, in order; empty in a legal cut.
+    """
 
     point: Node
     front: set[Node]
@@ -31,7 +50,30 @@ class Sides:
 
 
 class Flow:
-    """What each node of a traced graph depends on, changes and may share."""
+    """What each node of a traced graph depends on, changes and may share.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        Of one input.
+    root : nn.Module
+        Whose modules and attributes the graph names.
+    state : mapping of str to Tensor
+        Parameters and buffers of `root` by name.
+
+    Attributes
+    ----------
+    nodes : list of Node
+        In the order in which they run.
+    order : dict of Node to int
+        Place of each in `nodes`.
+    source, output : Node
+        The input, and what returns the result.
+    deps : dict of Node to set of Node
+        What each needs directly: the values it reads, and the last write into them.
+    exits : dict of str to list of Node
+        By module: the values that leave its last call.
+    """
 
     def __init__(
         self, graph: fx.Graph, root: nn.Module, state: Mapping[str, Tensor]
@@ -164,7 +206,13 @@ class Flow:
         return seen
 
     def split(self, point: Node) -> Sides:
-        """Split the graph after ``point``; a side effect stays where it stands."""
+        """Split the graph after ``point``; a side effect stays where it stands.
+
+        Returns
+        -------
+        Sides
+            Also of a cut that is not legal: see `Sides.crossing`.
+        """
         before = {n for n in self.effects if self.order[n] <= self.order[point]}
         front = self.ancestors({point, self.source, *before})
         # Export writes reassigned buffers back at the end, far from their module.
@@ -209,7 +257,14 @@ class Flow:
 
 
 def call_name(node: Node) -> str:
-    """Return the bare name of what a node calls."""
+    """Return the bare name of what a node calls.
+
+    Examples
+    --------
+    >>> graph = fx.Graph()
+    >>> call_name(graph.call_function(torch.relu, (graph.placeholder("x"),)))
+    'relu'
+    """
     schema = getattr(node.target, "_schema", None)
     if schema is not None:
         return str(schema.name).split("::")[-1]

@@ -29,7 +29,9 @@ from flwr_slfac.cutting.trace import trace_model
 from flwr_slfac.errors import CutError
 from flwr_slfac.states import State, in_dtypes_of, misfits
 
-__all__ = ["CutPoint", "Halves", "cut", "legal_cuts"]
+# Our choice: three names fit a line. 0.4 is laxer than difflib's own 0.6, since users
+# leave out a prefix: "conv1" for "features.conv1" scores 0.53.
+_NUM_SUGGESTED, _LEAST_LIKENESS = 3, 0.4
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
         Name of a submodule, as in ``model.named_modules()``. If forward calls it
         several times, the cut lies after the last call.
     example : Tensor, optional
-        An input. Needed only by models that ``torch.fx`` cannot trace: they go
-        through ``torch.export``, which keeps the batch size free and fixes all
+        An input, batch first. Needed only by models that ``torch.fx`` cannot trace:
+        they go through ``torch.export``, which keeps the batch size free and fixes all
         other sizes to those of the example.
 
     Returns
@@ -147,8 +149,9 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     Raises
     ------
     CutError
-        If there is no such module, the model cannot be traced, anything but the
-        module's one output crosses the cut, or both sides share a parameter.
+        If there is no such module, the model cannot be traced or run on the example,
+        anything but the module's one output crosses the cut, or both sides share a
+        parameter. The message names the nearest legal cuts.
 
     Notes
     -----
@@ -168,7 +171,8 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False)][1:]
     if at not in names:
-        close = ", ".join(map(repr, difflib.get_close_matches(at, names, 3, 0.4)))
+        found = difflib.get_close_matches(at, names, _NUM_SUGGESTED, _LEAST_LIKENESS)
+        close = ", ".join(map(repr, found))
         raise CutError(
             f"The model has no module {at!r}; {f'close: {close}' if close else ''}"
             f"{'' if close else 'names are those of model.named_modules()'}."
@@ -190,7 +194,7 @@ def legal_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
     model : nn.Module
         As for :func:`cut`. Not changed.
     example : Tensor
-        An input, for which shapes and FLOPs are given.
+        An input, batch first, for which shapes and FLOPs are given.
 
     Returns
     -------
@@ -200,7 +204,7 @@ def legal_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
     Raises
     ------
     CutError
-        If the model cannot be traced.
+        If the model cannot be traced or run on the example.
 
     Examples
     --------

@@ -1,4 +1,10 @@
-"""Find out what lies on which side of a cut, and whether the cut is legal."""
+"""Find out what lies on which side of a cut, and whether the cut is legal.
+
+::
+
+    Trace ──split each mode's Flow after a module──► Sides of both modes: a plan
+          ──state_sides──► parameters and buffers of the front, and of the back
+"""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -17,7 +23,17 @@ from flwr_slfac.errors import CutError
 
 @dataclass(frozen=True)
 class Values:
-    """What one forward pass of the example in evaluation mode shows."""
+    """What one forward pass of the example in evaluation mode shows.
+
+    Attributes
+    ----------
+    flops : dict of Node to int
+        Floating-point operations of each node, as `torch.utils.flop_counter` counts.
+    shapes : dict of Node to tuple of int
+        Of nodes whose value is a tensor.
+    sizes : dict of Node to int
+        Values of nodes that are whole numbers.
+    """
 
     flops: dict[Node, int]
     shapes: dict[Node, tuple[int, ...]]
@@ -47,7 +63,13 @@ class _Meter(fx.Interpreter):
 
 
 def measure(trace: Trace, example: Tensor) -> Values:
-    """Run the example once through a copy of the model in evaluation mode."""
+    """Run the example once through a copy of the model in evaluation mode.
+
+    Raises
+    ------
+    CutError
+        If the model cannot run on the example.
+    """
     root = copy.deepcopy(trace.root).eval()
     graph = trace.flows[False].output.graph
     with (
@@ -68,7 +90,28 @@ def measure(trace: Trace, example: Tensor) -> Values:
 
 
 def plan_cut(trace: Trace, at: str, values: Values | None) -> dict[bool, Sides]:
-    """Split both graphs after ``at``, or say why that is no legal cut."""
+    """Split both graphs after ``at``, or say why that is no legal cut.
+
+    Parameters
+    ----------
+    trace : Trace
+        Of the model.
+    at : str
+        Name of a module.
+    values : Values or None
+        What an example showed; without it shapes are not checked.
+
+    Returns
+    -------
+    dict of bool to Sides
+        By mode, as `Trace.flows`.
+
+    Raises
+    ------
+    CutError
+        If the module is not called, returns several values or no tensor of a batch,
+        is the model's end, or anything else crosses the cut.
+    """
     plan = {}
     for mode, flow in trace.flows.items():
         exits = flow.exits.get(at, [])
@@ -100,6 +143,7 @@ def plan_cut(trace: Trace, at: str, values: Values | None) -> dict[bool, Sides]:
 
 
 def _not_called(trace: Trace, flow: Flow, at: str) -> str:
+    """Say why nothing of a module leaves it."""
     for node in flow.nodes:
         if node.op == "call_module" and at.startswith(f"{node.target}."):
             return f"{at!r} is inside `{node.target}`, which is traced as one step."
@@ -121,7 +165,18 @@ def _used(trace: Trace, nodes: Iterable[Node]) -> Iterator[str]:
 
 
 def state_sides(trace: Trace, plan: dict[bool, Sides]) -> tuple[set[str], set[str]]:
-    """Give every parameter and buffer its side; unused ones go to the back."""
+    """Give every parameter and buffer its side; unused ones go to the back.
+
+    Returns
+    -------
+    front, back : set of str
+        Names. A constant that both sides read is in both.
+
+    Raises
+    ------
+    CutError
+        If both halves need one tensor of the state.
+    """
     state = trace.state
     front = {n for s in plan.values() for n in _used(trace, s.front)}
     back = {n for s in plan.values() for n in _used(trace, s.back)}
@@ -148,7 +203,13 @@ def num_params(trace: Trace, names: Iterable[str]) -> int:
 def legal_plans(
     trace: Trace, values: Values | None
 ) -> list[tuple[list[str], dict[bool, Sides]]]:
-    """Return the names that end at each legal point, outermost first."""
+    """Return the names that end at each legal point, outermost first.
+
+    Returns
+    -------
+    list of (list of str, dict of bool to Sides)
+        Names and plan of each point, from input to output.
+    """
     found: dict[tuple[Node, ...], tuple[list[str], dict[bool, Sides]] | None] = {}
     exits = [flow.exits for flow in trace.flows.values()]
     for name, _ in trace.root.named_modules():

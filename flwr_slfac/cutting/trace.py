@@ -1,4 +1,10 @@
-"""Trace a model in training and in evaluation mode, over one copy of it."""
+"""Trace a model in training and in evaluation mode, over one copy of it.
+
+::
+
+    model ──copy──► root ──torch.fx, in either mode──► two graphs ──► a Flow of each
+                      └── where that fails, given an example: torch.export
+"""
 
 import copy
 import inspect
@@ -15,17 +21,58 @@ from flwr_slfac.errors import CutError
 
 @dataclass(frozen=True)
 class Trace:
-    """A copy of the model, and the data flow of its forward in either mode."""
+    """A copy of the model, and the data flow of its forward in either mode.
+
+    Attributes
+    ----------
+    root : nn.Module
+        The copy that both graphs run on.
+    flows : dict of bool to Flow
+        By mode: True for training, False for evaluation.
+    state : dict of str to Tensor
+        Parameters and buffers of the copy by every name they have, those that are not
+        persistent included, constants of the trace not.
+    persistent : frozenset of str
+        Keys of the copy's ``state_dict``.
+    exported : bool
+        Whether torch.export made the graphs, which fixes all sizes but the batch.
+    """
 
     root: nn.Module
-    flows: dict[bool, "Flow"]
+    flows: dict[bool, Flow]
     state: dict[str, Tensor]
     persistent: frozenset[str]
     exported: bool
 
 
 def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
-    """Trace a copy with torch.fx, or else, given an example, with torch.export."""
+    """Trace a copy with torch.fx, or else, given an example, with torch.export.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its forward takes one tensor; further arguments keep their defaults. Not
+        changed.
+    example : Tensor or None
+        An input, batch first, of any shape and dtype that the model takes.
+
+    Returns
+    -------
+    Trace
+        Every module of the copy is in the mode that it has in the model.
+
+    Raises
+    ------
+    CutError
+        If the example is no tensor, forward takes not exactly one, or neither way of
+        tracing can follow it; the message says what to change.
+
+    Examples
+    --------
+    >>> trace = trace_model(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), None)
+    >>> [node.op for node in trace.flows[True].nodes], trace.exported
+    (['placeholder', 'call_module', 'call_module', 'output'], False)
+    """
     if example is not None and not isinstance(example, Tensor):
         raise CutError(f"example must be a tensor, not {type(example).__name__}.")
     try:
@@ -82,6 +129,7 @@ class _Tracer(fx.Tracer):
 
 
 def _fx_graph(root: nn.Module) -> fx.Graph:
+    """Trace with torch.fx, and refuse what a graph cannot show."""
     before = {name: (id(t), t._version) for name, t in _state(root).items()}
     with torch.random.fork_rng(devices=[]):
         drawn = torch.get_rng_state()
@@ -94,6 +142,7 @@ def _fx_graph(root: nn.Module) -> fx.Graph:
 
 
 def _export_graph(root: nn.Module, example: Tensor) -> fx.Graph:
+    """Trace with torch.export, any batch size, and mend the graph for other devices."""
     # torch.export takes a batch of 1 for a constant.
     batch = example.repeat_interleave(2, 0) if example.shape[:1] == (1,) else example
     free = ({0: torch.export.Dim.DYNAMIC},)

@@ -22,8 +22,8 @@ from dataclasses import dataclass, fields
 
 from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.dropout import require_dropout
-from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET, Norm, qsgd_variance
-from flwr_slfac.lightweight.quantization.update import update_variance
+from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET, qsgd_variance
+from flwr_slfac.lightweight.quantization.update_pack import update_variance
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,6 @@ class Training:
         Bits of the quantized model updates, without error feedback.
     bucket : int (default: 512)
         Bucket of both quantizers.
-    norm : {"max", "l2"} (default: "max")
-        Scale of the gradients' quantizer.
     pruning_error : float (default: 0)
         delta in [0, 1]: pruning changes a front by at most delta times its norm.
     coverage : int, optional
@@ -133,7 +131,6 @@ class Training:
     gradient_bits: int | None = None
     update_bits: int | None = None
     bucket: int = DEFAULT_BUCKET
-    norm: Norm = "max"
     pruning_error: float = 0.0
     coverage: int | None = None
     activation_dropout: float = 0.0
@@ -167,7 +164,7 @@ class Training:
         """q: ``E |Q(g) - g|^2 <= q |g|^2``."""
         if self.gradient_bits is None:
             return 0.0
-        return qsgd_variance(self.gradient_bits, self.bucket, self.norm)
+        return qsgd_variance(self.gradient_bits, self.bucket)
 
     @property
     def update_variance(self) -> float:

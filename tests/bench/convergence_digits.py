@@ -15,9 +15,12 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from flwr_slfac.lightweight.dropout import DropMask
-from flwr_slfac.lightweight.quantization.gradients import quantize_gradients
-from flwr_slfac.lightweight.quantization.update import pack_update, unpack_update
+from flwr_slfac.lightweight import DropMask
+from flwr_slfac.lightweight.quantization import (
+    pack_update,
+    quantize_gradients,
+    unpack_update,
+)
 
 NUM_DEVICES, BATCH, WIDTH = 5, 16, 64
 NUM_STEPS, STEP_SIZE, NUM_SEEDS = 400, 0.1, 2

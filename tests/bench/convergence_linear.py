@@ -16,10 +16,8 @@ from functools import cache
 
 import torch
 
-from flwr_slfac.lightweight.convergence import Objective, Training, convergence_bound
-from flwr_slfac.lightweight.dropout import DropMask
-from flwr_slfac.lightweight.quantization.gradients import quantize
-from flwr_slfac.lightweight.quantization.update import pack_update, unpack_update
+from flwr_slfac.lightweight import DropMask, Objective, Training, convergence_bound
+from flwr_slfac.lightweight.quantization import pack_update, quantize, unpack_update
 
 NUM_FEATURES, NUM_UNITS, NUM_EXAMPLES = 32, 8, 24
 NUM_DEVICES, NUM_RUNS = 4, 3

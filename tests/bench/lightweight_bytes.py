@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 
 from flwr_slfac import Device, Lightweight, cut
 from flwr_slfac.codec import Codec, Identity, Waterfill, encode
-from flwr_slfac.lightweight.dropout import DropMask
+from flwr_slfac.lightweight import DropMask
 from flwr_slfac.split import LocalLink, ServerHalf, TrainRequest, train_locally
 from flwr_slfac.split.protocol import TrainAnswer, TrainReply
 from flwr_slfac.transport.records import (

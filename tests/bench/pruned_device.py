@@ -23,13 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from flwr_slfac.codec import Identity, encode
-from flwr_slfac.cutting.halves import cut
-from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
-from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.importance import channel_scores
-from flwr_slfac.lightweight.pruning.selection import CutChoice, choose_channels
-from flwr_slfac.lightweight.pruning.shrink import shrink
+from flwr_slfac.cutting import cut
+from flwr_slfac.lightweight.pruning import (
+    ChannelMask,
+    Channels,
+    channel_groups,
+    channel_scores,
+    choose_channels,
+    shrink,
+)
+from flwr_slfac.lightweight.pruning.selection import CutChoice
 from flwr_slfac.transport.packing import pack_state
 from tests import models
 from tests.bench.revision import head

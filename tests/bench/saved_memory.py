@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from flwr_slfac.cutting.halves import cut
-from flwr_slfac.lightweight.activations.saved import saved_in_8_bits, without_values
+from flwr_slfac.cutting import cut
+from flwr_slfac.lightweight.activations import saved_in_8_bits, without_values
 from tests import models
 
 FRONTS = {

@@ -6,8 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
-from flwr_slfac.lightweight.pruning.channels import Channels
+from flwr_slfac.lightweight.pruning import ChannelMask, Channels
 
 OPS = (
     *("conv", "conv", "conv", "norm", "relu", "gelu", "sigmoid", "add", "add", "mul"),

@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.convergence import (
-    Objective,
-    Training,
-    convergence_bound,
-)
-from flwr_slfac.lightweight.quantization.qsgd import qsgd_variance
-from flwr_slfac.lightweight.quantization.update import update_variance
+from flwr_slfac.lightweight import Objective, Training, convergence_bound
+from flwr_slfac.lightweight.quantization import qsgd_variance, update_variance
 from tests.bench.convergence_linear import STEP, Setting, make_data, run
 
 OBJECTIVE = Objective(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from flwr_slfac.codec import Identity, decode, encode
 from flwr_slfac.codec.waterfill.codec import Waterfill
 from flwr_slfac.errors import SettingError, TrainingError
-from flwr_slfac.lightweight.dropout import DropMask, Per, Unit
+from flwr_slfac.lightweight import DropMask
+from flwr_slfac.lightweight.dropout import Per, Unit
 
 UNITS: tuple[Unit, ...] = ("channel", "element")
 PERS: tuple[Per, ...] = ("batch", "example")

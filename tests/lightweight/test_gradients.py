@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flwr_slfac.errors import DivergedError, SettingError
-from flwr_slfac.lightweight.quantization.gradients import quantize, quantize_gradients
-from flwr_slfac.lightweight.quantization.qsgd import Norm, num_levels, qsgd_variance
-
-NORMS: tuple[Norm, ...] = ("max", "l2")
+from flwr_slfac.lightweight.quantization import (
+    qsgd_variance,
+    quantize,
+    quantize_gradients,
+)
+from flwr_slfac.lightweight.quantization.qsgd import num_levels
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -20,19 +22,18 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def draws(x: torch.Tensor, num: int, bits: int, norm: Norm) -> torch.Tensor:
+def draws(x: torch.Tensor, num: int, bits: int) -> torch.Tensor:
     """Return independent quantizations (num, d) of one bucket x (d,)."""
     many = x.expand(num, -1).contiguous()
-    return quantize(many, bits, seeded(), x.numel(), norm)
+    return quantize(many, bits, seeded(), x.numel())
 
 
-@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_the_mean_of_a_million_draws_is_the_value(bits: int, norm: Norm) -> None:
+def test_the_mean_of_a_million_draws_is_the_value(bits: int) -> None:
     """Over 10^6 draws every value's mean is itself within 4 standard errors."""
     x = torch.tensor([0.9, -0.31, 0.05, -1.3, 0.0, 1e-3], dtype=torch.float64)
     num = 10**6
-    sample = draws(x, num, bits, norm)
+    sample = draws(x, num, bits)
     error = (sample.mean(0) - x).abs()
     allowed = 4 * sample.std(0) / math.sqrt(num) + 1e-12
     assert (error <= allowed).all(), error / allowed
@@ -41,46 +42,41 @@ def test_the_mean_of_a_million_draws_is_the_value(bits: int, norm: Norm) -> None
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(2, 8),
-    st.sampled_from(NORMS),
     st.integers(1, 300),
     st.sampled_from(["normal", "spike", "heavy", "flat"]),
     st.integers(0, 2**31),
 )
 def test_the_exact_variance_is_within_the_bound(
-    bits: int, norm: Norm, size: int, kind: str, seed: int
+    bits: int, size: int, kind: str, seed: int
 ) -> None:
     """The variance frac (1 - frac) of the rounding, summed, obeys qsgd_variance."""
     x = torch.randn(size, generator=seeded(seed), dtype=torch.float64)
     x = {"normal": x, "heavy": x**3, "flat": x.sign(), "spike": x * 1e-3}[kind]
     if kind == "spike":
         x[0] = 1
-    scale = x.abs().max() if norm == "max" else x.norm()
+    scale = x.abs().max()
     r = x.abs() / scale * num_levels(bits)
     variance = ((r - r.floor()) * (1 - r + r.floor())).sum()
     variance *= (scale / num_levels(bits)) ** 2
-    assert variance <= qsgd_variance(bits, size, norm) * x.square().sum() + 1e-9
+    assert variance <= qsgd_variance(bits, size) * x.square().sum() + 1e-9
 
 
-@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("bits", "bucket"), [(2, 16), (4, 64), (8, 512)])
-def test_measured_variance_is_within_the_bound(
-    bits: int, bucket: int, norm: Norm
-) -> None:
+def test_measured_variance_is_within_the_bound(bits: int, bucket: int) -> None:
     """What the code does, on the bound's worst kind of bucket, stays under it."""
     x = torch.full((bucket,), 0.5 / num_levels(bits), dtype=torch.float64)
     x[0] = 1
-    sample = draws(x, 2000, bits, norm)
+    sample = draws(x, 2000, bits)
     measured = (sample - x).square().sum(1).mean()
-    assert measured <= 1.05 * qsgd_variance(bits, bucket, norm) * x.square().sum()
+    assert measured <= 1.05 * qsgd_variance(bits, bucket) * x.square().sum()
 
 
-@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_values_move_by_less_than_a_level(dtype: torch.dtype, norm: Norm) -> None:
+def test_values_move_by_less_than_a_level(dtype: torch.dtype) -> None:
     """Each value goes to one of the two levels around it, in every dtype."""
     x = torch.randn(3, 7, 11, generator=seeded()).to(dtype)
-    scale = float(x.float().abs().max() if norm == "max" else x.float().norm())
-    out = quantize(x, 4, seeded(1), 1000, norm)
+    scale = float(x.float().abs().max())
+    out = quantize(x, 4, seeded(1), 1000)
     assert out.dtype is dtype
     assert out.shape == x.shape
     slack = 1 + 4 * torch.finfo(dtype).eps
@@ -88,15 +84,13 @@ def test_values_move_by_less_than_a_level(dtype: torch.dtype, norm: Norm) -> Non
     assert worst <= slack * scale / num_levels(4) + scale * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("magnitude", [0.0, 1e-45, 1e-40, 1e-30, 1e30, 3e38])
-def test_magnitudes_at_the_ends_of_float32(magnitude: float, norm: Norm) -> None:
+def test_magnitudes_at_the_ends_of_float32(magnitude: float) -> None:
     """Zero, subnormal and huge buckets give finite values on the bucket's own scale."""
     x = torch.full((100,), magnitude) * torch.tensor([1.0, -1.0]).repeat(50)
-    out = quantize(x, 8, seeded(), 64, norm)
+    out = quantize(x, 8, seeded(), 64)
     assert torch.isfinite(out).all()
-    if norm == "max":
-        assert torch.equal(out, x)
+    assert torch.equal(out, x)
 
 
 def test_zeros_stay_zero() -> None:
@@ -168,11 +162,10 @@ def test_a_sparse_gradient_is_refused() -> None:
         {"bits": True},
         {"bucket": 0},
         {"bucket": 65536},
-        {"norm": "l1"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
-    """A wrong bit width, bucket or norm raises SettingError that names it."""
+    """A wrong bit width or bucket raises SettingError that names it."""
     (name,) = wrong
     with pytest.raises(SettingError, match=name):
         qsgd_variance(**{"bits": 8, **wrong})  # type: ignore[arg-type]
@@ -182,9 +175,8 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
 
 def test_the_variance_bound_falls_with_bits_and_grows_with_the_bucket() -> None:
     """More bits never add variance, a larger bucket never removes any."""
-    for norm in NORMS:
-        for bucket in (1, 2, 64, 512):
-            bounds = [qsgd_variance(bits, bucket, norm) for bits in range(2, 9)]
-            assert bounds == sorted(bounds, reverse=True)
-        grown = [qsgd_variance(4, bucket, norm) for bucket in (1, 2, 64, 512, 9999)]
-        assert grown == sorted(grown)
+    for bucket in (1, 2, 64, 512):
+        bounds = [qsgd_variance(bits, bucket) for bits in range(2, 9)]
+        assert bounds == sorted(bounds, reverse=True)
+    grown = [qsgd_variance(4, bucket) for bucket in (1, 2, 64, 512, 9999)]
+    assert grown == sorted(grown)

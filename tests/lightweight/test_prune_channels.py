@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from flwr_slfac.cutting.halves import cut
+from flwr_slfac.cutting import cut
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
+from flwr_slfac.lightweight.pruning import Channels, channel_groups
 from tests import models
 
 IMAGES = torch.zeros(2, 3, 32, 32)

@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from flwr_slfac.errors import SettingError, TrainingError
-from flwr_slfac.lightweight.pruning.average import average_coordinates, fill_unheld
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.element_mask import ElementMask
-from flwr_slfac.lightweight.pruning.masks import FullMask, Mask
+from flwr_slfac.lightweight.pruning import (
+    ElementMask,
+    FullMask,
+    Mask,
+    average_coordinates,
+    channel_groups,
+    fill_unheld,
+)
 from tests.lightweight.prune_cases import random_mask
 
 FRONT = nn.Sequential(

@@ -8,13 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flwr_slfac.cutting.halves import cut
+from flwr_slfac.cutting import cut
 from flwr_slfac.errors import DivergedError, SettingError
-from flwr_slfac.lightweight.pruning.average import average_coordinates
-from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.importance import channel_scores, update_as_gradient
-from flwr_slfac.lightweight.pruning.selection import choose, choose_channels
+from flwr_slfac.lightweight.pruning import (
+    Channels,
+    average_coordinates,
+    channel_groups,
+    channel_scores,
+    choose_channels,
+    update_as_gradient,
+)
+from flwr_slfac.lightweight.pruning.selection import choose
 from tests import models
 
 NAN = float("nan")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 from flwr_slfac.errors import DecodeError, DivergedError, SettingError, TrainingError
-from flwr_slfac.lightweight.pruning.element_mask import (
+from flwr_slfac.lightweight.pruning import (
     ElementMask,
+    choose_elements,
     keep_pruned_zero,
     prunable_shapes,
 )
-from flwr_slfac.lightweight.pruning.selection import choose_elements
 
 
 def net() -> nn.Module:

@@ -10,15 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from flwr_slfac.cutting.halves import cut
+from flwr_slfac.cutting import cut
 from flwr_slfac.errors import DecodeError, SettingError, TrainingError
-from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
-from flwr_slfac.lightweight.pruning.channels import Channels
-from flwr_slfac.lightweight.pruning.cut_mask import PartialCutMask
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.importance import channel_scores
-from flwr_slfac.lightweight.pruning.selection import choose_channels
-from flwr_slfac.lightweight.pruning.shrink import shrink
+from flwr_slfac.lightweight.pruning import (
+    ChannelMask,
+    Channels,
+    PartialCutMask,
+    channel_groups,
+    channel_scores,
+    choose_channels,
+    shrink,
+)
 from tests import models
 from tests.lightweight.prune_cases import random_mask, random_nets, zeroed
 

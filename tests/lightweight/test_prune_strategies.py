@@ -30,13 +30,13 @@ from flwr.serverapp.strategy import (
 from torch import Tensor, nn
 
 from flwr_slfac import Lightweight, SettingError, SplitFed
-from flwr_slfac.lightweight.pruning.average import (
+from flwr_slfac.lightweight.pruning import (
+    ChannelMask,
     average_coordinates,
+    channel_groups,
     fill_unheld,
     restore_unheld,
 )
-from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
 from tests.lightweight.prune_cases import random_mask
 
 State = dict[str, Tensor]

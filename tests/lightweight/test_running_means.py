@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.lightweight.dropout import DropMask, Per, Unit
-from flwr_slfac.lightweight.pruning.cut_mask import PartialCutMask
-from flwr_slfac.lightweight.running_means import RunningMeans
+from flwr_slfac.lightweight import DropMask, RunningMeans
+from flwr_slfac.lightweight.dropout import Per, Unit
+from flwr_slfac.lightweight.pruning import PartialCutMask
 
 SHAPES = ((3, 8), (2, 5, 6), (4, 6, 3, 4))
 KINDS: tuple[tuple[Unit, Per], ...] = (

@@ -13,10 +13,10 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.profiler import ProfilerActivity, profile
 
-from flwr_slfac.cutting.halves import cut
+from flwr_slfac.cutting import cut
 from flwr_slfac.errors import TrainingError
+from flwr_slfac.lightweight.activations import saved_in_8_bits, without_values
 from flwr_slfac.lightweight.activations.affine import to_affine
-from flwr_slfac.lightweight.activations.saved import saved_in_8_bits, without_values
 from tests import models
 
 FRONTS: dict[str, Callable[[int], nn.Module]] = {

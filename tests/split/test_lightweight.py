@@ -15,14 +15,17 @@ from flwr_slfac import Lightweight, Traffic, cut
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Identity, parse_codec
 from flwr_slfac.errors import DeviceError, SettingError
-from flwr_slfac.lightweight.activations.saved import saved_in_8_bits
-from flwr_slfac.lightweight.cost import step_cost
+from flwr_slfac.lightweight import step_cost
+from flwr_slfac.lightweight.activations import saved_in_8_bits
 from flwr_slfac.lightweight.dropout import Per, Unit
-from flwr_slfac.lightweight.pruning.channel_mask import ChannelMask
-from flwr_slfac.lightweight.pruning.dependency.analysis import channel_groups
-from flwr_slfac.lightweight.pruning.importance import channel_scores, increase
-from flwr_slfac.lightweight.pruning.selection import choose_channels
-from flwr_slfac.lightweight.pruning.shrink import shrink
+from flwr_slfac.lightweight.pruning import (
+    ChannelMask,
+    channel_groups,
+    channel_scores,
+    choose_channels,
+    increase,
+    shrink,
+)
 from flwr_slfac.split import (
     DeviceHalf,
     Fronts,

@@ -8,7 +8,6 @@ from torch import nn
 from flwr_slfac.errors import DivergedError, SettingError
 from flwr_slfac.lightweight.quantization.qsgd import (
     DEFAULT_BUCKET,
-    Norm,
     bucket_scales,
     code_values,
     in_buckets,
@@ -22,12 +21,13 @@ def quantize(
     bits: int,
     generator: torch.Generator,
     bucket: int = DEFAULT_BUCKET,
-    norm: Norm = "max",
 ) -> torch.Tensor:
     """Round values to a few levels, unbiasedly.
 
+    QSGD, as the module `qsgd` draws it; its variance is that of :func:`qsgd_variance`.
     Zeros stay zero, so a pruned weight's gradient does. The mean is the value to
-    2**-24 of a level; in float16 and bfloat16 the levels are rounded to the dtype.
+    2**-24 of a level, the grain of noise in float32; in float16 and bfloat16 the levels
+    are rounded to the dtype.
 
     Parameters
     ----------
@@ -38,10 +38,7 @@ def quantize(
     generator : torch.Generator
         Source of the noise, on any device; the noise is drawn there.
     bucket : int (default: 512)
-        Consecutive values, in C order, that share a scale.
-    norm : {"max", "l2"} (default: "max")
-        The scale of a bucket. For gradients of many like values ``"max"`` has a far
-        smaller variance: about 50 times at 512 normal values.
+        Consecutive values, in C order, that share a scale; 1 to 65535.
 
     Returns
     -------
@@ -61,9 +58,9 @@ def quantize(
     >>> quantize(torch.tensor([-2.0, 0.0, 2.0]), 2, g)
     tensor([-2.,  0.,  2.])
     """
-    require_qsgd(bits, bucket, norm)
+    require_qsgd(bits, bucket)
     buckets = in_buckets(values, bucket)
-    scales = bucket_scales(buckets, norm)
+    scales = bucket_scales(buckets)
     codes = stochastic_codes(buckets, scales, bits, generator)
     flat = code_values(codes, scales, bits).reshape(-1)[: values.numel()]
     return flat.reshape(values.shape).to(values.dtype)
@@ -74,7 +71,6 @@ def quantize_gradients(
     bits: int,
     generator: torch.Generator,
     bucket: int = DEFAULT_BUCKET,
-    norm: Norm = "max",
 ) -> None:
     """Quantize the gradients of parameters in place, before the optimizer's step.
 
@@ -86,7 +82,7 @@ def quantize_gradients(
     ----------
     parameters : iterable of nn.Parameter
         Those without a gradient are passed over.
-    bits, generator, bucket, norm
+    bits, generator, bucket
         As in `quantize`.
 
     Raises
@@ -104,7 +100,7 @@ def quantize_gradients(
     >>> layer.weight.grad.unique().numel() <= 3
     True
     """
-    require_qsgd(bits, bucket, norm)
+    require_qsgd(bits, bucket)
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is None:
@@ -115,7 +111,7 @@ def quantize_gradients(
                 "the embedding with sparse=False"
             )
         try:
-            gradient.copy_(quantize(gradient, bits, generator, bucket, norm))
+            gradient.copy_(quantize(gradient, bits, generator, bucket))
         except DivergedError as error:
             raise DivergedError(
                 f"the gradient of a parameter of shape {tuple(parameter.shape)}: "

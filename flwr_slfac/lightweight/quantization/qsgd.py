@@ -7,22 +7,24 @@ A bucket of consecutive values shares one scale. With ``levels = 2**(bits - 1) -
     code * scale / levels  is the quantized value, and its mean is the value
 
 Source: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization
-and Encoding" (2017), section 3; the scale is the bucket's largest magnitude (their
-practical variant) or its Euclidean norm (the one that they analyse).
+and Encoding" (2017), section 3, in their practical variant: the scale is the bucket's
+largest magnitude, not its Euclidean norm, whose variance is about 50 times as large at
+512 normal values.
 """
 
 import math
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
 from flwr_slfac.errors import DivergedError, SettingError
 
-Norm = Literal["max", "l2"]
-
+# Our choice: a scale of 2 bytes then costs 0.03 bits a value, and the variance, which
+# grows with the bucket, stays below 1 percent at 8 bits.
 DEFAULT_BUCKET = 512
+# A sign and one level is the least there is. Our choice: above 8 bits float16 serves.
 MIN_BITS, MAX_BITS = 2, 8
+# The header of an update holds the bucket in 2 bytes.
 MAX_BUCKET = 2**16 - 1
 
 
@@ -37,7 +39,7 @@ def num_levels(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
-def require_qsgd(bits: int, bucket: int, norm: str = "max") -> None:
+def require_qsgd(bits: int, bucket: int) -> None:
     """Raise SettingError unless the settings of a quantizer are in range."""
     if type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS:
         raise SettingError(
@@ -47,21 +49,17 @@ def require_qsgd(bits: int, bucket: int, norm: str = "max") -> None:
         raise SettingError(
             f"bucket is {bucket!r}; give a whole number 1 to {MAX_BUCKET}"
         )
-    if norm not in get_args(Norm):
-        raise SettingError(f"norm is {norm!r}; give 'max' or 'l2'")
 
 
-def qsgd_variance(bits: int, bucket: int = DEFAULT_BUCKET, norm: Norm = "max") -> float:
+def qsgd_variance(bits: int, bucket: int = DEFAULT_BUCKET) -> float:
     r"""Return q with ``E |Q(x) - x|^2 <= q |x|^2`` for every x.
 
     A value at `r` levels is rounded with variance ``frac(r) (1 - frac(r))``, at most
     ``min(1/4, |r|)`` squared levels. Summed over a bucket of d values, with s levels:
-
-    - ``"l2"``: ``min(d / (4 s^2), sqrt(d) / s)``. Lemma 3.1 of QSGD has ``d / s^2`` in
-      the first place; the factor 1/4 is the largest variance of a coin.
-    - ``"max"``: the largest value is exact, which leaves d - 1 of them:
-      ``min((d - 1) / (4 s^2), sqrt(d - 1) / (2 s))``. The second is the largest of
-      ``m sum |x_i| / (s |x|^2)`` over the rest, m being the largest magnitude.
+    the largest value is exact, which leaves d - 1 of them, so q is
+    ``min((d - 1) / (4 s^2), sqrt(d - 1) / (2 s))``. The second is the largest of
+    ``m sum |x_i| / (s |x|^2)`` over the rest, m being the largest magnitude. After
+    Lemma 3.1 of QSGD, which is for the Euclidean norm as scale; derived here.
 
     Parameters
     ----------
@@ -69,8 +67,11 @@ def qsgd_variance(bits: int, bucket: int = DEFAULT_BUCKET, norm: Norm = "max") -
         2 to 8 bits a value, sign included.
     bucket : int (default: 512)
         Values that share a scale, 1 to 65535.
-    norm : {"max", "l2"} (default: "max")
-        What the scale is.
+
+    Returns
+    -------
+    float
+        At least 0.
 
     Raises
     ------
@@ -79,15 +80,11 @@ def qsgd_variance(bits: int, bucket: int = DEFAULT_BUCKET, norm: Norm = "max") -
 
     Examples
     --------
-    >>> round(qsgd_variance(8, 512), 4), round(qsgd_variance(8, 512, "l2"), 4)
-    (0.0079, 0.0079)
-    >>> qsgd_variance(2, 1)
-    0.0
+    >>> round(qsgd_variance(8, 512), 4), qsgd_variance(2, 1)
+    (0.0079, 0.0)
     """
-    require_qsgd(bits, bucket, norm)
+    require_qsgd(bits, bucket)
     s = num_levels(bits)
-    if norm == "l2":
-        return min(bucket / (4 * s**2), math.sqrt(bucket) / s)
     return min((bucket - 1) / (4 * s**2), math.sqrt(bucket - 1) / (2 * s))
 
 
@@ -101,8 +98,8 @@ def in_buckets(values: torch.Tensor, bucket: int) -> torch.Tensor:
     return F.pad(flat, (0, -flat.numel() % bucket)).reshape(-1, bucket)
 
 
-def bucket_scales(buckets: torch.Tensor, norm: Norm) -> torch.Tensor:
-    """Return the scale (B, 1) of each row, never below its largest magnitude.
+def bucket_scales(buckets: torch.Tensor) -> torch.Tensor:
+    """Return the scale (B, 1) of each row (B, bucket): its largest magnitude.
 
     Raises
     ------
@@ -117,13 +114,7 @@ def bucket_scales(buckets: torch.Tensor, norm: Norm) -> torch.Tensor:
             "NaN or infinity cannot be quantized; lower the learning rate or clip "
             "gradients"
         )
-    if norm == "max":
-        return largest
-    # Relative to the largest, squares neither overflow nor vanish.
-    relative: torch.Tensor = torch.linalg.vector_norm(
-        buckets / _nonzero(largest), dim=1, keepdim=True
-    )
-    return (largest * relative).clamp_(max=torch.finfo(buckets.dtype).max)
+    return largest
 
 
 def stochastic_codes(

@@ -13,67 +13,23 @@ The frame's codec id is not a codec's, so `codec.decode` refuses it.
 
 import struct
 import zlib
-from collections.abc import Iterator
-from itertools import accumulate
 
 import torch
 
-from flwr_slfac.codec.base import as_bytes, from_bytes
-from flwr_slfac.codec.wire import Frame
-from flwr_slfac.errors import DecodeError, DivergedError
-from flwr_slfac.lightweight.quantization.qsgd import MAX_BITS, MIN_BITS
+from flwr_slfac.codec.base import as_bytes
+from flwr_slfac.errors import DivergedError
 from flwr_slfac.states import State
 
 FRAME_ID = "qsgd-update"
 HEADER = struct.Struct("<BHI")
+# How a tensor travels: its byte among the modes.
 UNCHANGED, EXACT, QUANTIZED = range(3)
-_CPU = torch.device("cpu")
-# A scale rounded up to bfloat16 grows by less than this factor.
+# A scale rounded up to bfloat16, of 8 significant bits, grows by less than this factor.
 SCALE_SLACK = 1 + 2**-7
 
 
-def read_header(frame: Frame, reference: State) -> tuple[int, int, bytes]:
-    """Return bits, bucket and modes that fit the reference."""
-    lengths = [section.nbytes for section in frame.sections]
-    if frame.codec_id != FRAME_ID or lengths[:2] != [HEADER.size, len(reference)]:
-        raise DecodeError("not a model update, or not one of this model")
-    bits, bucket, fingerprint = HEADER.unpack(frame.sections[0])
-    if len(lengths) != 5 or not MIN_BITS <= bits <= MAX_BITS or bucket == 0:
-        raise DecodeError(f"no update has {bits} bits and buckets of {bucket}")
-    if fingerprint != fingerprint_of(reference):
-        raise DecodeError(
-            "the update was taken against another model than the one given; keep the "
-            "model that the device received until its update is here"
-        )
-    modes = bytes(frame.sections[1])
-    for mode, tensor in zip(modes, reference.values(), strict=True):
-        last = QUANTIZED if tensor.is_floating_point() else EXACT
-        if mode > last:
-            raise DecodeError(f"no tensor of {tensor.dtype} is sent in mode {mode}")
-    return bits, bucket, modes
-
-
-def exact_values(
-    section: memoryview, reference: State, modes: bytes
-) -> Iterator[torch.Tensor]:
-    """Return the tensors that travelled exactly, in order, checked."""
-    chosen = [t for t, m in zip(reference.values(), modes, strict=True) if m == EXACT]
-    ends = list(accumulate((t.numel() * t.element_size() for t in chosen), initial=0))
-    if section.nbytes != ends[-1]:
-        raise DecodeError(f"{section.nbytes} bytes of exact values, not {ends[-1]}")
-    values = []
-    for old, start, end in zip(chosen, ends, ends[1:], strict=False):
-        value = from_bytes(section[start:end], old.dtype, old.shape, _CPU)
-        if old.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise DecodeError("an exact value of the update is not finite")
-        if old.dtype is torch.bool and value.view(torch.uint8).gt(1).any():
-            raise DecodeError("a bool of the update is neither 0 nor 1")
-        values.append(value)
-    return iter(values)
-
-
 def fingerprint_of(reference: State) -> int:
-    """Return a checksum of names, dtypes, shapes and values."""
+    """Return the CRC-32 of names, dtypes, shapes and values, in the state's order."""
     checksum = 0
     for name, tensor in reference.items():
         layout = f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/"
@@ -83,7 +39,18 @@ def fingerprint_of(reference: State) -> int:
 
 
 def rounded_up(scales: torch.Tensor) -> torch.Tensor:
-    """Return scales in bfloat16, none below the given one."""
+    """Return scales in bfloat16, none below the given one.
+
+    Parameters
+    ----------
+    scales : Tensor
+        float32 or float64, at least 0.
+
+    Raises
+    ------
+    DivergedError
+        If one is above the largest bfloat16.
+    """
     bits = scales.to(torch.float32).view(torch.int32)
     # A float's upper half is its bfloat16: one more if anything was cut off.
     half = (bits >> 16) + ((bits & 0xFFFF) != 0)
@@ -96,3 +63,8 @@ def rounded_up(scales: torch.Tensor) -> torch.Tensor:
             f"a value of magnitude {float(scales.max()):g} is too large"
         )
     return rounded
+
+
+def work_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Return the dtype that an update of this tensor is computed in, on both sides."""
+    return torch.float64 if tensor.dtype is torch.float64 else torch.float32

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.node import Node
 
-from flwr_slfac.cutting.build import Half
-from flwr_slfac.cutting.trace import Trace, trace_model
+from flwr_slfac.cutting import Half, Trace, trace_model
 from flwr_slfac.errors import CutError, SettingError
 from flwr_slfac.lightweight.pruning.channels import Channels, Group, Member, Role
 from flwr_slfac.lightweight.pruning.dependency.flow import Axis, Bindings, Walk

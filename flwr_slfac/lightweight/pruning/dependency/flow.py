@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
-from flwr_slfac.cutting.flow import Flow, call_name
+from flwr_slfac.cutting import Flow, call_name
 from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.pruning.dependency.units import Ids, Units
 

@@ -1,22 +1,25 @@
-"""The model update that a device sends up: quantized, packed, safe to unpack.
+"""Code the model update that a device sends up: quantized, with error feedback.
 
 An update is the difference between the trained state and the state that both sides
 hold (the reference); `update_layout` draws its bytes. Weights, biases and norm scales
 are quantized by QSGD. Integer buffers and running statistics travel exactly: they are
 one or two percent of the bytes, and a variance that noise made negative would be NaN
 at the next evaluation. Tensors that did not change cost their byte of mode only.
+
+The residual of error feedback is after Seide et al., "1-bit stochastic gradient descent
+and its application to data-parallel distributed training of speech DNNs" (2014); that
+codes are then rounded to nearest is our choice.
 """
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
 
-from flwr_slfac.codec.base import as_bytes, from_bytes
-from flwr_slfac.codec.uniform import pack_codes, unpack_codes
-from flwr_slfac.codec.wire import DTYPES, pack_frame, unpack_frame
-from flwr_slfac.errors import DecodeError, DivergedError, SettingError
+from flwr_slfac.codec.base import as_bytes
+from flwr_slfac.codec.uniform import pack_codes
+from flwr_slfac.codec.wire import DTYPES, pack_frame
+from flwr_slfac.errors import DivergedError, SettingError
 from flwr_slfac.lightweight.quantization.qsgd import (
     DEFAULT_BUCKET,
     bucket_scales,
@@ -34,14 +37,11 @@ from flwr_slfac.lightweight.quantization.update_layout import (
     QUANTIZED,
     SCALE_SLACK,
     UNCHANGED,
-    exact_values,
     fingerprint_of,
-    read_header,
     rounded_up,
+    work_dtype,
 )
-from flwr_slfac.states import State
-
-_CPU = torch.device("cpu")
+from flwr_slfac.states import State, misfits
 
 
 def update_variance(bits: int, bucket: int = DEFAULT_BUCKET) -> float:
@@ -49,7 +49,19 @@ def update_variance(bits: int, bucket: int = DEFAULT_BUCKET) -> float:
 
     That of QSGD whose scale, rounded up to bfloat16, is at most 1 + 1/128 times the
     largest magnitude c; then ``d c^2 / (4 s^2)`` and ``c (1 + sqrt(d)) / (2 s)`` bound
-    the variance of d values on s levels.
+    the variance of d values on s levels. Derived here, as :func:`qsgd_variance` is.
+
+    Parameters
+    ----------
+    bits : int
+        2 to 8 bits a value, sign included.
+    bucket : int (default: 512)
+        Values that share a scale, 1 to 65535.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
 
     Examples
     --------
@@ -68,10 +80,12 @@ def pack_update(
     generator: torch.Generator,
     *,
     bucket: int = DEFAULT_BUCKET,
-    exact: Collection[str] | None = None,
     residual: dict[str, torch.Tensor] | None = None,
 ) -> bytes:
     """Code the update from `reference` to `new`.
+
+    Floating tensors whose last name begins with ``running_``, as the statistics of
+    PyTorch's norm layers do, travel exactly.
 
     Parameters
     ----------
@@ -84,9 +98,6 @@ def pack_update(
         Source of the rounding's noise, on any device.
     bucket : int (default: 512)
         Values that share a scale of 2 bytes; at most 65535.
-    exact : collection of str, optional
-        Names of floating tensors that travel exactly. By default those whose last
-        name begins with ``running_``, as the statistics of PyTorch's norm layers do.
     residual : dict of str to Tensor, optional
         Error feedback: what earlier updates left unsent. It is added to this update,
         and its entries are replaced by what this update leaves; start with an empty
@@ -104,7 +115,7 @@ def pack_update(
     SettingError
         If a setting is out of range or the states do not fit each other.
     DivergedError
-        If a value to send is NaN or infinite.
+        If a value to send is NaN or infinite, or an update above the largest bfloat16.
 
     Notes
     -----
@@ -115,6 +126,7 @@ def pack_update(
     --------
     >>> old = {"w": torch.zeros(4), "num": torch.tensor(1)}
     >>> new = {"w": torch.tensor([0.5, -0.5, 0.0, 0.5]), "num": torch.tensor(2)}
+    >>> from flwr_slfac.lightweight.quantization.update_unpack import unpack_update
     >>> data = pack_update(new, old, 4, torch.Generator().manual_seed(0))
     >>> unpack_update(data, old)
     {'w': tensor([ 0.5000, -0.5000,  0.0000,  0.5000]), 'num': tensor(2)}
@@ -123,61 +135,10 @@ def pack_update(
     _require_alike(new, reference)
     coder = _Coder(bits, bucket, generator, residual)
     for name, old in reference.items():
-        coder.add(name, new[name].detach(), old.detach(), _is_exact(name, exact))
+        coder.add(name, new[name].detach(), old.detach(), _is_statistic(name))
     header = HEADER.pack(bits, bucket, fingerprint_of(reference))
     sections = [header, bytes(coder.modes), *coder.sections()]
     return pack_frame(FRAME_ID, torch.float32, (coder.num_codes,), sections)
-
-
-def unpack_update(data: bytes, reference: State) -> dict[str, torch.Tensor]:
-    """Return the state that an update leads to; any bytes at all are safe to pass.
-
-    Parameters
-    ----------
-    data : bytes
-        What `pack_update` made, or anything at all. No more memory is taken than a
-        small multiple of `reference` and `data`.
-    reference : mapping of str to Tensor
-        The state that the update was taken against.
-
-    Returns
-    -------
-    dict of str to Tensor
-        New tensors of the names, shapes, dtypes and devices of `reference`.
-
-    Raises
-    ------
-    DecodeError
-        If the bytes are not a valid update of `reference`.
-    """
-    limit = sum(t.numel() for t in reference.values() if t.is_floating_point())
-    # A frame counts an empty tensor as one element.
-    frame = unpack_frame(data, max_elements=max(limit, 1))
-    bits, bucket, modes = read_header(frame, reference)
-    chosen = [
-        t for t, m in zip(reference.values(), modes, strict=True) if m == QUANTIZED
-    ]
-    sizes = [t.numel() for t in chosen]
-    if frame.shape != (sum(sizes),):
-        raise DecodeError(f"shape {frame.shape} for {sum(sizes)} quantized values")
-    rows = [-(-size // bucket) for size in sizes]
-    scales = from_bytes(frame.sections[2], torch.bfloat16, (sum(rows), 1), _CPU)
-    if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
-        raise DecodeError("a scale of the update is negative or not finite")
-    codes = unpack_codes(frame.sections[3], bits, sum(sizes), _CPU)
-    if codes.numel() and int(codes.max()) > 2 * num_levels(bits):
-        raise DecodeError(f"a code of the update is above {2 * num_levels(bits)}")
-    deltas = zip(torch.split(codes, sizes), torch.split(scales, rows), strict=True)
-    exact = exact_values(frame.sections[4], reference, modes)
-    state = {}
-    for (name, old), mode in zip(reference.items(), modes, strict=True):
-        if mode == UNCHANGED:
-            state[name] = old.detach().clone()
-        elif mode == EXACT:
-            state[name] = next(exact).to(old.device)
-        else:
-            state[name] = _moved(name, old.detach(), *next(deltas), bits, bucket)
-    return state
 
 
 @dataclass
@@ -231,7 +192,7 @@ class _Coder:
             update = update + unsent.to(update)
         buckets = in_buckets(update, self.bucket)
         try:
-            scales = rounded_up(bucket_scales(buckets, "max"))
+            scales = rounded_up(bucket_scales(buckets))
         except DivergedError as error:
             raise DivergedError(f"the update of {name!r}: {error}") from error
         wide = scales.to(buckets.dtype)
@@ -247,49 +208,24 @@ class _Coder:
         self.codes.append(whole.add_(num_levels(self.bits)))
 
 
-def _moved(
-    name: str,
-    old: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    bits: int,
-    bucket: int,
-) -> torch.Tensor:
-    """Return a tensor moved by its coded update."""
-    wide = _work_dtype(old)
-    rows = in_buckets((codes - num_levels(bits)).to(wide), bucket)
-    update = code_values(rows, scales.to(wide), bits).reshape(-1)[: old.numel()]
-    new = (old.to("cpu", wide) + update.reshape(old.shape)).to(old.dtype)
-    if not bool(torch.isfinite(new).all()):
-        raise DecodeError(f"the update of {name!r} leads to NaN or infinity")
-    return new.to(old.device)
-
-
 def _difference(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    wide = _work_dtype(new)
+    wide = work_dtype(new)
     return new.to(wide) - old.to(new.device, wide)
 
 
-def _work_dtype(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype is torch.float64 else torch.float32
-
-
-def _is_exact(name: str, exact: Collection[str] | None) -> bool:
-    if exact is None:
-        return name.rpartition(".")[2].startswith("running_")
-    return name in exact
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2].startswith("running_")
 
 
 def _require_alike(new: State, reference: State) -> None:
-    if new.keys() != reference.keys():
-        differing = sorted(new.keys() ^ reference.keys())
-        raise SettingError(f"the states differ in {differing}; pass the same model's")
+    if problems := misfits(new, reference):
+        raise SettingError(
+            f"the state does not fit the reference: {'; '.join(problems)}; pass the "
+            "same model's"
+        )
     for name, old in reference.items():
-        tensor = new[name]
-        if (tensor.shape, tensor.dtype) != (old.shape, old.dtype):
-            raise SettingError(
-                f"{name!r} is {tuple(tensor.shape)} {tensor.dtype}, in the reference "
-                f"{tuple(old.shape)} {old.dtype}"
-            )
-        if tensor.dtype not in DTYPES:
-            raise SettingError(f"{name!r} is {tensor.dtype}, which is not sent")
+        dtype = new[name].dtype
+        if dtype != old.dtype:
+            raise SettingError(f"{name!r} is {dtype}, in the reference {old.dtype}")
+        if dtype not in DTYPES:
+            raise SettingError(f"{name!r} is {dtype}, which is not sent")
