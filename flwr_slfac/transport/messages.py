@@ -144,14 +144,17 @@ class MessageLink:
                 continue
             reply = read(answer)
             self._partitions[key] = reply.device
-            down = _pieces(contents[key], "model-down")
-            carried = (*down, *_pieces(answer, "model-up"))
-            answers[key] = replace(reply, carried=carried)
+            answers[key] = replace(reply, carried=_carried(contents[key], answer))
         return answers
 
 
+def _carried(request: RecordDict, reply: RecordDict) -> tuple[Piece, ...]:
+    """Return the models and control values of both messages, frames left out."""
+    return (*_pieces(request, "model-down"), *_pieces(reply, "model-up"))
+
+
 def _pieces(content: RecordDict, direction: Direction) -> tuple[Piece, ...]:
-    """Return the models and control values of a message, frames left out."""
+    """Return those of one message; its models go in a direction."""
     pieces = []
     arrays = content.array_records.get(ARRAYS)
     if arrays is not None:
