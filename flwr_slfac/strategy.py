@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,27 +15,23 @@ from torch import nn
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Waterfill, format_codec, parse_codec
-from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.errors import SettingError
+from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
 from flwr_slfac.lightweight import Lightweight
-from flwr_slfac.progress import step_progress
 from flwr_slfac.report import Callback
 from flwr_slfac.split import (
-    Begin,
     CutFeature,
     Loss,
     Metric,
     OptimizerFactory,
-    Rounds,
     SchedulerFactory,
     Scheme,
     ServerHalf,
     accuracy,
     fronts_for,
-    require_places,
 )
-from flwr_slfac.transport import MessageLink, RecordState, as_record
+from flwr_slfac.transport import RecordState, as_record
 from flwr_slfac.wrapped import Sampled, WrappedStrategy
 
 logger = logging.getLogger("flwr")
@@ -52,6 +49,9 @@ class SplitFed(Strategy):
     The wrapped strategy goes on sampling devices and aggregating device-side models;
     in between, the devices' smashed data trains the back on the server, step by step.
 
+    The arguments come in four groups, flat because a user writes them in one call: the
+    server-side model, what crosses, how it is carried, and the run.
+
     Parameters
     ----------
     strategy : Strategy
@@ -65,11 +65,6 @@ class SplitFed(Strategy):
         From parameters to an optimizer, for the back: ``partial(SGD, lr=0.05)``.
     scheme : {"sequential", "sflv1", "sflv2", "parallel"} (default: "parallel")
         How the back learns from many devices; see `flwr_slfac.split.scheme`.
-    up, down : Codec or str (default: `DEFAULT_UP`, `DEFAULT_DOWN`)
-        How activations and cut-layer gradients are coded; text is read by
-        `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
-    seed : int (default: 0)
-        Seed of the run: batch order, noise, sampling of devices.
     scheduler, scheduler_per, clip_norm
         As in `Device`, for the back.
     metrics : dict of str to callable, optional
@@ -79,22 +74,28 @@ class SplitFed(Strategy):
         Run the back in mixed precision (torch.bfloat16 or torch.float16).
     device : torch.device or str (default: "cpu")
         Where the back runs.
+    up, down : Codec or str (default: `DEFAULT_UP`, `DEFAULT_DOWN`)
+        How activations and cut-layer gradients are coded; text is read by
+        `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
+    lightweight : Lightweight, optional
+        What makes training lighter on the devices: pruning, quantization, dropout at
+        the cut, rarer aggregation.
+    cut_features : sequence of CutFeature
+        What else is done to the smashed data, in the order of sending.
     transport : {"auto", "messages"} (default: "auto")
         What carries the steps; "auto" takes "messages".
     step_timeout_s : float (default: 600)
         A device that does not answer a step for this long is lost for the round. In
         deployment stay above 120: Flower itself needs up to 66 s to see a dead node.
     evaluate_bytes : int (default: 8 MiB)
-        Smashed test data that a device sends per message.
+        Smashed test data that a device sends per message: a few batches, which keeps
+        memory small and spares most of the cost of messages.
+    seed : int (default: 0)
+        Seed of the run: batch order, noise, sampling of devices.
     seeded_sampling : bool (default: True)
         Make the wrapped strategy's sampling a function of `seed`: nodes are listed by
         partition id (each new node is asked for it once) and Python's `random` is
         seeded while it samples.
-    lightweight : Lightweight, optional
-        What makes training lighter on the devices: pruning, quantization, dropout at
-        the cut, rarer aggregation.
-    cut_features : sequence of CutFeature
-        What else is done to the smashed data, in the order of sending.
     callbacks : sequence of Callback
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
 
@@ -123,35 +124,31 @@ class SplitFed(Strategy):
         loss: Loss,
         optimizer: OptimizerFactory,
         scheme: Scheme = "parallel",
-        up: Codec | str | None = None,
-        down: Codec | str | None = None,
-        seed: int = 0,
         scheduler: SchedulerFactory | None = None,
         scheduler_per: Literal["round", "step"] = "round",
         clip_norm: float | None = None,
         metrics: Mapping[str, Metric] | None = None,
         autocast: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        up: Codec | str | None = None,
+        down: Codec | str | None = None,
+        lightweight: Lightweight | None = None,
+        cut_features: Sequence[CutFeature] = (),
         transport: Literal["auto", "messages"] = "auto",
         step_timeout_s: float = 600.0,
         evaluate_bytes: int = 2**23,
+        seed: int = 0,
         seeded_sampling: bool = True,
-        lightweight: Lightweight | None = None,
-        cut_features: Sequence[CutFeature] = (),
         callbacks: Sequence[Callback] = (),
     ) -> None:
         if transport not in ("auto", "messages"):
             raise SettingError(
                 f"transport {transport!r} is not known; use 'auto' or 'messages'"
             )
-        if not step_timeout_s > 0:
-            raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
         self._seed = int(seed)
         self._wrapped = WrappedStrategy(strategy, self._seed, seeded=seeded_sampling)
         self._up = as_codec(DEFAULT_UP if up is None else up)
         self._down = as_codec(DEFAULT_DOWN if down is None else down)
-        self._step_timeout_s = step_timeout_s
-        self._evaluate_bytes = evaluate_bytes
         self._server = ServerHalf(
             back,
             loss,
@@ -171,18 +168,18 @@ class SplitFed(Strategy):
         self._fronts = fronts_for(lightweight, scheme, self._up, self._down)
         if self._fronts.unlike_parts:
             self._wrapped.require_mean_by_coordinate()
-        features = (*cut_features, *self._fronts.cut_features)
-        require_places(features, self._up, self._down)
-        self._rounds = Rounds(
+        self._rounds = FlowerRounds(
             self._server,
+            self._up,
             self._down,
-            self.traffic,
-            DEFAULT_MAX_ELEMENTS,
             self._fronts,
             cut_features,
+            self.traffic,
+            seed=self._seed,
+            step_timeout_s=step_timeout_s,
+            evaluate_bytes=evaluate_bytes,
         )
         self._aggregates = True
-        self._link: MessageLink | None = None
         self._train_replies: list[Message] = []
         self._evaluate_replies: list[Message] = []
 
@@ -239,19 +236,12 @@ class SplitFed(Strategy):
         self._train_replies = []
         # The wrapped strategy goes on from the weights that masks left out, too.
         whole = as_record(self._fronts.take(RecordState(arrays)))
-        link = self._link_to(grid)
-        sampled = self._wrapped.sample(
-            "train", server_round, whole, config, grid, link.devices
-        )
+        sampled = self._sample("train", server_round, whole, config, grid)
         if not sampled.nodes:
             return []
-        begin = self._begin(server_round, sampled)
-        before = self.back_state()
         try:
-            with step_progress(f"round {server_round}") as progress:
-                result = self._rounds.train(link, sampled.nodes, begin, progress)
+            result = self._rounds.train(grid, server_round, sampled)
         except Exception:
-            self._server.back.load_state_dict(before)
             self.arrays = arrays
             raise
         self._aggregates = result.aggregates
@@ -285,16 +275,10 @@ class SplitFed(Strategy):
     ) -> Iterable[Message]:
         """Let the wrapped strategy sample, and evaluate through the split."""
         self._evaluate_replies = []
-        link = self._link_to(grid)
-        sampled = self._wrapped.sample(
-            "evaluate", server_round, arrays, config, grid, link.devices
-        )
+        sampled = self._sample("evaluate", server_round, arrays, config, grid)
         if not sampled.nodes:
             return []
-        begin = self._begin(server_round, sampled)
-        metrics = self._rounds.evaluate(
-            link, sampled.nodes, begin, self._evaluate_bytes
-        )
+        metrics = self._rounds.evaluate(grid, server_round, sampled)
         self._evaluate_replies = self._wrapped.evaluate_replies(sampled, metrics)
         return []
 
@@ -311,22 +295,16 @@ class SplitFed(Strategy):
         self._history.evaluated(server_round, numbers)
         return metrics
 
-    def _begin(self, server_round: int, sampled: Sampled) -> Begin:
-        """Return what devices are told, from what the wrapped strategy wants."""
-        return Begin(
-            server_round=server_round,
-            seed=self._seed,
-            front=sampled.front,
-            up=self._up,
-            release=RELEASE,
-            min_batch=self._server.min_batch,
-            proximal_mu=sampled.proximal_mu,
-        )
-
-    def _link_to(self, grid: Grid) -> MessageLink:
-        if self._link is None:
-            self._link = MessageLink(grid, self._step_timeout_s)
-        return self._link
+    def _sample(
+        self,
+        what: Literal["train", "evaluate"],
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+    ) -> Sampled:
+        devices = partial(self._rounds.devices, grid)
+        return self._wrapped.sample(what, server_round, arrays, config, grid, devices)
 
 
 def as_codec(codec: Codec | str) -> Codec:
