@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch.utils.data import TensorDataset
 
-import flwr_slfac.split.device_half
+import flwr_slfac._release
 from flwr_slfac import Device, client_app, cut
 from splitapp.task import Fault, Job, build_data, build_device, build_model
 
@@ -62,7 +62,7 @@ def answer(message: Message, context: Context) -> Message:
             if (fault.device, fault.server_round, fault.step) == here:
                 fail(fault, folder)
     release = "9.9.9" if job.bad == "release" else flwr_slfac.__version__
-    with mock.patch.object(flwr_slfac.split.device_half, "RELEASE", release):
+    with mock.patch.object(flwr_slfac._release, "RELEASE", release):
         return inner_app(text)(message, context)
 
 
