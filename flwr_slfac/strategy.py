@@ -166,8 +166,7 @@ class SplitFed(Strategy):
         self.costs = self._history.costs
         self.arrays: ArrayRecord | None = None
         self._fronts = fronts_for(lightweight, scheme, self._up, self._down)
-        if self._fronts.unlike_parts:
-            self._wrapped.require_mean_by_coordinate()
+        self._wrapped.require_fit(self._fronts)
         self._rounds = FlowerRounds(
             self._server,
             self._up,

@@ -11,7 +11,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.split import RoundResult, seed_for
+from flwr_slfac.split import RoundResult, ServerFronts, seed_for
 from flwr_slfac.transport import RecordState, as_record
 
 Devices = Callable[[list[int]], dict[int, int]]
@@ -150,7 +150,7 @@ class WrappedStrategy:
             record[weight if name == "num-examples" else name] = value
         return RecordDict({"metrics": record})
 
-    def require_mean_by_coordinate(self) -> None:
+    def require_fit(self, fronts: ServerFronts) -> None:
         """Refuse strategies that compare whole states, where devices hold unlike parts.
 
         Raises
@@ -158,7 +158,7 @@ class WrappedStrategy:
         SettingError
             If this is one.
         """
-        if isinstance(self.inner, _NOT_BY_COORDINATE):
+        if fronts.unlike_parts and isinstance(self.inner, _NOT_BY_COORDINATE):
             raise SettingError(
                 f"{self.name} compares whole fronts, but with prune as a function "
                 "devices hold unlike parts; use a strategy that averages (FedAvg, "

@@ -1,4 +1,16 @@
-"""The two halves and the step between them. Knows the codec room, not Flower."""
+"""The two halves and the step between them. Knows codecs, not Flower.
+
+::
+
+    device                                           server
+    DeviceFront -> DeviceEnd.apply, send    ====>    ServerEnd.receive
+                                                     ServerHalf.step
+    DeviceFront.step <- DeviceEnd.receive   <====    ServerEnd.send
+
+`Rounds` runs that step in lock-step over devices behind any `Link`, and hands fronts
+out and takes them back as its `ServerFronts` say. `train_locally` does so in one
+process.
+"""
 
 from flwr_slfac.split.crossing import Batch, require_places
 from flwr_slfac.split.device import Device, OptimizerFactory, SchedulerFactory
@@ -8,6 +20,8 @@ from flwr_slfac.split.features import (
     Dropout,
     Passage,
     ServerMemory,
+    feature_fields,
+    feature_of,
     register_feature,
 )
 from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
@@ -69,6 +83,8 @@ __all__ = [
     "TrainRequest",
     "WholeFronts",
     "accuracy",
+    "feature_fields",
+    "feature_of",
     "fronts_for",
     "register_feature",
     "require_places",

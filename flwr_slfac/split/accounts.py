@@ -3,7 +3,7 @@
 import torch
 
 from flwr_slfac.codec.base import raw_num_bytes
-from flwr_slfac.split.protocol import Piece
+from flwr_slfac.split.protocol import Begin, Piece, TrainReply
 from flwr_slfac.states import State
 from flwr_slfac.traffic import Direction, Phase, Traffic
 
@@ -45,17 +45,17 @@ class Accounts:
         server_round, phase = self._place
         self._traffic.add_seconds(server_round, device, phase, "up", seconds)
 
-    def mask(self, device: int, mask: bytes) -> None:
-        """Enter the mask that a device was sent, if any."""
-        if mask:
-            self._add(device, "model-down", len(mask))
+    def begun(self, device: int, begin: Begin) -> None:
+        """Enter the bytes in a Begin: the mask, where there is one."""
+        if begin.mask:
+            self._add(device, "model-down", len(begin.mask))
 
-    def update(self, device: int, update: bytes | None, front: State | None) -> None:
-        """Enter a quantized update of the front, if that is how the front came."""
-        if update is not None and front is not None:
+    def finished(self, device: int, reply: TrainReply, front: State | None) -> None:
+        """Enter the bytes in a last reply: the update, if so `front` came."""
+        if reply.update is not None and front is not None:
             num_values = sum(t.numel() for t in front.values())
             raw_bytes = _RAW_BYTES_PER_VALUE * num_values
-            self._add(device, "model-up", len(update), raw_bytes)
+            self._add(device, "model-up", len(reply.update), raw_bytes)
 
     def carried(self, device: int, pieces: tuple[Piece, ...]) -> None:
         """Enter what the link says it carried to a device and back."""

@@ -192,12 +192,9 @@ class DeviceHalf:
     def _open(self, begin: Begin, order: BatchOrder | None) -> _Round:
         """Open this device's end of the stream for training or evaluation."""
         place = Place(begin.seed, begin.server_round, self.partition)
-        features = begin.cut_features
-        if order is None:
-            features = tuple(f for f in features if f.in_evaluation)
-        memory = (self.kept or {}).get("memory", {})
-        end = DeviceEnd(begin.up, features, place, memory)
-        return _Round(begin, place, end, order)
+        trains, memory = order is not None, (self.kept or {}).get("memory", {})
+        features = [f for f in begin.cut_features if trains or f.in_evaluation]
+        return _Round(begin, place, DeviceEnd(begin.up, features, place, memory), order)
 
     def _begin_round(self, begin: Begin) -> bool:
         """Take up a round; return False if its front is not here."""
@@ -217,9 +214,7 @@ class DeviceHalf:
     def _begin_evaluation(self, begin: Begin) -> None:
         require_release(begin.release, self._who)
         if not self._front.take(begin, self.kept or {}, self._who):
-            raise TrainingError(
-                f"{self._who} does not have the front that it is to test"
-            )
+            raise TrainingError(f"{self._who} lacks the front that it is to test")
         self._round = self._open(begin, None)
 
     def _forward(self, now: _Round, order: BatchOrder, step: int) -> Smashed:

@@ -138,23 +138,17 @@ def train_locally(
     link = make_link([DeviceHalf(device, i) for i, device in enumerate(devices)])
     result = LocalResult(dict(front), [], [], traffic)
     keys = range(len(devices))
+    begin = Begin(0, seed, front, codecs[0], RELEASE, server.min_batch, proximal_mu)
     for server_round in range(1, num_rounds + 1):
-        begin = Begin(
-            server_round=server_round,
-            seed=seed,
-            front=fronts.take(result.front),
-            up=codecs[0],
-            release=RELEASE,
-            min_batch=server.min_batch,
-            proximal_mu=proximal_mu,
-        )
+        whole = fronts.take(result.front)
+        begin = replace(begin, server_round=server_round, front=whole)
         outcome = rounds.train(link, keys, begin)
         if outcome.aggregates:
             result.front = fronts.advance(merge_fronts(outcome))
         result.rounds.append(outcome)
         if evaluate:
-            begin = replace(begin, front=result.front)
-            by_key = rounds.evaluate(link, keys, begin, _EVALUATE_BYTES)
+            served = replace(begin, front=result.front)
+            by_key = rounds.evaluate(link, keys, served, _EVALUATE_BYTES)
             result.evaluations.append(weighted_metrics(list(by_key.values())))
     return result
 

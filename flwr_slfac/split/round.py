@@ -152,7 +152,7 @@ class Round:
         requests = {}
         for key, device in devices.items():
             own = self._fronts.begin(device, begin)
-            self._accounts.mask(device, own.mask)
+            self._accounts.begun(device, own)
             requests[key] = TrainRequest(0, begin=own)
         return requests
 
@@ -216,7 +216,7 @@ class Round:
         if lasting := restart(stream.end.down):
             self._run.lasting[stream.device] = lasting
         front = self._fronts.receive(stream.device, reply)
-        self._accounts.update(stream.device, reply.update, front)
+        self._accounts.finished(stream.device, reply, front)
         self._result.finished[stream.key] = DeviceResult(
             stream.device,
             front,

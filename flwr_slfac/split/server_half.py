@@ -64,16 +64,7 @@ class ServerHalf:
         autocast: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        require_scheme(scheme)
-        require_positive("clip_norm", clip_norm)
-        if scheduler_per not in ("round", "step"):
-            raise SettingError(
-                f"scheduler_per is {scheduler_per!r}; use 'round' or 'step'"
-            )
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise SettingError(
-                f"autocast is {autocast}; use torch.bfloat16, torch.float16 or None"
-            )
+        _require_settings(scheme, scheduler_per, clip_norm, autocast)
         self.scheme = scheme
         self.where = torch.device(device)
         self._loss = loss
@@ -248,4 +239,20 @@ class ServerHalf:
             self.where.type,
             dtype=self._autocast or torch.bfloat16,
             enabled=self._autocast is not None,
+        )
+
+
+def _require_settings(
+    scheme: str,
+    scheduler_per: str,
+    clip_norm: float | None,
+    autocast: torch.dtype | None,
+) -> None:
+    require_scheme(scheme)
+    require_positive("clip_norm", clip_norm)
+    if scheduler_per not in ("round", "step"):
+        raise SettingError(f"scheduler_per is {scheduler_per!r}; use 'round' or 'step'")
+    if autocast not in (None, torch.bfloat16, torch.float16):
+        raise SettingError(
+            f"autocast is {autocast}; use torch.bfloat16, torch.float16 or None"
         )

@@ -7,9 +7,7 @@ from typing import Any
 from flwr_slfac.codec import format_codec, parse_codec
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.lightweight import DeviceConfig
-from flwr_slfac.split.features import CutFeature
-from flwr_slfac.split.features.base import feature_fields, feature_of
-from flwr_slfac.split.protocol import Begin
+from flwr_slfac.split import Begin, CutFeature, feature_fields, feature_of
 
 _PLAIN = ("seed", "release", "version", "aggregate")
 _RENAMED = {

@@ -18,10 +18,10 @@ from flwr_slfac.split import (
     EvaluateReply,
     EvaluateRequest,
     Lost,
+    Piece,
     TrainReply,
     TrainRequest,
 )
-from flwr_slfac.split.protocol import Piece
 from flwr_slfac.traffic import Direction
 from flwr_slfac.transport.delivery import PARTITION, Delivery
 from flwr_slfac.transport.records import (

@@ -6,10 +6,8 @@ Flower carries large Arrays faster than large config values.
 """
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from flwr_slfac.errors import TrainingError
@@ -25,37 +23,12 @@ from flwr_slfac.split import (
 )
 from flwr_slfac.transport.begins import begin_of_fields, begin_to_fields
 from flwr_slfac.transport.channels import channels_of_text, channels_to_text
+from flwr_slfac.transport.record_state import RecordState, as_record
 
 SPLIT, ARRAYS, FRAMES = "split", "arrays", "frames"
 STYPE = "slfac.v1"
 # From here on Arrays are faster than config values: measured with Flower 1.41.
 _LARGE_BYTES = 2**20
-
-
-class RecordState(Mapping[str, torch.Tensor]):
-    """A state dict that stays a Flower ArrayRecord until somebody reads a tensor."""
-
-    def __init__(self, record: ArrayRecord) -> None:
-        self.record = record
-        self._tensors: dict[str, torch.Tensor] | None = None
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if self._tensors is None:
-            self._tensors = dict(self.record.to_torch_state_dict())
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.record)
-
-    def __len__(self) -> int:
-        return len(self.record)
-
-
-def as_record(state: Mapping[str, torch.Tensor]) -> ArrayRecord:
-    """Return a state dict as an ArrayRecord, without work if it is one already."""
-    if isinstance(state, RecordState):
-        return state.record
-    return ArrayRecord(dict(state))
 
 
 def put_frame(content: RecordDict, name: str, frame: bytes) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flwr_slfac.errors import DecodeError
-from flwr_slfac.split.protocol import Snapshot
+from flwr_slfac.split import Snapshot
 from flwr_slfac.transport.begins import begin_of_fields, begin_to_fields
 from flwr_slfac.transport.packing import pack_state, unpack_state
 

@@ -15,8 +15,7 @@ from flwr_slfac.codec import (
     restart,
 )
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.split.features import CutFeature
-from flwr_slfac.split.features.base import passages
+from flwr_slfac.split.features import CutFeature, passages
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import Smashed
 

@@ -18,8 +18,7 @@ from flwr_slfac.errors import (
 )
 from flwr_slfac.lightweight.pruning import CutMask
 from flwr_slfac.split.accounts import Accounts
-from flwr_slfac.split.features import CutFeature, Passage, ServerMemory
-from flwr_slfac.split.features.base import passages
+from flwr_slfac.split.features import CutFeature, Passage, ServerMemory, passages
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import Smashed
 

@@ -4,6 +4,9 @@ from flwr_slfac.split.features.base import (
     CutFeature,
     Passage,
     ServerMemory,
+    feature_fields,
+    feature_of,
+    passages,
     register_feature,
 )
 from flwr_slfac.split.features.dropout import Dropout
@@ -13,5 +16,8 @@ __all__ = [
     "Dropout",
     "Passage",
     "ServerMemory",
+    "feature_fields",
+    "feature_of",
+    "passages",
     "register_feature",
 ]

@@ -1,0 +1,42 @@
+"""What a device answers to the server's messages, records in and out."""
+
+from flwr.app import ConfigRecord, RecordDict
+
+from flwr_slfac.errors import SlfacError
+from flwr_slfac.split import DeviceHalf
+from flwr_slfac.transport.delivery import REFUSED
+from flwr_slfac.transport.records import (
+    SPLIT,
+    from_description,
+    from_evaluate_reply,
+    from_train_reply,
+    to_evaluate_request,
+    to_train_request,
+)
+
+
+def answer_train(half: DeviceHalf, content: RecordDict) -> RecordDict:
+    """Answer ``train.step``."""
+    return from_train_reply(half.train(to_train_request(content)))
+
+
+def answer_evaluate(half: DeviceHalf, content: RecordDict) -> RecordDict:
+    """Answer ``evaluate.step``."""
+    return from_evaluate_reply(half.evaluate(to_evaluate_request(content)))
+
+
+def answer_describe(half: DeviceHalf, content: RecordDict) -> RecordDict:
+    """Answer ``query.describe``."""
+    channels = bool(content.config_records[SPLIT]["channels"])
+    return from_description(half.describe(channels=channels))
+
+
+def answer_partition(partition: int) -> RecordDict:
+    """Answer ``query.partition``, which runs none of the device's code."""
+    return RecordDict({SPLIT: ConfigRecord({"device": partition})})
+
+
+def refusal(error: SlfacError, partition: int) -> RecordDict:
+    """Return what tells the server that a device refuses, and why."""
+    reason = f"{type(error).__name__}: {error}"
+    return RecordDict({SPLIT: ConfigRecord({REFUSED: reason, "device": partition})})

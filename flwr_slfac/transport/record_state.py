@@ -1,0 +1,34 @@
+"""State dicts that stay Flower's records until somebody reads them."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from flwr.app import ArrayRecord
+
+from flwr_slfac.states import State
+
+
+class RecordState(Mapping[str, torch.Tensor]):
+    """A state dict that stays a Flower ArrayRecord until somebody reads a tensor."""
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self.record = record
+        self._tensors: dict[str, torch.Tensor] | None = None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if self._tensors is None:
+            self._tensors = dict(self.record.to_torch_state_dict())
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.record)
+
+    def __len__(self) -> int:
+        return len(self.record)
+
+
+def as_record(state: State) -> ArrayRecord:
+    """Return a state dict as an ArrayRecord, without work if it is one already."""
+    if isinstance(state, RecordState):
+        return state.record
+    return ArrayRecord(dict(state))
