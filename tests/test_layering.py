@@ -162,15 +162,7 @@ def test_flower_is_entered_by_its_public_doors(path: Path) -> None:
 def test_the_round_names_no_feature(module: str) -> None:
     """A feature is an object with a null form; no step asks whether it is on."""
     path = PACKAGE / (module.replace(".", "/") + ".py")
-    words = (
-        "dropout",
-        "mask",
-        "prune",
-        "quantiz",
-        "update_bits",
-        "saved_bits",
-        "noise",
-    )
+    words = ("dropout", "mask", "prune", "quantiz", "_bits", "noise")
     names = {
         getattr(node, "attr", None) or getattr(node, "id", "")
         for node in ast.walk(ast.parse(path.read_text()))

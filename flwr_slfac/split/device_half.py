@@ -168,8 +168,9 @@ class DeviceHalf:
             return None
         front = self._front.state()
         front["front"] = {**front["front"], **self._buffers_before}
-        begin = replace(self._round.begin, front=None)
-        return Snapshot(begin, self._step, front, self._round.end.state())
+        now, begin = self._round, replace(self._round.begin, front=None)
+        trains = now.order is not None
+        return Snapshot(begin, trains, self._step, front, now.end.state())
 
     def restore(self, snapshot: Snapshot | None) -> None:
         """Take up the round that `snapshot` describes; the graph is lost."""
@@ -179,8 +180,7 @@ class DeviceHalf:
             return
         self._front.restore(snapshot.begin, snapshot.front)
         self._buffers_before = self._front.buffers()
-        trains = snapshot.front["tuning"] is not None
-        order = self._batches(snapshot.begin) if trains else None
+        order = self._batches(snapshot.begin) if snapshot.trains else None
         self._round = self._open(snapshot.begin, order)
         self._round.end.load(snapshot.memory)
         self._step = snapshot.step

@@ -210,6 +210,8 @@ class Snapshot:
     ----------
     begin : Begin
         What it was told at the start, without the front.
+    trains : bool
+        Whether it trains in the round, or evaluates.
     step : int
         Its last forward, -1 before the first.
     front : dict
@@ -219,6 +221,7 @@ class Snapshot:
     """
 
     begin: Begin
+    trains: bool
     step: int
     front: dict[str, Any]
     memory: tuple[Memory, Memory, Memory]

@@ -20,6 +20,7 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
         {
             "begin": begin_to_fields(snapshot.begin),
             "mask": snapshot.begin.mask,
+            "trains": snapshot.trains,
             "step": snapshot.step,
             "front": snapshot.front,
             "memory": snapshot.memory,
@@ -38,6 +39,7 @@ def unpack_snapshot(data: bytes) -> Snapshot:
     state = unpack_state(data)
     try:
         begin = replace(begin_of_fields(state["begin"]), mask=state["mask"])
-        return Snapshot(begin, state["step"], state["front"], state["memory"])
+        parts = ("trains", "step", "front", "memory")
+        return Snapshot(begin, *(state[name] for name in parts))
     except (KeyError, TypeError) as error:
         raise DecodeError(f"the bytes are not a snapshot: {error}") from error
