@@ -51,12 +51,12 @@ class AffineTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes that are stored."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The tensors that are held, in the order of the fields."""
+        """The tensors that are stored, in the order of the fields."""
         return (self.codes, self.zero, self.step, self.base)
 
     def restore(self, part: tuple[slice, ...] = ()) -> torch.Tensor:
