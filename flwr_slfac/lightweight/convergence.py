@@ -25,6 +25,9 @@ from flwr_slfac.lightweight.dropout import require_dropout
 from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET, qsgd_variance
 from flwr_slfac.lightweight.quantization.update_pack import update_variance
 
+# A step of 1 / smoothness, computed by the user in floating point, is not refused.
+_SLACK = 1e-12
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -61,6 +64,12 @@ class Objective:
     gradient_bias : float
         e: any other deviation of the mean gradient, for example of weight gradients
         from activations in 8 bits.
+
+    Raises
+    ------
+    SettingError
+        If a constant is negative or not finite, `smoothness` is 0, or the front's noise
+        is above all noise.
     """
 
     gap: float
@@ -122,6 +131,11 @@ class Training:
         default all devices: they share a mask, or none is pruned.
     activation_dropout : float (default: 0)
         p in [0, 1); for a `DropMask`, ``1 - num_kept / num_units``.
+
+    Raises
+    ------
+    SettingError
+        If a field is out of range.
     """
 
     num_steps: int
@@ -181,7 +195,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Bound:
-    """The three terms of the bound: distance to go, noise, and systematic error."""
+    """The three terms of the bound, each at least 0.
+
+    Attributes
+    ----------
+    start : float
+        Distance to go, which falls with the number of steps.
+    noise : float
+        Variance, which falls with the step.
+    bias : float
+        Systematic error: drift of the fronts, pruning, dropout, unlike devices.
+    """
 
     start: float
     noise: float
@@ -224,7 +248,7 @@ def convergence_bound(objective: Objective, training: Training) -> Bound:
     0.24
     """
     o, t = objective, training
-    if t.step_size * o.smoothness > 1 + 1e-12:
+    if t.step_size * o.smoothness > 1 + _SLACK:
         raise SettingError(
             f"step_size is {t.step_size}; the bound holds up to 1 / smoothness = "
             f"{1 / o.smoothness:g}"

@@ -24,7 +24,7 @@ class StepCost:
     activation_bytes : int
         Bytes that the graph holds at the end of the forward, each storage once.
     pruned_activation_bytes : int
-        The same if they were not held in 8 bits.
+        The same if they were not stored in 8 bits.
     plain_forward_flops, plain_backward_flops, plain_parameter_bytes
         The same of the whole front.
     plain_activation_bytes : int

@@ -1,18 +1,19 @@
 """Random dropout at the cut: only kept values travel, the mask does not.
 
 Both sides derive the mask from a seed, so it costs no byte. The device sends what
-`gather` keeps, already scaled; the server puts it back with `scatter`, and something at
-the other places (`centre`), before its half sees it. The gradient that it hands back is
-that of the kept values alone::
+`gather` keeps, already scaled; the server puts it back with `scatter`, and the means of
+channels at the other places (`running_means`), before its half sees it. The gradient
+that it hands back is that of the kept values alone::
 
     device  activations --gather--> kept --encode==>      ==>decode--> kept  server
                                                             --scatter--> back
     device  activations <--autograd-- kept <--decode<==  <==encode-- gradient of kept
 
 A uniformly random subset of exactly ``K = round((1 - p) D)`` of D units is kept and
-scaled by ``D / K``. Our reading of the paper's inverted dropout: the mean is
-the activation, as with independent coin flips, but the number kept is the same in every
-example, so that kept channels are one dense tensor that any codec takes.
+scaled by ``D / K``. Our reading of the inverted dropout of Zhang, Ni and Wang,
+"Lightweight federated split learning" (arXiv 2412.06414): the mean is the activation,
+as with independent coin flips, but the number kept is the same in every example, so
+that kept channels are one dense tensor that any codec takes.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ import torch
 
 from flwr_slfac.codec.uniform import channel_dim
 from flwr_slfac.errors import SettingError, TrainingError
+
+# Our choice: a seed is a word of 64 bits, as in torch.
+_NUM_SEEDS = 2**64
 
 Unit = Literal["channel", "element"]
 Per = Literal["batch", "example"]
@@ -96,7 +100,7 @@ class DropMask:
                 f"dropout at the cut needs a batch of vectors or maps; the activations "
                 f"have shape {self.shape}"
             )
-        if not 0 <= self.seed < 2**64:
+        if not 0 <= self.seed < _NUM_SEEDS:
             raise SettingError(f"seed is {self.seed}; give one in [0, 2**64)")
 
     @property
@@ -146,6 +150,16 @@ class DropMask:
     def gather(self, activations: torch.Tensor) -> torch.Tensor:
         """Return the kept values, scaled by `scale`; differentiable.
 
+        Parameters
+        ----------
+        activations : Tensor
+            Of the mask's `shape`, floating.
+
+        Returns
+        -------
+        Tensor
+            Of `kept_shape`, the same dtype and device.
+
         Raises
         ------
         TrainingError
@@ -156,6 +170,11 @@ class DropMask:
 
     def select(self, activations: torch.Tensor) -> torch.Tensor:
         """Return the kept values as they are; what `scatter` is the adjoint of.
+
+        Parameters
+        ----------
+        activations : Tensor
+            Of the mask's `shape`, or the gradient of such.
 
         Raises
         ------
@@ -172,6 +191,16 @@ class DropMask:
 
     def scatter(self, kept: torch.Tensor) -> torch.Tensor:
         """Return kept values at their places among zeros; differentiable.
+
+        Parameters
+        ----------
+        kept : Tensor
+            Of `kept_shape`.
+
+        Returns
+        -------
+        Tensor
+            Of the mask's `shape`.
 
         Raises
         ------

@@ -23,7 +23,7 @@ class RunningMeans:
     """Running means of the channels of the smashed data, over steps and devices.
 
     Our choice, because a mean over all devices is known as soon as one of them has sent
-    a channel, and a value that a device's dropout left out is unbiased with any centre.
+    a channel, and what is restored is unbiased whatever the mean.
 
     Examples
     --------

@@ -9,10 +9,15 @@ from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice
 from flwr_slfac.lightweight.pruning.selection import CutChoice, Scope, require_ratio
-from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET, require_qsgd
+from flwr_slfac.lightweight.quantization.qsgd import (
+    DEFAULT_BUCKET,
+    MAX_BITS,
+    require_qsgd,
+)
 
 Profile = Mapping[str, Any]
 Prune = float | Sequence[float] | Callable[[int, Profile], float]
+# Bits of float32, in which PyTorch trains by default: "not quantized".
 FULL_BITS = 32
 
 
@@ -89,18 +94,19 @@ class Lightweight:
         Rounds between two choices of the masks; a choice waits for the start of a
         period between aggregations.
     gradient_decay : float (default: 0.9)
-        Weight of earlier rounds in the accumulated gradient, in [0, 1).
+        Weight of earlier rounds in the accumulated gradient, in [0, 1). The default is
+        our choice: about the last ten rounds count.
     gradient_bits : int (default: 32)
         2 to 8: the front's gradients are quantized to so many bits, unbiasedly (QSGD),
         before the optimizer's step. 32: they are not.
     update_bits : int, optional
         Bits of the front's update on its way up; by default `gradient_bits`.
     bucket : int (default: 512)
-        Values that share a scale.
+        Values that share a scale of gradients and updates, 1 to 65535.
     error_feedback : bool (default: False)
         Add what an update lost to the next one, and round to nearest.
     saved_bits : {8, 32} (default: 32)
-        8: what the front's backward needs of its forward is held in 8 bits.
+        8: what the front's backward needs of its forward is stored in 8 bits.
     activation_dropout : float (default: 0)
         Share p of the smashed data that is dropped at random, in [0, 1): it travels
         neither up nor down.
@@ -116,7 +122,7 @@ class Lightweight:
         under others.
     aggregate_every : int (default: 1)
         I: fronts are aggregated in every I-th round, and in the last. In between they
-        live on the devices and do not cross the network. A device that missed an
+        stay on the devices and do not cross the network. A device that missed an
         aggregation begins with the aggregated front. Under scheme ``sequential`` with
         I > 1 the front is not handed on: each device trains its own until they are
         aggregated.
@@ -202,6 +208,11 @@ class Lightweight:
     def fit(self, *codecs: Codec) -> "Lightweight":
         """Return the setting with what it leaves open chosen for these codecs.
 
+        Parameters
+        ----------
+        *codecs : Codec
+            Those of activations and gradients; what is dropped must suit each.
+
         Examples
         --------
         >>> from flwr_slfac.codec import Identity, Waterfill
@@ -235,7 +246,14 @@ class Lightweight:
         return callable(self.prune)
 
     def share(self, server_round: int, profile: Profile) -> float:
-        """Return rho of a device in a round, from 1.
+        """Return rho of a device in a round.
+
+        Parameters
+        ----------
+        server_round : int
+            From 1.
+        profile : mapping
+            What the device says of itself, as `prune` may want it.
 
         Raises
         ------
@@ -256,7 +274,7 @@ class Lightweight:
 
 def _require_bits(name: str, bits: int, bucket: int) -> None:
     if bits == FULL_BITS and not isinstance(bits, bool):
-        require_qsgd(8, bucket)
+        require_qsgd(MAX_BITS, bucket)
         return
     try:
         require_qsgd(bits, bucket)

@@ -126,6 +126,20 @@ def test_devices_that_hold_everything_average_as_ever() -> None:
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
+def test_the_null_forms_change_nothing() -> None:
+    """A mask of everything takes, puts and sends what is there, at the cut too."""
+    mask, state = FullMask(), random_state(0)
+    assert mask.is_full
+    assert mask.to_bytes() == b""
+    for found in (mask.take_state(state), mask.put_state(state, random_state(1))):
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+    smashed = torch.randn(2, 4, 3)
+    assert mask.cut.gather(smashed) is smashed
+    assert mask.cut.scatter(smashed) is smashed
+    dim, size, index = mask.cut.places(smashed.shape, dim=2)
+    assert (dim, size, torch.arange(size)[index].tolist()) == (2, 3, [0, 1, 2])
+
+
 def test_a_value_of_a_holder_without_weight_does_not_count() -> None:
     """A NaN on a coordinate that is not held reaches nobody."""
     mask = ElementMask({"w": torch.tensor([[True, False]])})

@@ -7,7 +7,8 @@
 
 Where a channel's values straddle or touch zero, base is 0: zero is a grid point, and
 values that would round to it take the point beside it. A ReLU's backward asks which
-outputs are above zero and is therefore exact. Else base is the minimum.
+outputs are above zero and is therefore exact. Else base is the minimum. Ours: uniform
+grids as everywhere, placed so that signs survive.
 """
 
 from collections.abc import Iterator
@@ -50,12 +51,12 @@ class AffineTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes that are stored."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The tensors that are held, in the order of the fields."""
+        """The tensors that are stored, in the order of the fields."""
         return (self.codes, self.zero, self.step, self.base)
 
     def restore(self, part: tuple[slice, ...] = ()) -> torch.Tensor:
@@ -105,6 +106,7 @@ def to_affine(x: torch.Tensor) -> AffineTensor | None:
     tensor([  0,  51,  52, 255], dtype=torch.uint8)
     """
     wide = x.dtype if x.dtype is torch.float64 else torch.float32
+    # From four dimensions on these are maps, whose channels are dimension 1.
     dims = [d for d in range(x.ndim) if d != 1] if x.ndim >= 4 else [-1]
     lo = x.amin(dims, keepdim=True).to(wide)
     hi = x.amax(dims, keepdim=True).to(wide)

@@ -50,7 +50,7 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float = 0.1,  # both as in PyTorch
     eps: float = 1e-5,
 ) -> Tensor | None:
     """Stand in for `torch.nn.functional.batch_norm`."""
@@ -95,6 +95,7 @@ def max_pool2d(
 
 
 def _takes(input: Tensor, *others: Tensor) -> bool:
+    """Say whether this is a batch of images (N, C, H, W) to be trained on, plainly."""
     return (
         input.ndim == 4
         and input.numel() > 0

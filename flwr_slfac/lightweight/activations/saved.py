@@ -59,12 +59,13 @@ def saved_in_8_bits(
     Yields
     ------
     SavedBytes
-        Counts the bytes that the graph holds; read it after the forward.
+        Counts the bytes that the graph holds; read it after the forward. Also on the
+        meta device, where tensors have no values.
 
     Raises
     ------
     TrainingError
-        In backward, if a tensor that was kept as it is has since been changed in place.
+        In backward, if a tensor that stayed as it is has since been changed in place.
 
     Examples
     --------

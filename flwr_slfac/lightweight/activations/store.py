@@ -18,8 +18,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight.activations.affine import AffineTensor, to_affine
 
-# Our choice: below so many elements the grids and the Python objects of a coded tensor
-# take about as much memory as the tensor, and many are statistics, which stay exact.
+# Elements from which on a tensor is coded. Our choice: 4 KiB and less save little, and
+# many so small are statistics of norms, which stay exact.
 _SMALL = 1024
 # From the narrowest on; torch has no uint16 that its kernels take.
 _NARROW = (torch.uint8, torch.int16, torch.int32)

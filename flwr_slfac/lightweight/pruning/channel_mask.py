@@ -34,7 +34,7 @@ class ChannelMask(Mask):
     ----------
     channels : Channels
         What :func:`channel_groups` found.
-    masks : Mapping of str to Tensor
+    masks : mapping of str to Tensor
         By group: bool ``(size,)``, True where kept.
 
     Raises
@@ -100,12 +100,12 @@ class ChannelMask(Mask):
         """By tensor and dimension: the kept positions, ascending."""
         keep: dict[tuple[str, int], Tensor] = {}
         for group in self.channels.groups:
-            gone = ~self.masks[group.name]
+            pruned = ~self.masks[group.name]
             for member in group.members:
                 place = (member.tensor, member.dim)
                 size = self.channels.shapes[member.tensor][member.dim]
                 mask = keep.setdefault(place, torch.ones(size, dtype=torch.bool))
-                mask[member.positions[gone].flatten()] = False
+                mask[member.positions[pruned].flatten()] = False
         index: dict[str, dict[int, Tensor]] = {}
         for (name, dim), mask in keep.items():
             index.setdefault(name, {})[dim] = mask.nonzero().flatten()

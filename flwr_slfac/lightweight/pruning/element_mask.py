@@ -41,7 +41,7 @@ class ElementMask(Mask):
 
     Parameters
     ----------
-    masks : Mapping of str to Tensor
+    masks : mapping of str to Tensor
         By parameter: bool of its shape, True where kept. Tensors without a mask are
         kept whole.
 
@@ -115,7 +115,7 @@ class ElementMask(Mask):
         return torch.ones(shape, dtype=torch.bool) if mask is None else mask
 
     def to_bytes(self) -> bytes:
-        """Return the masks as bytes: bitmap or places, whichever is smaller."""
+        """Return the mask as bytes: places of kept or pruned weights, as are fewer."""
         return b"".join(_pack(self.masks[name]) for name in sorted(self.masks))
 
     @classmethod
@@ -181,6 +181,19 @@ def _unpack(data: bytes, offset: int, num: int) -> tuple[Tensor, int]:
 
 def prunable_shapes(state: State) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a state's weights: floating, of two or more dimensions.
+
+    Biases and norms, of one dimension, stay: they are few, and without them a layer
+    loses more than a weight.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        Full state of a front.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        By parameter, empty ones left out.
 
     Examples
     --------

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flwr_slfac.errors import DivergedError, SettingError
-from flwr_slfac.lightweight.pruning.channels import Channels, Group
+from flwr_slfac.lightweight.pruning.channels import Channels, Group, Member
 from flwr_slfac.states import State
 
 Criterion = Literal["weight", "gradient", "scale"]
@@ -64,7 +64,9 @@ def channel_scores(
     require_choice("criterion", criterion, get_args(Criterion))
     _require_gradients(criterion, gradients, channels.shapes)
     return {
-        group.name: _finite(group.name, _score(group, state, criterion, gradients))
+        group.name: _finite(
+            f"`{group.name}`", _score(group, state, criterion, gradients)
+        )
         for group in channels.groups
     }
 
@@ -73,41 +75,51 @@ def _score(
     group: Group, state: State, criterion: Criterion, gradients: State | None
 ) -> Tensor:
     total = torch.zeros(group.size, dtype=torch.float64)
-    num = 0
+    num_tensors = 0
     for member in group.members:
-        value = state[member.tensor].detach().cpu().double()
-        if criterion == "scale":
-            counts, value = member.role == "scale", value.abs()
-        elif criterion == "weight":
-            counts, value = value.ndim > 1, value.square()
-        else:
-            counts = member.role != "statistic" and member.tensor in (gradients or {})
-            value = value * _gradient(gradients, member.tensor) if counts else value
-            value = value.abs()
-        if counts:
-            rows = (
-                value.movedim(member.dim, 0).reshape(value.shape[member.dim], -1).sum(1)
-            )
-            total += rows[member.positions].sum(1)
-            num += 1
-    if criterion == "scale" and not num:
+        value = _in_float64(state[member.tensor])
+        terms = _terms(member, value, criterion, gradients or {})
+        if terms is not None:
+            rows = terms.movedim(member.dim, 0).reshape(terms.shape[member.dim], -1)
+            by_index = rows.sum(1)
+            total += by_index[member.positions].sum(1)
+            num_tensors += 1
+    if criterion == "weight":
+        return total.sqrt()
+    if criterion == "gradient":
+        return total
+    if not num_tensors:
         raise SettingError(
             f"criterion 'scale' needs a batch norm, but none follows `{group.name}`; "
             "use 'weight' or 'gradient'"
         )
+    return total / num_tensors
+
+
+def _terms(
+    member: Member, value: Tensor, criterion: Criterion, gradients: State
+) -> Tensor | None:
+    """Return what each value adds to its channel's score; None if the tensor does not.
+
+    Of its tensor's shape.
+    """
+    if criterion == "scale":
+        return value.abs() if member.role == "scale" else None
     if criterion == "weight":
-        return total.sqrt()
-    return total / num if criterion == "scale" else total
+        return value.square() if value.ndim > 1 else None
+    if member.role == "statistic" or member.tensor not in gradients:
+        return None
+    return (value * _in_float64(gradients[member.tensor])).abs()
 
 
-def _gradient(gradients: State | None, name: str) -> Tensor:
-    return (gradients or {})[name].detach().cpu().double()
+def _in_float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()
 
 
-def _finite(name: str, scores: Tensor) -> Tensor:
+def _finite(what: str, scores: Tensor) -> Tensor:
     if not scores.isfinite().all():
         raise DivergedError(
-            f"the importance of `{name}` is NaN or infinite; lower the learning rate"
+            f"the importance of {what} is NaN or infinite; lower the learning rate"
         )
     return scores
 
@@ -140,17 +152,12 @@ def element_scores(
     """
     scores = {}
     for name in names:
-        score = state[name].detach().cpu().double()
+        score = _in_float64(state[name])
         if gradients is not None:
             if name not in gradients:
                 raise SettingError(f"no gradient of {name!r} was given")
-            score = score * _gradient(gradients, name)
-        if not score.isfinite().all():
-            raise DivergedError(
-                f"the importance of {name!r} is NaN or infinite; lower the learning "
-                "rate"
-            )
-        scores[name] = score.abs().flatten()
+            score = score * _in_float64(gradients[name])
+        scores[name] = _finite(repr(name), score).abs().flatten()
     return scores
 
 
@@ -168,7 +175,7 @@ def increase(scores: Scores, first: Scores) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to Tensor
-        By group: float64 ``(size,)``; 1 where nothing changed.
+        By group: float64 ``(size,)``; about 1 where nothing changed.
 
     Examples
     --------
@@ -224,12 +231,12 @@ def update_as_gradient(
         raise SettingError(f"decay is {decay!r}; give a number in [0, 1)")
     found = {}
     for name, old in previous.items():
-        if old.is_floating_point():
-            moved = old - averaged[name].to(old)
-            known = moved if memory is None else memory[name].to(old)
+        if not old.is_floating_point():
+            continue
+        found[name] = moved = old - averaged[name].to(old)
+        if memory is not None:
+            known = memory[name].to(old)
             found[name] = torch.where(moved != 0, moved + decay * known, known)
-            if memory is None:
-                found[name] = moved
     return found
 
 

@@ -21,6 +21,8 @@ from flwr_slfac.errors import DivergedError
 from flwr_slfac.states import State
 
 FRAME_ID = "qsgd-update"
+# Header, modes, scales, codes and exact values.
+NUM_SECTIONS = 5
 HEADER = struct.Struct("<BHI")
 # How a tensor travels: its byte among the modes.
 UNCHANGED, EXACT, QUANTIZED = range(3)

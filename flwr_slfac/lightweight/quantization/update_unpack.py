@@ -20,6 +20,7 @@ from flwr_slfac.lightweight.quantization.update_layout import (
     EXACT,
     FRAME_ID,
     HEADER,
+    NUM_SECTIONS,
     QUANTIZED,
     UNCHANGED,
     fingerprint_of,
@@ -82,12 +83,12 @@ def unpack_update(data: bytes, reference: State) -> dict[str, torch.Tensor]:
 
 
 def _read_header(frame: Frame, reference: State) -> tuple[int, int, bytes]:
-    """Return bits, bucket and modes that fit the reference."""
+    """Return bits, bucket and modes that fit the reference, or raise DecodeError."""
     lengths = [section.nbytes for section in frame.sections]
     if frame.codec_id != FRAME_ID or lengths[:2] != [HEADER.size, len(reference)]:
         raise DecodeError("not a model update, or not one of this model")
     bits, bucket, fingerprint = HEADER.unpack(frame.sections[0])
-    if len(lengths) != 5 or not MIN_BITS <= bits <= MAX_BITS or bucket == 0:
+    if len(lengths) != NUM_SECTIONS or not MIN_BITS <= bits <= MAX_BITS or bucket == 0:
         raise DecodeError(f"no update has {bits} bits and buckets of {bucket}")
     if fingerprint != fingerprint_of(reference):
         raise DecodeError(

@@ -4,7 +4,7 @@
 
     trace of the front ──Walk, node by node──► Axis: channels along a value's dimension
         rules: what each operation does to them (layers, shapes)
-    ──► Units: sets of channels that are tied, some fixed; Bindings: where they lie
+    ──► ChannelSets: channels that are tied, some fixed; Bindings: where they lie
     ──► channel_groups: the sets that may leave, as groups of equal places
 """
 

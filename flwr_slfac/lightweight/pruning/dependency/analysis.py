@@ -15,9 +15,9 @@ from torch.fx.node import Node
 from flwr_slfac.cutting import Half, Trace, trace_model
 from flwr_slfac.errors import CutError, SettingError
 from flwr_slfac.lightweight.pruning.channels import Channels, Group, Member, Role
+from flwr_slfac.lightweight.pruning.dependency.channel_sets import NO_LAYER, Ids
 from flwr_slfac.lightweight.pruning.dependency.flow import Axis, Bindings, Walk
 from flwr_slfac.lightweight.pruning.dependency.rules import MODULES, RULES
-from flwr_slfac.lightweight.pruning.dependency.units import NO_LAYER, Ids
 
 
 def channel_groups(front: nn.Module, example: Tensor) -> Channels:
@@ -113,7 +113,7 @@ def _trace(front: nn.Module, example: Tensor) -> Trace:
 def _walk(
     trace: Trace, example: Tensor
 ) -> tuple[Bindings, Axis | None, tuple[int, ...]]:
-    """Follow channels in both modes; return those of the smashed data too."""
+    """Follow channels in both modes; return those of the smashed data and its shape."""
     bindings = Bindings({name for name, _ in trace.root.named_buffers()})
     # Batch norm in training refuses a batch of one value a channel.
     batch = example.repeat_interleave(2, 0) if len(example) == 1 else example
@@ -141,30 +141,30 @@ def _same(bindings: Bindings, cuts: list[Axis | None]) -> Axis | None:
     if (
         first is not None
         and second is not None
-        and (first.dim, first.units.size) == (second.dim, second.units.size)
+        and (first.dim, first.ids.size) == (second.dim, second.ids.size)
     ):
-        bindings.units.tie(first.units, second.units)
+        bindings.sets.tie(first.ids, second.ids)
         return first
     for axis in cuts:
         if axis is not None:
-            bindings.units.fix(axis.units, "leaves the front in one mode only")
+            bindings.sets.fix(axis.ids, "leaves the front in one mode only")
     return None
 
 
 def _groups(bindings: Bindings, cut: Axis | None) -> list[Group]:
-    """Gather sets of units that lie in the same places into groups."""
+    """Gather sets of channels that lie in the same places into groups."""
     places: list[tuple[str, int, Ids]] = [
-        (name, dim, units) for (name, dim), units in bindings.axes.items()
+        (name, dim, ids) for (name, dim), ids in bindings.axes.items()
     ]
     if cut is not None:
-        places.append(("", cut.dim, cut.units))
+        places.append(("", cut.dim, cut.ids))
     where: dict[int, dict[int, list[int]]] = {}
-    for place, (_, _, units) in enumerate(places):
-        for position, root in enumerate(bindings.units.roots(units).tolist()):
+    for place, (_, _, ids) in enumerate(places):
+        for position, root in enumerate(bindings.sets.roots(ids).tolist()):
             where.setdefault(root, {}).setdefault(place, []).append(position)
     alike: dict[tuple[tuple[int, int], ...], list[dict[int, list[int]]]] = {}
     for root, found in where.items():
-        if bindings.units.reason(root) is None:
+        if bindings.sets.reason(root) is None:
             signature = tuple((place, len(at)) for place, at in found.items())
             alike.setdefault(signature, []).append(found)
     groups: list[Group] = []
@@ -203,8 +203,8 @@ def _role(bindings: Bindings, name: str) -> Role:
 def _fixed(bindings: Bindings) -> dict[str, str]:
     """Return why layers keep all of their channels."""
     fixed = {}
-    for weight, units in bindings.layers.items():
-        reasons = [bindings.units.reason(int(unit)) for unit in units]
+    for weight, ids in bindings.layers.items():
+        reasons = [bindings.sets.reason(int(i)) for i in ids]
         if reasons and None not in reasons:
             why = next((r for r in reasons if r and r != NO_LAYER), NO_LAYER)
             fixed[_layer_of(weight)] = why

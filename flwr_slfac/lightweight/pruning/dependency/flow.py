@@ -1,9 +1,9 @@
 """Follow channels through a traced forward: which layer made each, and who reads it.
 
-Each value carries at most one axis of channels: a dimension and the unit of each of its
-indices. The rules of `channel_rules` say how an operation hands the axis on. What no
-rule knows fixes the channels that it reads, so that a gap in the rules costs
-prunable channels, never a wrong result.
+Each value carries at most one axis of channels: a dimension, and which channel lies at
+each of its indices. `rules` say how an operation hands the axis on. What no rule knows
+fixes the channels that it reads, so that a gap in the rules costs prunable channels,
+never a wrong result.
 """
 
 from collections.abc import Callable
@@ -16,59 +16,86 @@ from torch.fx.node import Node
 
 from flwr_slfac.cutting import Flow, call_name
 from flwr_slfac.errors import SettingError
-from flwr_slfac.lightweight.pruning.dependency.units import Ids, Units
+from flwr_slfac.lightweight.pruning.dependency.channel_sets import ChannelSets, Ids
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The dimension of a value that channels lie along, and the unit at each index."""
+    """The dimension of a value that channels lie along, and their ids, one an index."""
 
     dim: int
-    units: Ids
+    ids: Ids
 
 
 @dataclass
 class Bindings:
-    """Which units lie along which dimension of which parameter or buffer.
+    """Which channels lie along which dimension of which parameter or buffer.
 
-    ``buffers`` are the names of all buffers, ``axes`` is by name and dimension,
-    ``layers`` by weight, ``scales`` are the names of norm scales, ``read`` says of
-    tensors that something other than a layer reads what that is.
+    Attributes
+    ----------
+    buffers : set of str
+        Names of all buffers.
+    sets : ChannelSets
+        Which channels are tied, and which are fixed.
+    axes : dict of (str, int) to Ids
+        By name and dimension of a tensor: the channel at each index.
+    layers : dict of str to Ids
+        By weight: the channels that the layer makes.
+    scales : set of str
+        Names of norm scales.
+    read : dict of str to str
+        Of tensors that something other than a layer reads: what that is.
     """
 
     buffers: set[str]
-    units: Units = field(default_factory=Units)
+    sets: ChannelSets = field(default_factory=ChannelSets)
     axes: dict[tuple[str, int], Ids] = field(default_factory=dict)
     layers: dict[str, Ids] = field(default_factory=dict)
     scales: set[str] = field(default_factory=set)
     read: dict[str, str] = field(default_factory=dict)
 
-    def bind(self, name: str | None, dim: int, units: Ids) -> None:
-        """Note the units along a tensor's dimension; a second use ties them."""
+    def bind(self, name: str | None, dim: int, ids: Ids) -> None:
+        """Note the channels along a tensor's dimension; a second use ties them."""
         if name is None:
             return
-        known = self.axes.setdefault((name, dim), units)
-        self.units.tie(known, units)
+        known = self.axes.setdefault((name, dim), ids)
+        self.sets.tie(known, ids)
 
     def made_by(self, weight: str, dim: int, num: int) -> Ids:
-        """Return the units of a weight's output channels, the same at each call."""
+        """Return the ids of a weight's output channels, the same at each call."""
         if weight not in self.layers:
-            self.layers[weight] = self.units.new(num)
+            self.layers[weight] = self.sets.new(num)
             if num == 1:
-                self.units.fix(self.layers[weight], "is its layer's only channel")
+                self.sets.fix(self.layers[weight], "is its layer's only channel")
             self.bind(weight, dim, self.layers[weight])
         return self.layers[weight]
 
     def settle(self) -> None:
         """Fix the channels of tensors that something other than a layer reads."""
-        for (name, _), units in self.axes.items():
+        for (name, _), ids in self.axes.items():
             if name in self.read:
-                self.units.fix(units, self.read[name])
+                self.sets.fix(ids, self.read[name])
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One operation of a trace, whether a module or a function."""
+    """One operation of a trace, whether a module or a function.
+
+    Attributes
+    ----------
+    node : Node
+        In the graph.
+    name : str
+        By which rules know the operation.
+    module : nn.Module or None
+        The module that is called, if it is one.
+    walk : Walk
+        What was found so far.
+    result : object
+        What the operation returned on the example.
+    taken : set of str
+        Tensors of the state that a rule has looked at.
+    """
 
     node: Node
     name: str
@@ -121,14 +148,14 @@ class Call:
         """Tie the channels of all operands, or fix them all if they do not match."""
         first = axes[0]
         if first is None or any(
-            a is None or a.dim != first.dim or a.units.size != first.units.size
+            a is None or a.dim != first.dim or a.ids.size != first.ids.size
             for a in axes
         ):
             self.stop()
             return None
         for axis in axes[1:]:
             if axis is not None:
-                self.walk.bindings.units.tie(first.units, axis.units)
+                self.walk.bindings.sets.tie(first.ids, axis.ids)
         return first
 
 
@@ -136,7 +163,19 @@ Rule = Callable[[Call], Axis | None]
 
 
 class Walk(fx.Interpreter):
-    """Run one graph on an example and hand channels on from node to node."""
+    """Run one graph on an example and hand channels on from node to node.
+
+    Parameters
+    ----------
+    flow : Flow
+        Of the graph, as a `Trace` has it.
+    bindings : Bindings
+        Where channels are noted; the same for the graphs of both modes.
+    rules : dict of str to Rule
+        By name of the operation.
+    names : dict of type to str
+        Names of the modules that rules know.
+    """
 
     def __init__(
         self,
@@ -160,7 +199,13 @@ class Walk(fx.Interpreter):
         }
 
     def run_node(self, n: Node) -> Any:
-        """Run one node and find its channels."""
+        """Run one node and find its channels.
+
+        Raises
+        ------
+        SettingError
+            If it fails on the example, or a rule refuses it.
+        """
         try:
             result = super().run_node(n)
         except Exception as error:
@@ -186,7 +231,7 @@ class Walk(fx.Interpreter):
         if node.op == "get_attr":
             self.bindings.read.setdefault(str(node.target), reason)
         elif node in self.axes:
-            self.bindings.units.fix(self.axes[node].units, reason)
+            self.bindings.sets.fix(self.axes[node].ids, reason)
 
     def _hand_on(self, node: Node, result: Any) -> Axis | None:
         module = None
@@ -211,10 +256,10 @@ class Walk(fx.Interpreter):
         return axis
 
     def _require_fit(self, node: Node, axis: Axis) -> None:
-        if self.shapes[node][axis.dim] != np.size(axis.units):
+        if self.shapes[node][axis.dim] != np.size(axis.ids):
             raise SettingError(
                 f"the channels of {self.flow.label(node)} were lost: it has shape "
-                f"{self.shapes[node]}, but {np.size(axis.units)} channels along "
+                f"{self.shapes[node]}, but {np.size(axis.ids)} channels along "
                 f"dimension {axis.dim}; use unstructured pruning for this front"
             )
 

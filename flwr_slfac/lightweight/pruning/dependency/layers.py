@@ -9,7 +9,13 @@ from flwr_slfac.lightweight.pruning.dependency.flow import Axis, Call
 
 
 def convolution(call: Call) -> Axis | None:
-    """Conv and transposed conv: new channels; the input's lie along the weight."""
+    """Conv and transposed conv: new channels; the input's lie along the weight.
+
+    Raises
+    ------
+    SettingError
+        If it has more than one group.
+    """
     _require_ungrouped(call)
     transposed = "transpose" in call.name
     return _layer(call, from_dim=1, out_dim=1 if transposed else 0, to_dim=1)
@@ -27,11 +33,12 @@ def _layer(call: Call, from_dim: int, out_dim: int, to_dim: int) -> Axis | None:
     if weight is None or (has_bias and bias is None):
         call.stop()
         return None
+    # A weight's first two dimensions are those of its channels, in either order.
     _bind_along(call, {weight: 1 - out_dim}, from_dim)
     num = call.result.shape[to_dim]
-    units = call.walk.bindings.made_by(weight, out_dim, num)
-    call.walk.bindings.bind(bias, 0, units)
-    return Axis(to_dim, units)
+    ids = call.walk.bindings.made_by(weight, out_dim, num)
+    call.walk.bindings.bind(bias, 0, ids)
+    return Axis(to_dim, ids)
 
 
 def _bind_along(call: Call, tensors: dict[str, int], dim: int) -> None:
@@ -40,14 +47,15 @@ def _bind_along(call: Call, tensors: dict[str, int], dim: int) -> None:
     for name, own in tensors.items():
         size = call.walk.state[name].shape[own]
         if axis is not None and axis.dim == dim:
-            call.walk.bindings.bind(name, own, axis.units)
+            call.walk.bindings.bind(name, own, axis.ids)
         else:
             call.walk.bindings.bind(name, own, np.zeros(size, np.int64))
     if axis is not None and axis.dim != dim:
-        call.walk.bindings.units.fix(axis.units, f"is mixed by {call.label}")
+        call.walk.bindings.sets.fix(axis.ids, f"is mixed by {call.label}")
 
 
 def _require_ungrouped(call: Call) -> None:
+    # The seventh argument of torch.nn.functional.conv*d.
     groups = call.arg(6, "groups", 1)
     if groups != 1:
         raise SettingError(
@@ -83,7 +91,13 @@ def _is_parameter(call: Call, name: str) -> bool:
 
 
 def group_norm(call: Call) -> Axis | None:
-    """Group norm: its statistics span channels."""
+    """Group norm: its statistics span channels.
+
+    Raises
+    ------
+    SettingError
+        If channels that could leave reach it.
+    """
     if call.axis() is None:
         return None
     raise SettingError(

@@ -78,7 +78,7 @@ def _seen(call: Call, operand: Any) -> Axis | None:
     axis = call.walk.axes.get(operand) if isinstance(operand, Node) else None
     if axis is None:
         return None
-    return Axis(axis.dim + call.result.ndim - len(call.shape(operand)), axis.units)
+    return Axis(axis.dim + call.result.ndim - len(call.shape(operand)), axis.ids)
 
 
 def _is_one_along(call: Call, operand: Any, dim: int) -> bool:

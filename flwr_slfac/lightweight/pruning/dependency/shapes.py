@@ -40,9 +40,7 @@ def mean(call: Call) -> Axis | None:
         call.stop()
         return None
     keeps = call.result.ndim == ndim
-    return Axis(
-        axis.dim - (0 if keeps else sum(d < axis.dim for d in gone)), axis.units
-    )
+    return Axis(axis.dim - (0 if keeps else sum(d < axis.dim for d in gone)), axis.ids)
 
 
 def padding(call: Call) -> Axis | None:
@@ -66,7 +64,7 @@ def rearranged(call: Call) -> Axis | None:
         return None
     source = call.arg(0, "input")
     shape = call.shape(source)
-    marks = torch.from_numpy(axis.units)
+    marks = torch.from_numpy(axis.ids)
     marks = marks.view([-1 if d == axis.dim else 1 for d in range(len(shape))])
     moved = _again(call, marks.expand(shape).contiguous())
     found = None if moved is None else _axis_of(moved)
@@ -191,8 +189,8 @@ def concatenation(call: Call) -> Axis | None:
     if dim != known[0].dim:
         return call.tied(axes)
     sizes = [call.shape(p)[dim] for p in parts]
-    units = [
-        np.zeros(size, np.int64) if axis is None else axis.units
+    ids = [
+        np.zeros(size, np.int64) if axis is None else axis.ids
         for axis, size in zip(axes, sizes, strict=True)
     ]
-    return Axis(dim, np.concatenate(units))
+    return Axis(dim, np.concatenate(ids))
