@@ -26,9 +26,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Codec, Waterfill, format_codec, parse_codec
-from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
-from flwr_slfac.codec.feedback import Feedback
+from flwr_slfac.codec import Codec, Feedback, Waterfill, format_codec, parse_codec
+from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.setting import Lightweight
 from flwr_slfac.progress import step_progress

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from flwr_slfac.codec.uniform import channel_dim
+from flwr_slfac.codec.layout import channel_dim
 from flwr_slfac.errors import SettingError, TrainingError
 
 Unit = Literal["channel", "element"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Identity, format_codec
-from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.lightweight.setting import Lightweight
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from flwr_slfac.codec import Codec, Memory, decode, encode, restart
-from flwr_slfac.codec.base import raw_num_bytes
+from flwr_slfac.codec.wire import raw_num_bytes
 from flwr_slfac.errors import (
     AllDevicesLostError,
     DecodeError,

@@ -4,17 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_slfac.codec.slfac.bands import (
-    decompose,
-    describe,
-    deviation_order,
-    from_rows,
-    group_by_eight,
-    largest_first,
-    partition,
-    spectrum_dims,
-    to_rows,
-)
+from flwr_slfac.codec.layout import from_rows, spectrum_dims, to_rows
+from flwr_slfac.codec.slfac.ablations import deviation_order, largest_first, partition
+from flwr_slfac.codec.slfac.afd import decompose, describe
+from flwr_slfac.codec.slfac.groups import group_by_eight
 
 
 def coefficients(n: int, lanes: int, seed: int) -> torch.Tensor:

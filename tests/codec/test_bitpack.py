@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from flwr_slfac.codec.packing import (
     BitReader,
     BitWriter,
+    num_bits_for,
+    pack_fields,
+    unpack_fields,
+)
+from flwr_slfac.codec.slfac.groups import (
     group_starts,
     merge_codes,
     merge_uneven,
-    num_bits_for,
-    pack_fields,
     row_bits,
     spread_codes,
     spread_uneven,
-    unpack_fields,
 )
 from flwr_slfac.errors import DecodeError
 

@@ -434,7 +434,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         decoded = decode(whole)
         with monkeypatch.context() as patch:
             patch.setattr("flwr_slfac.codec.slfac.spectra.ENCODE_CHUNK", 1)
-            patch.setattr("flwr_slfac.codec.slfac.codec.DECODE_CHUNK", 1)
+            patch.setattr("flwr_slfac.codec.slfac.codes.DECODE_CHUNK", 1)
             patch.setattr("flwr_slfac.codec.slfac.spectra._MIN_LANES", 2)
             torch.testing.assert_close(decode(whole), decoded, atol=1e-12, rtol=0)
             assert len(encode(x, codec)) == len(whole)

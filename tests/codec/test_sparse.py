@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_slfac.codec import decode, encode
-from flwr_slfac.codec.positions import MAX_RICE, pack_places, unpack_places
+from flwr_slfac.codec.packing import MAX_RICE, pack_positions, unpack_positions
 from flwr_slfac.codec.sparse import RandTopK, TopK
 from flwr_slfac.codec.splitfc import SplitFC, keep_probabilities, range_widths
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
@@ -25,9 +25,9 @@ def normal(*shape: int, seed: int = 2) -> torch.Tensor:
 def test_places_come_back(places: set[int], beyond: int) -> None:
     """Any set of places survives packing, in any tensor that has them."""
     rising = np.array(sorted(places), dtype=np.int64)
-    rice, low, unary = pack_places(rising)
+    rice, low, unary = pack_positions(rising)
     num_places = max(places, default=0) + 1 + beyond
-    back = unpack_places(rice, memoryview(low), memoryview(unary), num_places)
+    back = unpack_positions(rice, memoryview(low), memoryview(unary), num_places)
     assert np.array_equal(back, rising)
 
 
@@ -35,7 +35,7 @@ def test_places_come_back(places: set[int], beyond: int) -> None:
 def test_places_cost_little_more_than_their_entropy(fraction: float) -> None:
     """Rare places cost at most 4 % above their entropy, others no more than a map."""
     chosen = np.random.default_rng(0).random(200_000) < fraction
-    _, low, unary = pack_places(np.flatnonzero(chosen))
+    _, low, unary = pack_positions(np.flatnonzero(chosen))
     share = chosen.mean()
     entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
     cost = 8 * (len(low) + len(unary)) / chosen.size
@@ -58,7 +58,7 @@ def test_places_that_do_not_fit_are_refused(
 ) -> None:
     """Places beyond the tensor, and parts of wrong lengths, raise DecodeError."""
     with pytest.raises(DecodeError):
-        unpack_places(rice, memoryview(low), memoryview(unary), 10)
+        unpack_positions(rice, memoryview(low), memoryview(unary), 10)
 
 
 @pytest.mark.parametrize("shape", [(3, 40), (2, 4, 5, 5), (2, 5, 8), (50,)])

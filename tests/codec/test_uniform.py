@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from flwr_slfac.codec import decode, encode
 from flwr_slfac.codec.easyquant import EasyQuant
+from flwr_slfac.codec.packing import pack_codes, unpack_codes
 from flwr_slfac.codec.powerquant import PowerQuant
-from flwr_slfac.codec.uniform import Uniform, pack_codes, unpack_codes
+from flwr_slfac.codec.uniform import Uniform
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, SettingError
 

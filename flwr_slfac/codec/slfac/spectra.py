@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from flwr_slfac.codec.transforms.basis import Basis, forward_rows, order_2d
-from flwr_slfac.codec.uniform import work_dtype
+from flwr_slfac.codec.base import work_dtype
+from flwr_slfac.codec.transforms import Basis, forward_rows, order_2d
 
 # Elements worked on at a time: on a CPU what its cache holds of all that is at work.
 ENCODE_CHUNK = 2**19

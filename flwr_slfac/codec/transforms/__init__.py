@@ -1,5 +1,19 @@
 """Orthonormal transforms: DCT-II, orthogonal wavelets, identity."""
 
-from flwr_slfac.codec.transforms.basis import Basis, forward, inverse, parse_basis
+from flwr_slfac.codec.transforms.basis import (
+    Basis,
+    forward_rows,
+    inverse_rows,
+    order_1d,
+    order_2d,
+    parse_basis,
+)
 
-__all__ = ["Basis", "forward", "inverse", "parse_basis"]
+__all__ = [
+    "Basis",
+    "forward_rows",
+    "inverse_rows",
+    "order_1d",
+    "order_2d",
+    "parse_basis",
+]

@@ -22,7 +22,8 @@ from typing import ClassVar
 
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, register
+from flwr_slfac.codec.base import Codec, Hints, Memory
+from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.transforms.basis import parse_basis
 from flwr_slfac.codec.waterfill.plan import Plan, Target, make_plan
 from flwr_slfac.codec.waterfill.sections import (

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from flwr_slfac.codec.positions import pack_places, unpack_places
+from flwr_slfac.codec.packing import pack_positions, unpack_positions
 from flwr_slfac.errors import DecodeError, DivergedError, SettingError
 from flwr_slfac.lightweight.pruning.coordinates import Holding, require_shape
 from flwr_slfac.lightweight.pruning.importance import Scope, choose
@@ -124,7 +124,7 @@ def _pack(mask: Tensor) -> bytes:
         return _PART.pack(_ALL, 0, 0, 0)
     kind = _KEPT if 2 * num_kept <= flat.size else _GONE
     places = np.flatnonzero(flat if kind == _KEPT else ~flat)
-    rice, low, unary = pack_places(places)
+    rice, low, unary = pack_positions(places)
     return _PART.pack(kind, rice, low.nbytes, len(unary)) + bytes(low) + unary
 
 
@@ -142,7 +142,7 @@ def _unpack(data: bytes, offset: int, num: int) -> tuple[Tensor, int]:
             raise DecodeError("a mask that keeps everything has places")
     else:
         view = memoryview(data)
-        flat[unpack_places(rice, view[start:middle], view[middle:end], num)] = (
+        flat[unpack_positions(rice, view[start:middle], view[middle:end], num)] = (
             kind == _KEPT
         )
     return torch.from_numpy(flat), end

@@ -18,8 +18,7 @@ from itertools import accumulate
 
 import torch
 
-from flwr_slfac.codec.base import as_bytes, from_bytes
-from flwr_slfac.codec.wire import Frame
+from flwr_slfac.codec.wire import Frame, as_bytes, from_bytes
 from flwr_slfac.errors import DecodeError, DivergedError
 from flwr_slfac.lightweight.quantization.qsgd import MAX_BITS, MIN_BITS
 from flwr_slfac.states import State

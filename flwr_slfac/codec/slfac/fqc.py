@@ -1,31 +1,79 @@
-"""Quantization within components, and the ranges that a decoder needs for it.
+"""Frequency-based quantization (FQC): bit widths, and codes of these widths.
 
-Everything here is per component: pairs (2, K) hold the low and the high component of K
-rows. Ranges travel as float16 relative to one power of two per tensor, rounded outward,
-so a coefficient is never outside its range and the error is half a step of the range
-that the decoder sees: float16's overflow and underflow cannot reach it.
+::
+
+    energy of each component --log--> bit width 2..8
+    coefficients, range, width --min-max linear--> codes --by eight--> words
+
+Lin et al., "SL-FAC", arXiv 2604.07316, the second of the two stages. Everything here is
+per component: pairs (2, K) hold the low and the high component of K rows.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 
-from flwr_slfac.codec.base import as_bytes, from_bytes
-from flwr_slfac.codec.packing import (
-    merge_codes,
-    merge_uneven,
-    spread_codes,
-    spread_uneven,
-)
-from flwr_slfac.codec.slfac.bands import (
+from flwr_slfac.codec.slfac.groups import (
     first_mask,
     low_mask,
+    merge_codes,
+    merge_uneven,
     pick,
     put_group,
+    spread_codes,
+    spread_uneven,
     take_group,
 )
-from flwr_slfac.errors import DecodeError
+
+# Below this share of the mean square, eight units in the last place of float32, a
+# variance is rounding noise of a constant.
+_VARIANCE_FLOOR = 2.0**-20
+
+
+def spectral_widths(
+    energy: torch.Tensor,
+    count: torch.Tensor,
+    total: float,
+    num_elements: int,
+    bit_widths: tuple[int, int],
+) -> torch.Tensor:
+    """Return the width of each component from its mean spectral energy (SL-FAC's FQC).
+
+    ``b = round(b_min + (b_max - b_min) * log(1 + e) / max log(1 + e))``, where e is a
+    component's mean squared coefficient over the variance of the tensor, the maximum is
+    taken over all components of the tensor and halves round to even. The paper gives
+    the logarithm and the bounds; the mean, the variance and the normaliser are our
+    reading.
+
+    Parameters
+    ----------
+    energy : Tensor (2, R)
+        float64: sum of squared coefficients of each component.
+    count : Tensor (2, R)
+        Number of coefficients of each component; an empty one takes b_min.
+    total : float
+        Sum of the tensor's elements.
+    num_elements : int
+        Number of elements of the tensor.
+    bit_widths : tuple of int
+        b_min and b_max.
+
+    Returns
+    -------
+    Tensor (2, R)
+        int32.
+    """
+    narrow, wide = bit_widths
+    mean_square = float(energy.sum()) / num_elements
+    variance = max(
+        mean_square - (total / num_elements) ** 2, _VARIANCE_FLOOR * mean_square
+    )
+    if variance <= 0:
+        return torch.full_like(count, narrow, dtype=torch.int32)
+    relative = energy / count.clamp(min=1) / variance
+    scale = torch.log1p(relative)
+    spread = (wide - narrow) * (scale / scale.max())
+    return (narrow + spread).round().to(torch.int32)
 
 
 @dataclass(frozen=True)
@@ -137,35 +185,6 @@ def dequantize(words: torch.Tensor, split: torch.Tensor, grid: Grid) -> torch.Te
     return groups
 
 
-def range_exponent(ends: torch.Tensor) -> int:
-    """Return the exponent e for which all ranges lie within +-2**e."""
-    return math.frexp(float(ends.abs().max()))[1]
-
-
-def round_outward(ends: torch.Tensor, exponent: int) -> torch.Tensor:
-    """Return the tightest float16 range, times ``2**exponent``, around each range.
-
-    Parameters
-    ----------
-    ends : Tensor (2 ends, 2, K)
-        Lower end and negative of the upper one, within +-2**exponent.
-
-    Returns
-    -------
-    Tensor (2 ends, 2, K)
-        float16.
-    """
-    scaled = ends.to(torch.float64) * 2.0**-exponent
-    half = scaled.to(torch.float16)
-    bits = half.view(torch.int16)
-    # One step down: towards zero for positive bits, away from it for negative ones. A
-    # zero that is too large is -0, which negative values round to.
-    below = torch.where(half > 0, bits - 1, bits + 1)
-    down = torch.where(half > scaled, below.view(torch.float16), half)
-    down[1].neg_()
-    return down
-
-
 def _reciprocal(values: torch.Tensor) -> torch.Tensor:
     return torch.where(values > 0, values.reciprocal(), 0.0)
 
@@ -174,49 +193,3 @@ def _compand(values: torch.Tensor, power: float) -> torch.Tensor:
     if power == 1:
         return values
     return values.abs().pow_(power).copysign_(values)
-
-
-def pack_ranges(
-    ranges: torch.Tensor, has_high: torch.Tensor, symmetric: bool
-) -> memoryview:
-    """Lay out float16 ranges (2 ends, 2 components, R), low components first.
-
-    A symmetric range travels as its upper end; an empty component has none.
-    """
-    ends = ranges[1:] if symmetric else ranges
-    return as_bytes(
-        torch.cat([ends[:, 0].reshape(-1), ends[:, 1][:, has_high].reshape(-1)])
-    )
-
-
-def unpack_ranges(
-    data: memoryview, has_high: torch.Tensor, symmetric: bool
-) -> torch.Tensor:
-    """Undo `pack_ranges`, or raise DecodeError for ranges that cannot be."""
-    num_rows, num_high = len(has_high), int(has_high.sum())
-    num_ends = 1 if symmetric else 2
-    cpu = torch.device("cpu")
-    flat = from_bytes(data, torch.float16, (num_ends * (num_rows + num_high),), cpu)
-    ends = torch.zeros(num_ends, 2, num_rows, dtype=torch.float16)
-    ends[:, 0] = flat[: num_ends * num_rows].reshape(num_ends, -1)
-    ends[:, 1, has_high] = flat[num_ends * num_rows :].reshape(num_ends, -1)
-    low = -ends[-1] if symmetric else ends[0]
-    span = torch.sub(ends[-1].float(), low.float())
-    least, most = torch.aminmax(span)
-    # Differences of finite halves are finite, those of others are not, or are NaN.
-    if not (float(least) >= 0 and float(most) < math.inf):
-        raise DecodeError("a range is not finite, or its ends are swapped")
-    return torch.stack([low, ends[-1]])
-
-
-def grid_of(
-    ranges: torch.Tensor,
-    exponent: int,
-    widths: torch.Tensor,
-    power: float,
-    dtype: torch.dtype,
-) -> Grid:
-    """Return the grid of float16 ranges (2, 2, R) times ``2**exponent``."""
-    low, high = (ranges.to(torch.float64) * 2.0**exponent).to(dtype)
-    is_point = ranges[0] == ranges[1]
-    return Grid(low, high, torch.where(is_point, 0, widths), power)
