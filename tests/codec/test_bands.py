@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from flwr_slfac.codec.layout import from_rows, spectrum_dims, to_rows
 from flwr_slfac.codec.slfac.ablations import deviation_order, largest_first, partition
-from flwr_slfac.codec.slfac.afd import decompose, describe
+from flwr_slfac.codec.slfac.afd import components_at, decompose
 from flwr_slfac.codec.slfac.groups import group_by_eight
 
 
@@ -50,7 +50,7 @@ def test_describe_agrees_with_decompose(n: int, lanes: int, seed: int) -> None:
     """Components of a given split are those that decompose finds with it."""
     groups = group_by_eight(coefficients(n, lanes, seed))
     found = decompose(groups, n, 0.5)
-    again = describe(groups, n, found.split)
+    again = components_at(groups, n, found.split)
     for name in ("split", "energy", "ends"):
         assert torch.equal(getattr(found, name), getattr(again, name))
 

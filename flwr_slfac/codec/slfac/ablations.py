@@ -12,9 +12,9 @@ import torch
 
 from flwr_slfac.codec.search import search_grid
 from flwr_slfac.codec.slfac import fqc
-from flwr_slfac.codec.slfac.afd import Components, decompose, describe
-from flwr_slfac.codec.slfac.groups import first_mask, group_by_eight, pick
-from flwr_slfac.codec.slfac.spectra import with_lanes
+from flwr_slfac.codec.slfac.afd import Components, components_at, decompose
+from flwr_slfac.codec.slfac.groups import group_by_eight, of_component, prefix_mask
+from flwr_slfac.codec.slfac.spectra import with_rows
 
 # 0.2 to 1 in steps of 0.05, our choice: 1 is the linear grid; the coefficients of a
 # component are less heavy-tailed than a tensor, so coarser steps than PowerQuant's own
@@ -59,10 +59,10 @@ def by_magnitude(
     sizes = group_by_eight(coeffs.gather(0, rank))
     split = decompose(sizes, n, theta).split
     member = torch.zeros_like(rank, dtype=torch.bool)
-    low = first_mask(split, n, torch.float32)
+    low = prefix_mask(split, n, torch.float32)
     member.scatter_(0, rank, low.to(torch.bool))
     ordered = coeffs.gather(0, partition(member))
-    return ordered, describe(group_by_eight(ordered), n, split), member
+    return ordered, components_at(group_by_eight(ordered), n, split), member
 
 
 def deviation_order(chunks: list[torch.Tensor]) -> torch.Tensor:
@@ -103,16 +103,16 @@ def choose_power(
     n = chunks[0].shape[0]
     every = -(-n * len(split) // _SAMPLE)
     samples, kept = [], []
-    for lanes, coeffs in with_lanes(chunks):
-        some = torch.arange(-lanes.start % every, coeffs.shape[1], every)
+    for chunk, coeffs in with_rows(chunks):
+        some = torch.arange(-chunk.start % every, coeffs.shape[1], every)
         samples.append(coeffs[:, some.to(coeffs.device)])
-        kept.append(lanes.start + some)
+        kept.append(chunk.start + some)
     sampled = torch.cat(samples, 1)
     index = torch.cat(kept).to(split.device)
     part = fqc.Grid(
         grid.low[:, index], grid.high[:, index], grid.widths[:, index], grid.power
     )
-    is_low = first_mask(split[index], n, sampled.dtype)
+    is_low = prefix_mask(split[index], n, sampled.dtype)
     return replace(grid, power=search_power(sampled, is_low, part))
 
 
@@ -124,9 +124,9 @@ def clip_ranges(
 ) -> torch.Tensor:
     """Return the clipped ranges (2, R) of all rows; parameters as in `search_clip`."""
     clipped = []
-    for lanes, coeffs in with_lanes(chunks):
-        is_low = first_mask(split[lanes], len(coeffs), coeffs.dtype)
-        clipped.append(search_clip(coeffs, is_low, high[:, lanes], widths[:, lanes]))
+    for chunk, coeffs in with_rows(chunks):
+        is_low = prefix_mask(split[chunk], len(coeffs), coeffs.dtype)
+        clipped.append(search_clip(coeffs, is_low, high[:, chunk], widths[:, chunk]))
     return torch.cat(clipped, 1)
 
 
@@ -185,5 +185,5 @@ def _dequantized(
     coeffs: torch.Tensor, is_low: torch.Tensor, grid: fqc.Grid
 ) -> torch.Tensor:
     """Return what coefficients are decoded to."""
-    codes = fqc.to_codes(coeffs, pick(grid.encoder(), is_low), grid.power)
-    return fqc.to_values(codes, pick(grid.decoder(), is_low), grid.power)
+    codes = fqc.to_codes(coeffs, of_component(grid.encoder(), is_low), grid.power)
+    return fqc.to_values(codes, of_component(grid.decoder(), is_low), grid.power)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from flwr_slfac.codec.slfac.groups import first_mask, low_mask, take_group
+from flwr_slfac.codec.slfac.groups import low_mask, prefix_mask, take_group
 
-# Beyond any coefficient, which `spectra` keeps to 2**40 times the root of their number,
-# and squares stay finite.
+# Beyond any coefficient, as values are kept to 2**40 (see `spectra`), and sums with it
+# stay finite in float32.
 _FAR = 2.0**100
 
 
@@ -42,7 +42,7 @@ class Components:
     ends: torch.Tensor
 
 
-def join(parts: list[Components]) -> Components:
+def join_components(parts: list[Components]) -> Components:
     """Return the components of several chunks as one."""
     if len(parts) == 1:
         return parts[0]
@@ -65,22 +65,27 @@ def decompose(groups: torch.Tensor, n: int, theta: float) -> Components:
     theta : float
         Share of the energy, in (0, 1]. A row without energy is split after its first
         coefficient.
+
+    Returns
+    -------
+    Components
+        Of all K rows.
     """
     cumulative = _cumulative_energy(groups, n)
     goal = theta * cumulative[-1]
     index = (cumulative[:-1] < goal).sum(0)
-    here = take_group(groups, index)
-    inside, before, after = _around(here, cumulative, index, n)
+    boundary = take_group(groups, index)
+    inside, before, after = _energy_around(boundary, cumulative, index, n)
     split = (inside[:-1] < goal - before).sum(0).add_(8 * index + 1).clamp_(max=n)
-    return _describe(groups, n, split, here, inside, before, after)
+    return _components(groups, n, split, boundary, inside, before, after)
 
 
-def describe(groups: torch.Tensor, n: int, split: torch.Tensor) -> Components:
+def components_at(groups: torch.Tensor, n: int, split: torch.Tensor) -> Components:
     """Describe the components of rows whose split (K,) is known."""
     index = (split - 1) >> 3
-    here = take_group(groups, index)
-    around = _around(here, _cumulative_energy(groups, n), index, n)
-    return _describe(groups, n, split, here, *around)
+    boundary = take_group(groups, index)
+    around = _energy_around(boundary, _cumulative_energy(groups, n), index, n)
+    return _components(groups, n, split, boundary, *around)
 
 
 def _cumulative_energy(groups: torch.Tensor, n: int) -> torch.Tensor:
@@ -91,23 +96,23 @@ def _cumulative_energy(groups: torch.Tensor, n: int) -> torch.Tensor:
     return energies.sum(1).to(torch.float64).cumsum(0)
 
 
-def _around(
-    here: torch.Tensor, cumulative: torch.Tensor, index: torch.Tensor, n: int
+def _energy_around(
+    boundary: torch.Tensor, cumulative: torch.Tensor, index: torch.Tensor, n: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the energy inside boundary groups (cumulative), before and after them."""
-    inside = here.to(torch.float64).square()
+    inside = boundary.to(torch.float64).square()
     if n % 8:
-        inside *= first_mask(n - 8 * index, 8, torch.float64)
+        inside *= prefix_mask(n - 8 * index, 8, torch.float64)
     reached = cumulative.gather(0, torch.stack([(index - 1).clamp_(min=0), index]))
     before = reached[0] * (index > 0)
     return inside.cumsum(0), before, cumulative[-1] - reached[1]
 
 
-def _describe(
+def _components(
     groups: torch.Tensor,
     n: int,
     split: torch.Tensor,
-    here: torch.Tensor,
+    boundary: torch.Tensor,
     inside: torch.Tensor,
     before: torch.Tensor,
     after: torch.Tensor,
@@ -119,7 +124,7 @@ def _describe(
     ends = groups.new_empty(2, num_groups + 8, groups.shape[2])
     torch.amin(groups, 1, out=ends[0, :num_groups])
     torch.amax(groups, 1, out=ends[1, :num_groups])
-    ends[:, num_groups:] = here
+    ends[:, num_groups:] = boundary
     ends[1].neg_()
     index, far = low_mask(split, num_groups, dtype)
     far *= _FAR

@@ -1,12 +1,5 @@
 """SL-FAC: adaptive frequency decomposition and frequency-based quantization.
 
-::
-
-    tensor -> rows -> basis -> order -> split at theta -> widths by energy
-                                             |                  |
-                                             v                  v
-    bytes  <----- bits packed <- codes <- min-max quantization within components
-
 Lin et al., "SL-FAC", arXiv 2604.07316. The paper fixes the two stages, theta = 0.9, the
 bounds [2, 8] and min-max linear quantization; where it leaves a choice open, the
 docstrings below say "our reading".
@@ -30,8 +23,8 @@ from flwr_slfac.codec.slfac.sections import (
     COMPONENTS,
     TOKENS,
     WIDTHS,
-    Coded,
     Header,
+    Sections,
     pack_order,
     pack_splits,
 )
@@ -48,27 +41,33 @@ class SLFAC(Codec):
 
     Parameters
     ----------
-    theta : float
+    theta : float, default 0.9
         Share of a row's energy that the low component reaches, in (0, 1].
-    bit_widths : tuple of int
+    bit_widths : tuple of int, default (2, 8)
         Smallest and largest bit width, 1 to 8.
-    basis : str
+    basis : str, default "dct"
         See `parse_basis`. The paper's is ``"dct"``; its order, zig-zag of the
         orthonormal 2-D DCT-II of each sample and channel, is our reading.
-    components : {"spectral", "magnitude", "deviation"}
+    components : {"spectral", "magnitude", "deviation"}, default "spectral"
         What the order is in which coefficients enter the low component until it has
         theta of the energy. ``"spectral"``: coarse to fine. The paper's ablations, in
         our reading: ``"magnitude"``, each row's largest first (costs one bit a
         coefficient to say which); ``"deviation"``, the positions of the largest
         standard deviation over all rows first (costs one permutation a tensor).
-    widths : {"fqc", "powerquant", "easyquant"}
+    widths : {"fqc", "powerquant", "easyquant"}, default "fqc"
         ``"fqc"``: widths by energy, see `spectral_widths`, and min-max linear
         quantization. The paper's ablations, in our reading: all components take the
         middle width, rounded down, and a symmetric quantizer: ``"powerquant"``, see
         `search_power`; ``"easyquant"``, see `search_clip`.
-    tokens : {"t", "td"}
+    tokens : {"t", "td"}, default "t"
         For (N, T, D): a spectrum along T for each sample and feature, or over the
         (T, D) plane of each sample.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range; from `encode`, if the basis is a wavelet that
+        cannot do the sizes of the tensor.
 
     Notes
     -----
@@ -202,7 +201,7 @@ class SLFAC(Codec):
             parts.append(part)
         if members:
             maps = [np.packbits(torch.cat(members).numpy(), bitorder="little").data]
-        return chunks, afd.join(parts), maps
+        return chunks, afd.join_components(parts), maps
 
     def _bit_widths(
         self, found: afd.Components, spectra: Spectra, num_elements: int
@@ -236,11 +235,11 @@ class SLFAC(Codec):
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
         """Check every field, then decode chunk by chunk, or raise DecodeError."""
-        coded = Coded.parse(frame)
-        shape = len(coded.split), frame.num_elements // len(coded.split)
+        sections = Sections.parse(frame)
+        shape = len(sections.split), frame.num_elements // len(sections.split)
         rows = new_tensor(shape, frame.dtype, device)
-        decode_rows(coded, rows)
-        return from_rows(rows, coded.dims, frame.shape)
+        decode_rows(sections, rows)
+        return from_rows(rows, sections.dims, frame.shape)
 
 
 def _require_theta(theta: float) -> None:

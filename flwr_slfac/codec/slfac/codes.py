@@ -15,66 +15,100 @@ from flwr_slfac.codec.packing import BitReader, BitWriter
 from flwr_slfac.codec.slfac import fqc
 from flwr_slfac.codec.slfac.ablations import partition
 from flwr_slfac.codec.slfac.groups import group_by_eight, group_starts, row_bits
-from flwr_slfac.codec.slfac.sections import Coded
-from flwr_slfac.codec.slfac.spectra import DECODE_CHUNK, chunks_of, fit, with_lanes
+from flwr_slfac.codec.slfac.sections import Sections
+from flwr_slfac.codec.slfac.spectra import (
+    DECODE_CHUNK,
+    restore_scale,
+    row_chunks,
+    with_rows,
+)
 from flwr_slfac.codec.transforms import inverse_rows
 
 
 def pack_codes(
     chunks: list[torch.Tensor], split: torch.Tensor, grid: fqc.Grid
 ) -> memoryview:
-    """Quantize and pack all rows, row by row."""
+    """Quantize and pack all rows, row by row.
+
+    Parameters
+    ----------
+    chunks : list of Tensor (n, K)
+        Ordered coefficients.
+    split : Tensor (R,)
+        How many of each row's are low.
+    grid : Grid
+        The levels of all R rows.
+    """
     n = len(chunks[0])
     rows_split = split.cpu().numpy()
     widths = grid.widths.cpu().to(torch.int64).numpy()
     ends = row_bits(rows_split, widths, n).cumsum()
     writer = BitWriter(int(ends[-1]))
-    for lanes, coeffs in with_lanes(chunks):
+    for chunk, coeffs in with_rows(chunks):
         words = fqc.quantize(
             group_by_eight(coeffs),
             n,
-            split[lanes],
-            grid.lanes(lanes, coeffs.device),
+            split[chunk],
+            grid.of_rows(chunk, coeffs.device),
         )
         by_row = words.cpu().t().contiguous().numpy().view(np.uint64)
-        first = int(ends[lanes.start - 1]) if lanes.start else 0
-        starts = group_starts(rows_split[lanes], widths[:, lanes], n, first)
+        first = int(ends[chunk.start - 1]) if chunk.start else 0
+        starts = group_starts(rows_split[chunk], widths[:, chunk], n, first)
         writer.write(by_row, starts)
     return writer.getvalue()
 
 
 @torch.inference_mode()
-def decode_rows(coded: Coded, result: torch.Tensor) -> None:
-    """Decode all rows into result (R, n)."""
+def decode_rows(sections: Sections, result: torch.Tensor) -> None:
+    """Decode all rows.
+
+    Parameters
+    ----------
+    sections : Sections
+        Of the frame.
+    result : Tensor (R, n)
+        Where the rows go, in the dtype and on the device of choice.
+
+    Raises
+    ------
+    DecodeError
+        If the codes have a wrong length, or a map of coefficients does not fit.
+    """
     num_rows, n = result.shape
-    split, widths = coded.split.numpy(), coded.grid.widths.to(torch.int64).numpy()
+    split, widths = sections.split.numpy(), sections.grid.widths.to(torch.int64).numpy()
     ends = row_bits(split, widths, n).cumsum()
-    reader = BitReader(coded.codes, int(ends[-1]))
-    back = None if coded.order is None else coded.order.argsort().to(result.device)
-    for lanes in chunks_of(n, num_rows, result.device, DECODE_CHUNK):
-        first = int(ends[lanes.start - 1]) if lanes.start else 0
-        starts = group_starts(split[lanes], widths[:, lanes], n, first)
+    reader = BitReader(sections.codes, int(ends[-1]))
+    back = (
+        None if sections.order is None else sections.order.argsort().to(result.device)
+    )
+    for chunk in row_chunks(n, num_rows, result.device, DECODE_CHUNK):
+        first = int(ends[chunk.start - 1]) if chunk.start else 0
+        starts = group_starts(split[chunk], widths[:, chunk], n, first)
         words = torch.from_numpy(reader.read(starts).view(np.int64)).t()
-        coeffs = _decode_coefficients(coded, lanes, words.contiguous(), result.device)
+        coeffs = _decode_coefficients(
+            sections, chunk, words.contiguous(), result.device
+        )
         if back is not None:
             coeffs = coeffs.index_select(0, back)
-        rows = inverse_rows(coeffs.reshape(*coded.sizes, -1), coded.header.basis)
+        rows = inverse_rows(coeffs.reshape(*sections.sizes, -1), sections.header.basis)
         # Flat, the copy that turns coefficients to rows is a fast transposition.
         flat = rows.reshape(rows.shape[0], n)
-        result[lanes] = fit(flat, coded.header.shift, result.dtype)
+        result[chunk] = restore_scale(flat, sections.header.shift, result.dtype)
         # Not to be kept while the next chunk is decoded.
         del starts, words, coeffs, rows, flat
 
 
 def _decode_coefficients(
-    coded: Coded, lanes: slice, words: torch.Tensor, device: torch.device
+    sections: Sections, chunk: slice, words: torch.Tensor, device: torch.device
 ) -> torch.Tensor:
     """Return the ordered coefficients (n, K) of some rows from their words (G, K)."""
     groups = fqc.dequantize(
-        words.to(device), coded.split[lanes].to(device), coded.grid.lanes(lanes, device)
+        words.to(device),
+        sections.split[chunk].to(device),
+        sections.grid.of_rows(chunk, device),
     )
-    coeffs = groups.view(-1, groups.shape[2])[: math.prod(coded.sizes)]
-    member = coded.members_of(lanes)
+    coeffs = groups.view(-1, groups.shape[2])[: math.prod(sections.sizes)]
+    member = sections.members_of(chunk)
     if member is None:
         return coeffs
     order = partition(member).to(device)

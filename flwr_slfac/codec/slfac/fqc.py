@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from flwr_slfac.codec.slfac.groups import (
-    first_mask,
     low_mask,
     merge_codes,
     merge_uneven,
-    pick,
+    of_component,
+    prefix_mask,
     put_group,
     spread_codes,
     spread_uneven,
@@ -97,10 +97,10 @@ class Grid:
     widths: torch.Tensor
     power: float = 0.0
 
-    def lanes(self, lanes: slice, device: torch.device) -> "Grid":
+    def of_rows(self, rows: slice, device: torch.device) -> "Grid":
         """Return the grid of some rows, on a device."""
-        low, high = self.low[:, lanes].to(device), self.high[:, lanes].to(device)
-        return Grid(low, high, self.widths[:, lanes].to(device), self.power)
+        low, high = self.low[:, rows].to(device), self.high[:, rows].to(device)
+        return Grid(low, high, self.widths[:, rows].to(device), self.power)
 
     def encoder(self) -> torch.Tensor:
         """Return what `to_codes` needs of each component, and its width, (3, 2, K)."""
@@ -155,20 +155,37 @@ def to_values(codes: torch.Tensor, decoder: torch.Tensor, power: float) -> torch
 def quantize(
     groups: torch.Tensor, n: int, split: torch.Tensor, grid: Grid
 ) -> torch.Tensor:
-    """Quantize coefficients (G, 8, K) of n to words (G, K) of eight codes each."""
+    """Quantize coefficients to words of eight codes.
+
+    Parameters
+    ----------
+    groups : Tensor (G, 8, K)
+        From `group_by_eight`.
+    n : int
+        Number of coefficients a row.
+    split : Tensor (K,)
+        How many of them are low.
+    grid : Grid
+        The levels of the K rows.
+
+    Returns
+    -------
+    Tensor (G, K)
+        int64; codes past n are 0.
+    """
     num_groups = len(groups)
     index, is_low = low_mask(split, num_groups, groups.dtype)
-    encoder = pick(grid.encoder(), is_low)
-    of_groups, of_here = encoder[:, :num_groups], encoder[:, num_groups:]
+    encoder = of_component(grid.encoder(), is_low)
+    of_groups, of_boundary = encoder[:, :num_groups], encoder[:, num_groups:]
     codes = to_codes(groups, of_groups[:, :, None], grid.power)
     if n % 8:
         codes.view(-1, codes.shape[2])[n:] = 0
     words = merge_codes(codes, of_groups[2])
-    # Boundary groups were coded as if they were high; here is their own word.
-    here = to_codes(take_group(groups, index), of_here, grid.power)
+    # Boundary groups were coded as if they were high; these are their own words.
+    boundary = to_codes(take_group(groups, index), of_boundary, grid.power)
     if n % 8:
-        here *= first_mask(n - 8 * index, 8, here.dtype)
-    words.scatter_(0, index[None], merge_uneven(here, of_here[2])[None])
+        boundary *= prefix_mask(n - 8 * index, 8, boundary.dtype)
+    words.scatter_(0, index[None], merge_uneven(boundary, of_boundary[2])[None])
     return words
 
 
@@ -176,12 +193,14 @@ def dequantize(words: torch.Tensor, split: torch.Tensor, grid: Grid) -> torch.Te
     """Return the coefficients (G, 8, K) of words (G, K); those past n are undefined."""
     num_groups, dtype = len(words), grid.low.dtype
     index, is_low = low_mask(split, num_groups, dtype)
-    decoder = pick(grid.decoder(), is_low)
-    of_groups, of_here = decoder[:, :num_groups], decoder[:, num_groups:]
+    decoder = of_component(grid.decoder(), is_low)
+    of_groups, of_boundary = decoder[:, :num_groups], decoder[:, num_groups:]
     codes = spread_codes(words, of_groups[2].to(torch.int32)).to(dtype)
     groups = to_values(codes, of_groups[:, :, None], grid.power)
-    here = spread_uneven(words.gather(0, index[None])[0], of_here[2].to(torch.int64))
-    put_group(groups, index, to_values(here.to(dtype), of_here, grid.power))
+    boundary = spread_uneven(
+        words.gather(0, index[None])[0], of_boundary[2].to(torch.int64)
+    )
+    put_group(groups, index, to_values(boundary.to(dtype), of_boundary, grid.power))
     return groups
 
 

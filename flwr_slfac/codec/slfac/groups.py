@@ -21,15 +21,16 @@ import torch
 
 from flwr_slfac.codec.packing import Counts
 
+# The lower half of a word: what four codes of at most 8 bits fill.
 _LOW_32 = 0xFFFFFFFF
 
 
 def group_by_eight(coeffs: torch.Tensor) -> torch.Tensor:
     """Return (n, K) as (G, 8, K), the last coefficient repeated to fill up."""
-    n, lanes = coeffs.shape
+    n, num_rows = coeffs.shape
     if n % 8:
-        coeffs = torch.cat([coeffs, coeffs[-1:].expand(8 - n % 8, lanes)])
-    return coeffs.reshape(-1, 8, lanes)
+        coeffs = torch.cat([coeffs, coeffs[-1:].expand(8 - n % 8, num_rows)])
+    return coeffs.reshape(-1, 8, num_rows)
 
 
 def low_mask(
@@ -60,13 +61,13 @@ def _mask_steps(
     return torch.cat([group, place])[:, None]
 
 
-def first_mask(count: torch.Tensor, num: int, dtype: torch.dtype) -> torch.Tensor:
+def prefix_mask(count: torch.Tensor, num: int, dtype: torch.dtype) -> torch.Tensor:
     """Return 1 for the first `count` (K,) of `num` entries (num, K), else 0."""
     number = torch.arange(num, device=count.device, dtype=dtype)
     return (count.to(dtype) - number[:, None]).clamp_(0, 1)
 
 
-def pick(pair: torch.Tensor, is_low: torch.Tensor) -> torch.Tensor:
+def of_component(pair: torch.Tensor, is_low: torch.Tensor) -> torch.Tensor:
     """Return the low or the high one of finite pairs (..., 2, K) by a mask of 0 and 1.
 
     The mask is (G, K); the result (..., G, K) is exact.
@@ -95,7 +96,7 @@ def merge_codes(codes: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
     widths : Tensor (G, K)
         0 to 8, in the same dtype: the width of all eight codes of a group.
     """
-    groups, _, lanes = codes.shape
+    groups, _, num_rows = codes.shape
     # Two codes are at most 2**16, which float32 holds exactly.
     radix = torch.exp2(widths)[:, None]
     pairs = torch.addcmul(codes[:, 0::2], codes[:, 1::2], radix).to(torch.int32)
@@ -104,19 +105,19 @@ def merge_codes(codes: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
     quads &= _LOW_32
     high = quads[:, 1]
     high <<= 2 * twice
-    return (quads[:, 0] | high).reshape(groups, lanes)
+    return (quads[:, 0] | high).reshape(groups, num_rows)
 
 
 def spread_codes(words: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
     """Undo `merge_codes`: int64 words (G, K) to int32 codes (G, 8, K)."""
-    groups, lanes = words.shape
+    groups, num_rows = words.shape
     four = 4 * widths
     quads = torch.stack([words, words >> four], 1).to(torch.int32)
     place = torch.arange(4, dtype=torch.int32, device=words.device)
     shifts = place[:, None] * widths[:, None]
     codes = quads[:, :, None] >> shifts[:, None]
     codes &= ((1 << widths) - 1)[:, None, None]
-    return codes.reshape(groups, 8, lanes)
+    return codes.reshape(groups, 8, num_rows)
 
 
 def merge_uneven(codes: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,19 @@ _LEAST_POWER = 0.1
 
 @dataclass(frozen=True)
 class Header:
-    """What a decoder needs besides the rows' own side information."""
+    """What a decoder needs besides the rows' own side information.
+
+    Parameters
+    ----------
+    tokens, components, widths, bit_widths, basis
+        The settings of the encoder, see `SLFAC`.
+    power : float
+        Of the grid, see `Grid`.
+    shift : int
+        The tensor was divided by two to this.
+    exponent : int
+        Ranges are multiplied by two to this.
+    """
 
     tokens: str
     components: str
@@ -117,7 +129,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Coded:
+class Sections:
     """The checked sections of a frame that is not empty.
 
     Parameters
@@ -148,7 +160,7 @@ class Coded:
     order: torch.Tensor | None
 
     @classmethod
-    def parse(cls, frame: Frame) -> "Coded":
+    def parse(cls, frame: Frame) -> "Sections":
         """Check every section but the codes against the shape of the frame."""
         if not 4 <= len(frame.sections) <= 5:
             raise DecodeError(
@@ -184,16 +196,16 @@ class Coded:
             order = coefficient_order(header.basis, sizes, split.device)
         return cls(header, dims, sizes, split, grid, codes, members, order)
 
-    def members_of(self, lanes: slice) -> torch.Tensor | None:
+    def members_of(self, chunk: slice) -> torch.Tensor | None:
         """Return which coefficients (n, K) of some rows are low, if a map says so."""
         if self.members is None:
             return None
         n = math.prod(self.sizes)
-        first, last = lanes.start * n, lanes.stop * n
+        first, last = chunk.start * n, chunk.stop * n
         packed = np.frombuffer(self.members, np.uint8)[first // 8 : (last + 7) // 8]
         bits = np.unpackbits(packed, bitorder="little")[first % 8 :][: last - first]
         member = bits.reshape(-1, n).astype(bool)
-        if (member.sum(1) != self.split[lanes].numpy()).any():
+        if (member.sum(1) != self.split[chunk].numpy()).any():
             raise DecodeError("a map of coefficients does not fit its split")
         return torch.from_numpy(member).t()
 
