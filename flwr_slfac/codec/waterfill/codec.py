@@ -24,7 +24,7 @@ import torch
 
 from flwr_slfac.codec.base import Codec, Hints, Memory
 from flwr_slfac.codec.registry import register
-from flwr_slfac.codec.transforms.basis import parse_basis
+from flwr_slfac.codec.transforms import parse_basis
 from flwr_slfac.codec.waterfill.plan import Plan, Target, make_plan
 from flwr_slfac.codec.waterfill.sections import (
     Wrapping,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.transforms.basis import Basis, order_1d, order_2d, parse_basis
+from flwr_slfac.codec.transforms import Basis, order_1d, order_2d, parse_basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.scales import Scales, fit_separable, half_units
 from flwr_slfac.codec.waterfill.solve import dead_zone_error, solve

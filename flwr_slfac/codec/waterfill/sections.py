@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.transforms.basis import Basis, parse_basis
+from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.entropy import (
     LARGE,

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flwr_slfac.codec.transforms.basis import Basis, forward_rows, inverse_rows
+from flwr_slfac.codec.transforms import Basis, forward_rows, inverse_rows
 
 _CHUNK_PLANES = 512
 _CHUNK_VALUES = 2**19
