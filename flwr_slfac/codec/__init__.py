@@ -22,7 +22,7 @@ from flwr_slfac.codec.slfac import SLFAC
 from flwr_slfac.codec.sparse import RandTopK, TopK
 from flwr_slfac.codec.splitfc import SplitFC
 from flwr_slfac.codec.uniform import Uniform
-from flwr_slfac.codec.waterfill.codec import Waterfill
+from flwr_slfac.codec.waterfill import Waterfill
 from flwr_slfac.codec.wire import Frame
 
 __all__ = [
