@@ -20,7 +20,17 @@ Ints = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Digits:
-    """How values become symbols: largest magnitude of a digit, digits to a symbol."""
+    """How values become symbols.
+
+    Parameters
+    ----------
+    limit : int
+        Largest magnitude of a digit, 1 to 127.
+    per_symbol : int
+        Digits to a symbol; at most 256 symbols in all.
+    signed : bool
+        Whether digits may be negative.
+    """
 
     limit: int
     per_symbol: int

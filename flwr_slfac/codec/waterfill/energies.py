@@ -40,7 +40,13 @@ _LEAST_ENERGY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class EnergyModel:
-    """Half units of log2 energy: samples (N,), channels (r,), frequency groups (G,)."""
+    """Half units of log2 energy, as integers.
+
+    Parameters
+    ----------
+    samples, channels, frequencies : ndarray (N,), (r,), (G,)
+        Their sum is the energy of a coefficient; frequencies are in groups.
+    """
 
     samples: Ints
     channels: Ints
@@ -62,7 +68,7 @@ class EnergyModel:
     def read(
         cls, reader: StreamReader, num_samples: int, num_channels: int, num_groups: int
     ) -> "EnergyModel":
-        """Read back what `write` added."""
+        """Read back what `write` added, or raise DecodeError."""
         samples = reader.stream(num_samples, LARGE).astype(np.int64)
         samples += int(reader.stream(1, LARGE)[0])
         channels = np.cumsum(reader.stream(num_channels, LARGE).astype(np.int64))
@@ -111,6 +117,15 @@ def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     """Return the group (S,) of each position: neighbours, coarse to fine.
 
     A group has enough coefficients for its energy to be worth sending.
+
+    Parameters
+    ----------
+    basis : Basis
+        Spatial basis, whose order it is.
+    shape : PlaneShape
+        Of the planes.
+    num_rows : int
+        Rows after the rotation of channels.
     """
     num_positions = shape.num_positions
     if num_positions == 1:

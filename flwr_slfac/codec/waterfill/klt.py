@@ -93,7 +93,7 @@ class Rotation:
 
     @classmethod
     def read(cls, reader: StreamReader, num_rows: int, num_channels: int) -> "Rotation":
-        """Read back what `write` added."""
+        """Read back what `write` added, or raise DecodeError."""
         levels = np.cumsum(reader.stream(num_rows, LARGE).astype(np.int64))
         if levels.min() < 0 or levels.max() > _MAX_LEVEL:
             raise DecodeError("a level of the channel basis is out of range")
@@ -184,7 +184,7 @@ def channel_transforms(
     moments: Reals,
     num_positions: int,
     level: float,
-    kept: float,
+    spare: float,
     memory: Memory,
     device: torch.device,
 ) -> list[ChannelTransform]:
@@ -198,20 +198,20 @@ def channel_transforms(
         Positions that a basis would serve.
     level : float
         The water level to expect, a variance.
-    kept : float
-        Variance that may be lost with rows that are left out.
+    spare : float
+        Variance that rows which are left out may hold.
     memory : dict
         Of the stream.
     device : torch.device
         Where the rows are wanted.
     """
     total = float(np.trace(moments))
-    if kept < _VISIBLE * total:
-        kept = -1.0
+    if spare < _VISIBLE * total:
+        spare = -1.0
     diagonal = np.diag(moments)
     plain = ChannelTransform(None, diagonal)
     variances, vectors = principal(moments)
-    num_rows = _num_rows(variances, total, kept)
+    num_rows = _num_rows(variances, total, spare)
     fresh = ChannelTransform(
         torch.from_numpy(vectors[:num_rows].astype(np.float32)).to(device),
         variances[:num_rows],
@@ -228,17 +228,17 @@ def channel_transforms(
         rows = old.matrix(torch.device("cpu"))
         wide = rows.double().numpy()
         reached = np.einsum("kc,kc->k", wide @ moments, wide)
-        if total - float(reached.sum()) <= kept or len(rows) == len(diagonal):
-            num_rows = _num_rows(reached, total, kept)
+        if total - float(reached.sum()) <= spare or len(rows) == len(diagonal):
+            num_rows = _num_rows(reached, total, spare)
             matrix = rows[:num_rows].to(device)
             options.append(ChannelTransform(matrix, reached[:num_rows], old))
     return options
 
 
-def _num_rows(variances: Reals, total: float, kept: float) -> int:
-    """Return how many leading rows leave at most `kept` variance out."""
+def _num_rows(variances: Reals, total: float, spare: float) -> int:
+    """Return how many leading rows leave at most `spare` variance out."""
     left = total - np.cumsum(variances)
-    enough = np.flatnonzero(left <= kept)
+    enough = np.flatnonzero(left <= spare)
     return int(enough[0]) + 1 if enough.size else len(variances)
 
 

@@ -20,11 +20,18 @@ from flwr_slfac.codec.waterfill.digits import Digits, Ints
 
 # A chance of 1. Our choice: integers of 24 bits are exact in the float32 that the coder
 # takes.
-_ONE = 2**24
+_CHANCE_BITS = 24
+_ONE = 2**_CHANCE_BITS
 # Last magnitude of each bucket of magnitudes that share one stopping chance: octaves,
 # as the chance changes slowly with the magnitude; 126 is the last that does not
 # saturate the largest digit.
 _BUCKET_ENDS = (0, 1, 2, 4, 8, 16, 32, 64, 126)
+# A byte holds a half, this many chances below it, and as many above.
+_NUM_BELOW_HALF = 127
+# 2**-0.125 as an integer over 2**16: our choice, the finest that the byte's range of
+# chances, down to 2**-16, allows.
+_NEXT, _NEXT_BITS = 60097, 16
+_GUARD_BITS = 7
 
 
 def ideal_bits(counts: npt.NDArray[np.float64]) -> float:
@@ -77,19 +84,18 @@ def coder_table(model: bytes, digits: Digits) -> Any:
         stop = min(end + 1, digits.limit)
         chance = chances[i] if i < len(chances) else _ONE - 1
         for _ in range(start, stop):
-            magnitudes.append(left * chance >> 24)
+            magnitudes.append(left * chance >> _CHANCE_BITS)
             left -= magnitudes[-1]
         start = max(start, stop)
     magnitudes.append(left)
     weights = np.array(magnitudes, np.int64)
     if digits.signed:
-        negative = weights[:0:-1] * sign >> 24
+        negative = weights[:0:-1] * sign >> _CHANCE_BITS
         positive = weights[1:] - negative[::-1]
         weights = np.concatenate([negative, weights[:1], positive])
     product = weights
     for _ in range(digits.per_symbol - 1):
-        product = (product[:, None] * weights[None, :] >> 24).reshape(-1)
-    # Integers of at most 24 bits are exact in float32.
+        product = (product[:, None] * weights[None, :] >> _CHANCE_BITS).reshape(-1)
     return constriction.stream.model.Categorical(
         np.maximum(product, 1).astype(np.float32), perfect=False
     )
@@ -101,10 +107,11 @@ def _stopping_chances() -> Ints:
     Neighbours differ by about a factor of 2**0.125, in the chance below one half, in
     its complement above.
     """
-    low = [2**30]
-    for _ in range(127):
-        low.append(low[-1] * 60097 >> 16)
-    below_half = [max(1, chance >> 7) for chance in low]
+    # From a half, with more bits than are kept, so that rounding does not add up.
+    low = [_ONE << _GUARD_BITS >> 1]
+    for _ in range(_NUM_BELOW_HALF):
+        low.append(low[-1] * _NEXT >> _NEXT_BITS)
+    below_half = [max(1, chance >> _GUARD_BITS) for chance in low]
     return np.array(below_half[::-1] + [_ONE - c for c in below_half[1:]], np.int64)
 
 
@@ -115,5 +122,5 @@ NUM_CHANCES = len(_CHANCES)
 
 def _nearest(stops: int, reaches: int) -> int:
     """Return the byte whose chance is nearest to stops / reaches."""
-    chance = (stops << 24) // max(reaches, 1)
+    chance = (stops << _CHANCE_BITS) // max(reaches, 1)
     return bisect_left(_MIDPOINTS, chance)

@@ -179,9 +179,9 @@ def _channel_options(
     moments *= target.energy / num_each / max(float(np.trace(moments)), TINY)
     variances = klt.principal(moments)[0]
     level = target.water_level(variances, num_each)
-    kept = _LEFT_OUT * float(np.minimum(variances, level).sum())
+    spare = _LEFT_OUT * float(np.minimum(variances, level).sum())
     return klt.channel_transforms(
-        moments, num_each, level, kept, memory, x.device
+        moments, num_each, level, spare, memory, x.device
     ), level
 
 

@@ -198,15 +198,9 @@ def _quantize_near(
         if ratio < 1 and (below is None or quantized.distortion > below.distortion):
             below = quantized
         # The sample is off by this factor: aim that much beside.
-        aim = sample.distortion(quantized.step) / min(
-            max(ratio, 1 / _MOST_CORRECTION), _MOST_CORRECTION
-        )
+        aim = sample.distortion(quantized.step) / _limited(ratio, 1.0)
         step = solve(sample.distortion, aim, quantized.step) if aim > 0 else step / 2
-        least, most = (
-            quantized.step / _MOST_CORRECTION,
-            quantized.step * _MOST_CORRECTION,
-        )
-        step = min(max(step, least), most)
+        step = _limited(step, quantized.step)
         if below is not None and abs(step / quantized.step - 1) < _SAME_STEP:
             return below
         quantized = quantize(plan, sample, step)
@@ -216,6 +210,10 @@ def _quantize_near(
         else:
             quantized = quantize(plan, sample, quantized.step / 2)
     return below
+
+
+def _limited(value: float, around: float) -> float:
+    return min(max(value, around / _MOST_CORRECTION), around * _MOST_CORRECTION)
 
 
 def _clamping_gain(plan: Plan, x: torch.Tensor, step: float) -> float:

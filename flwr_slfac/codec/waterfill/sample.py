@@ -18,6 +18,9 @@ CLASS_OF_STEP = 8
 CENTROID_UNIT = 128.0
 # Our choice: many times the coefficients that a distortion to a percent needs.
 _SEARCH_SIZE = 2**15
+# Magnitudes below 2**6 are counted one by one, larger ones by octave and five bits, up
+# to a table of 256 (our choice): the rest is as good as uniform.
+_OWN_BITS, _NUM_KEYS = 6, 256
 
 
 class CoefficientSample:
@@ -27,6 +30,13 @@ class CoefficientSample:
     ----------
     plan : Plan
         What is to be quantized.
+
+    Attributes
+    ----------
+    magnitudes : ndarray (n,)
+        Of the sampled coefficients.
+    weight : float
+        How many coefficients each of them stands for.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -72,14 +82,15 @@ class CoefficientSample:
         """Return the bits of all coefficients at a step."""
         scaled = self.magnitudes * np.float32(1 / step)
         levels = np.floor(scaled + np.float32(0.5 - SHRINK))
-        width = 256
         # Beyond the table a magnitude is its octave and uniform bits.
-        octave = np.maximum(np.frexp(levels)[1] - 6, 0)
-        key = np.minimum(levels / np.exp2(octave) + 32 * octave, width - 1)
+        octave = np.maximum(np.frexp(levels)[1] - _OWN_BITS, 0)
+        key = levels / np.exp2(octave) + 2 ** (_OWN_BITS - 1) * octave
+        key = np.minimum(key, _NUM_KEYS - 1)
         classes = self._classes(step)
         counts = np.bincount(
-            classes * width + key.astype(np.int64), minlength=NUM_CLASSES * width
-        ).reshape(NUM_CLASSES, width)
+            classes * _NUM_KEYS + key.astype(np.int64),
+            minlength=NUM_CLASSES * _NUM_KEYS,
+        ).reshape(NUM_CLASSES, _NUM_KEYS)
         total = sum(ideal_bits(row.astype(np.float64)) for row in counts if row.any())
         return (total + float(octave.sum()) + float((levels > 0).sum())) * self.weight
 

@@ -9,6 +9,8 @@ from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits, water_l
 _OCTAVES = 80.0
 # Halvings of it: the level is found to a millionth of an octave.
 _NUM_HALVINGS = 30
+# Our choice: an octave of step, which is a factor of 4 in variance.
+_DEEPER = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,15 @@ class Target:
         return self.energy
 
     def water_level(self, variances: Reals, num_each: int) -> float:
-        """Return the level to expect, before the spatial basis has its say."""
+        """Return the water level to expect, before a spatial basis.
+
+        Parameters
+        ----------
+        variances : ndarray (C,)
+            Of the channels.
+        num_each : int
+            Values of each.
+        """
         if self.step is not None:
             return self.step**2 / 12
         if self.distortion is not None:
@@ -58,4 +68,4 @@ class Target:
             else:
                 high = middle
         # The spatial basis makes these bits buy more: look deeper than this.
-        return float(2.0**high / 4)
+        return float(2.0**high / _DEEPER)

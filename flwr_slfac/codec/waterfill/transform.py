@@ -2,8 +2,8 @@ r"""The orthonormal way from a tensor to coefficients and back.
 
 ::
 
-    (N, C, S) -> rotate channels -> swap mean and sample 0
-      -> spatial basis -> (S, N * r)
+    planes (N, C, S) -> rotate channels -> swap mean and sample 0
+                     -> spatial basis -> coefficients (S, N * r)
 
 Every stage is orthonormal, so an error in coefficients is the same error in the tensor.
 Columns of the result are planes, one row of one sample each, in an order of choice.
@@ -53,7 +53,7 @@ class Transform:
 
     @property
     def num_rows(self) -> int:
-        """ChannelTransform after the rotation."""
+        """Rows after the rotation of channels."""
         return self.shape.num_channels if self.matrix is None else len(self.matrix)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -126,10 +126,10 @@ def inverse_planes(
 
 
 def reflect(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Swap the mean of samples and sample 0 by a reflection, its own inverse.
+    """Swap the mean of samples and sample 0 by a Householder reflection.
 
-    Row 0 of the result (N, r, S) is sqrt(N) times the mean of the samples. `out` may be
-    the rows themselves.
+    Row 0 of the result (N, r, S) is sqrt(N) times the mean of the samples. The
+    reflection is its own inverse. `out` may be the rows themselves.
     """
     num_samples = len(rows)
     if num_samples == 1:
