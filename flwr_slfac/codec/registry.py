@@ -109,7 +109,8 @@ def _entry_points() -> dict[str, tuple[EntryPoint, ...]]:
     return _entry_points_on(tuple(sys.path))
 
 
-# Reading all metadata takes long, and frames with unknown ids could ask for it often.
+# Reading all metadata takes long, and frames with unknown ids could ask for it often:
+# it is read again only when the import path changes.
 @lru_cache(maxsize=1)
 def _entry_points_on(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]:
     """Return the entry points that this import path leads to."""
