@@ -1,3 +1,7 @@
+"""Bit packing: words, fields, codes and positions come back, without gaps."""
+
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,21 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_slfac.codec.packing import (
+    MAX_RICE,
     BitReader,
     BitWriter,
     num_bits_for,
+    pack_codes,
     pack_fields,
+    pack_positions,
+    unpack_codes,
     unpack_fields,
-)
-from flwr_slfac.codec.slfac.groups import (
-    group_starts,
-    merge_codes,
-    merge_uneven,
-    row_bits,
-    spread_codes,
-    spread_uneven,
+    unpack_positions,
 )
 from flwr_slfac.errors import DecodeError
+
+CPU = torch.device("cpu")
 
 words_with_bits = st.lists(
     st.integers(0, 64).flatmap(
@@ -65,71 +68,6 @@ def test_fields_come_back(bits: list[int], num_records: int, seed: int) -> None:
         np.testing.assert_array_equal(field, column)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32 - 1))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_groups_of_one_width(
-    dtype: torch.dtype, groups: int, lanes: int, seed: int
-) -> None:
-    """Eight codes of one width merge to their sum of shifts and spread again."""
-    random = np.random.default_rng(seed)
-    widths = random.integers(0, 9, (groups, lanes))
-    codes = random.integers(0, 2 ** widths[:, None], (groups, 8, lanes))
-    words = merge_codes(
-        torch.from_numpy(codes).to(dtype), torch.from_numpy(widths).to(dtype)
-    )
-    for g in range(groups):
-        for k in range(lanes):
-            expected = sum(
-                int(c) << i * int(widths[g, k]) for i, c in enumerate(codes[g, :, k])
-            )
-            assert int(words[g, k]) % 2**64 == expected
-    spread = spread_codes(words, torch.from_numpy(widths).to(torch.int32))
-    np.testing.assert_array_equal(spread.numpy(), codes)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_groups_of_unlike_widths(lanes: int, seed: int) -> None:
-    """Eight codes of eight widths merge without gaps and spread again."""
-    random = np.random.default_rng(seed)
-    widths = random.integers(0, 9, (8, lanes))
-    codes = random.integers(0, 2**widths)
-    words = merge_uneven(
-        torch.from_numpy(codes).float(), torch.from_numpy(widths).float()
-    )
-    starts = widths.cumsum(0) - widths
-    for k in range(lanes):
-        expected = sum(
-            int(c) << int(s) for c, s in zip(codes[:, k], starts[:, k], strict=True)
-        )
-        assert int(words[k]) % 2**64 == expected
-    spread = spread_uneven(words, torch.from_numpy(widths))
-    np.testing.assert_array_equal(spread.numpy(), codes)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 30), st.data())
-def test_groups_begin_where_codes_do(n: int, data: st.DataObject) -> None:
-    """Group g of a row begins with code 8 g of it."""
-    rows = data.draw(
-        st.lists(
-            st.tuples(st.integers(1, n), st.integers(0, 8), st.integers(0, 8)),
-            min_size=1,
-            max_size=5,
-        )
-    )
-    split, low, high = np.array(rows).T
-    starts = group_starts(split, np.stack([low, high]), n, 5)
-    position = 5
-    for row, (k, b_low, b_high) in enumerate(rows):
-        for code in range(n):
-            if code % 8 == 0:
-                assert starts[row, code // 8] == position
-            position += b_low if code < k else b_high
-    assert row_bits(split, np.stack([low, high]), n).sum() == position - 5
-
-
 def test_a_wrong_number_of_bytes_is_refused() -> None:
     """A reader takes exactly the bytes that its bits need."""
     for num_bytes, num_bits in ((0, 1), (2, 8), (1, 9), (1, 0)):
@@ -144,3 +82,58 @@ def test_num_bits_hold_the_largest(largest: int) -> None:
     bits = num_bits_for(largest)
     assert largest < 2**bits
     assert bits == 0 or largest >= 2 ** (bits - 1)
+
+
+@given(st.integers(1, 16), st.integers(0, 200), st.integers(0, 2**31))
+def test_packing_is_undone_and_has_no_gaps(bits: int, num: int, seed: int) -> None:
+    """Any codes of 1 to 16 bits come back from ceil(n bits / 8) bytes."""
+    codes = torch.from_numpy(np.random.default_rng(seed).integers(0, 2**bits, num))
+    packed = pack_codes(codes, bits)
+    assert packed.nbytes == -(-num * bits // 8)
+    assert torch.equal(unpack_codes(packed, bits, num, CPU), codes)
+
+
+def test_packed_bits_are_little_endian() -> None:
+    """The first code is in the lowest bits of the first byte."""
+    assert bytes(pack_codes(torch.tensor([1, 0, 5]), 3)) == bytes([0b01000001, 0b1])
+    assert bytes(pack_codes(torch.tensor([0x1234]), 16)) == b"\x34\x12"
+
+
+@given(st.sets(st.integers(0, 5000)), st.integers(0, 5000))
+def test_places_come_back(places: set[int], beyond: int) -> None:
+    """Any set of places survives packing, in any tensor that has them."""
+    rising = np.array(sorted(places), dtype=np.int64)
+    rice, low, unary = pack_positions(rising)
+    num_places = max(places, default=0) + 1 + beyond
+    back = unpack_positions(rice, memoryview(low), memoryview(unary), num_places)
+    assert np.array_equal(back, rising)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9])
+def test_places_cost_little_more_than_their_entropy(fraction: float) -> None:
+    """Rare places cost at most 4 % above their entropy, others no more than a map."""
+    chosen = np.random.default_rng(0).random(200_000) < fraction
+    _, low, unary = pack_positions(np.flatnonzero(chosen))
+    share = chosen.mean()
+    entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    cost = 8 * (len(low) + len(unary)) / chosen.size
+    assert cost <= (1.04 * entropy + 0.001 if share < 0.3 else 1.001)
+
+
+@pytest.mark.parametrize(
+    ("rice", "low", "unary"),
+    [
+        (MAX_RICE + 1, b"", b"\x01"),
+        (0, b"\x00", b"\x01"),
+        (3, b"", b"\x01"),
+        (0, b"", bytes(4)),
+        (0, b"", b"\x00\x10"),
+        (3, b"\x07\x00", b"\x03\x00"),
+    ],
+)
+def test_places_that_do_not_fit_are_refused(
+    rice: int, low: bytes, unary: bytes
+) -> None:
+    """Places beyond the tensor, and parts of wrong lengths, raise DecodeError."""
+    with pytest.raises(DecodeError):
+        unpack_positions(rice, memoryview(low), memoryview(unary), 10)
