@@ -100,12 +100,12 @@ def _quantize(unit: torch.Tensor, last: int) -> tuple[int, torch.Tensor]:
 def _best_scale(counts: Array, last: int) -> int:
     """Return the scale, in 32nds, whose cosine similarity over the counts is most."""
 
-    def similarity(scale: float) -> torch.Tensor:
+    def similarity(scale: float) -> float:
         levels = _levels(last, int(scale))
         weighted = counts * levels
         norm = float((weighted * levels).sum()) ** 0.5
         product = float((weighted * BIN_CENTERS).sum())
-        return torch.tensor(product / norm if norm else 0.0, dtype=torch.float64)
+        return product / norm if norm else 0.0
 
     # Of equal ones the nearest to the scale at which everything just fits.
     nearest_first = sorted(_SCALES, key=lambda scale: abs(scale - PARTS))

@@ -101,9 +101,9 @@ def _quantize(unit: torch.Tensor, last: int) -> tuple[int, torch.Tensor]:
 def _best_exponent(counts: Array, last: int) -> int:
     """Return the exponent, in 32nds, whose squared error over the counts is least."""
 
-    def merit(exponent: float) -> torch.Tensor:
+    def merit(exponent: float) -> float:
         errors = _squared_errors(last, int(exponent))
-        return torch.tensor(-float((counts * errors).sum()), dtype=torch.float64)
+        return -float((counts * errors).sum())
 
     # Of equal ones the largest, which is nearest to linear.
     return int(search_grid(_EXPONENTS[::-1], merit))
