@@ -6,7 +6,7 @@ from flwr.serverapp import Grid
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec
-from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.errors import SettingError
 from flwr_slfac.progress import step_progress
 from flwr_slfac.split import (

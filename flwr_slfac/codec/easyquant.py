@@ -8,21 +8,25 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, register
+from flwr_slfac.codec.base import Codec, Hints, Memory, work_dtype
 from flwr_slfac.codec.magnitude import (
     BIN_CENTERS,
     BITS,
+    PARTS,
     Array,
     decode_magnitudes,
     encode_magnitudes,
     magnitude_counts,
 )
-from flwr_slfac.codec.uniform import decode_empty, require_bits, work_dtype
+from flwr_slfac.codec.registry import register
+from flwr_slfac.codec.search import search_grid
+from flwr_slfac.codec.settings import require_bits
 from flwr_slfac.codec.wire import Frame
 
-# Scales are 32nds of the scale at which the largest magnitude just fits.
-_PARTS = 32
-_SCALES = range(_PARTS // 2, 2 * _PARTS + 1)
+# In 32nds of the scale at which the largest magnitude just fits: [0.5, 2] of it. Our
+# choice: at 2, what is above half the largest magnitude saturates; at 0.5 half of the
+# codes are idle, so beyond either end the similarity only falls.
+_SCALES = range(PARTS // 2, 2 * PARTS + 1)
 
 
 @register
@@ -46,9 +50,22 @@ class EasyQuant(Codec):
     ----------
     bits : int, default 8
         2 to 8 bits a value.
+
+    Raises
+    ------
+    SettingError
+        If `bits` is out of range.
+
+    Examples
+    --------
+    >>> from flwr_slfac.codec import decode, encode
+    >>> x = torch.linspace(-1, 1, 101)
+    >>> bool((decode(encode(x, EasyQuant(bits=8))) - x).abs().max() < 0.01)
+    True
     """
 
     codec_id: ClassVar[str] = "easyquant"
+    skips_empty: ClassVar[bool] = True
     bits: int = 8
 
     def __post_init__(self) -> None:
@@ -64,38 +81,39 @@ class EasyQuant(Codec):
     def decode_sections(
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
-        """Multiply each code by its step."""
-        if frame.num_elements == 0:
-            return decode_empty(frame, device)
+        """Multiply each code by its step, or raise DecodeError."""
         found = decode_magnitudes(frame, cls.codec_id, _SCALES, device)
-        codes, last, scale = found.codes, found.last, found.searched
+        codes, last, scale = found.codes, found.last, found.parameter
         dtype = work_dtype(frame.dtype)
         if found.signed:
             codes -= last
         # At a small scale the last code stands for more than the largest magnitude.
-        unit = codes.to(dtype).div_(last * scale / _PARTS).clamp_(-1, 1)
+        unit = codes.to(dtype).div_(last * scale / PARTS).clamp_(-1, 1)
         return unit.mul_(found.largest.to(dtype)).to(frame.dtype).reshape(frame.shape)
 
 
 def _quantize(unit: torch.Tensor, last: int) -> tuple[int, torch.Tensor]:
-    scale = best_scale(magnitude_counts(unit), last)
-    return scale, unit.mul_(last * scale / _PARTS).round_().clamp_(max=last)
+    scale = _best_scale(magnitude_counts(unit), last)
+    return scale, unit.mul_(last * scale / PARTS).round_().clamp_(max=last)
 
 
-def best_scale(counts: Array, last: int) -> int:
+def _best_scale(counts: Array, last: int) -> int:
     """Return the scale, in 32nds, whose cosine similarity over the counts is most."""
 
-    def similarity(scale: int) -> float:
-        levels = _levels(last, scale)
-        norm = float((counts * levels * levels).sum()) ** 0.5
-        return float((counts * levels * BIN_CENTERS).sum()) / norm if norm else 0.0
+    def similarity(scale: float) -> float:
+        levels = _levels(last, int(scale))
+        weighted = counts * levels
+        norm = float((weighted * levels).sum()) ** 0.5
+        product = float((weighted * BIN_CENTERS).sum())
+        return product / norm if norm else 0.0
 
-    # Equal ones: the nearest to the scale at which everything just fits.
-    return max(sorted(_SCALES, key=lambda scale: abs(scale - _PARTS)), key=similarity)
+    # Of equal ones the nearest to the scale at which everything just fits.
+    nearest_first = sorted(_SCALES, key=lambda scale: abs(scale - PARTS))
+    return int(search_grid(nearest_first, similarity))
 
 
 @lru_cache(maxsize=256)
 def _levels(last: int, scale: int) -> Array:
     """Return the magnitude that each bin's center is quantized to."""
-    step = _PARTS / (last * scale)
+    step = PARTS / (last * scale)
     return np.minimum(np.minimum(np.rint(BIN_CENTERS / step), last) * step, 1.0)

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, register, registered
+from flwr_slfac.codec.base import Codec, Hints, Memory, work_dtype
+from flwr_slfac.codec.coding import sections_of, tensor_of
+from flwr_slfac.codec.registry import find_codec, register
 from flwr_slfac.codec.settings import format_codec, parse_codec
-from flwr_slfac.codec.uniform import work_dtype
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, EncodeError, SettingError
 
@@ -41,6 +42,11 @@ class Feedback(Codec):
     ----------
     inner : Codec or str
         The codec, or its text; not a `Feedback` itself.
+
+    Raises
+    ------
+    SettingError
+        If `inner` is not a codec, or a text that names none.
 
     Examples
     --------
@@ -77,7 +83,7 @@ class Feedback(Codec):
             )
         residual = _residual_of(tensor, hints.memory)
         wanted = _saturate(tensor.to(residual.dtype) + residual, tensor.dtype)
-        sections = inner.encode_sections(wanted.to(tensor.dtype), hints)
+        sections = sections_of(wanted.to(tensor.dtype), inner, hints)
         views = tuple(memoryview(s).cast("B") for s in sections)
         frame = Frame(inner.codec_id, tensor.dtype, tuple(tensor.shape), views)
         decoded = _mirror_decode(inner, frame, hints.memory, tensor.device)
@@ -88,17 +94,18 @@ class Feedback(Codec):
     def decode_sections(
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
-        """Decode the inner codec's sections."""
+        """Decode the inner codec's sections, or raise DecodeError."""
         if not frame.sections:
             raise DecodeError("codec 'feedback' names its inner codec, here is none")
         name = bytes(frame.sections[0]).decode("ascii", errors="replace")
-        inner = registered().get(name)
+        try:
+            inner = find_codec(name)
+        except SettingError as error:
+            raise DecodeError(str(error)) from error
         if inner is None or issubclass(inner, Feedback):
             raise DecodeError(f"codec {name!r} is not known inside 'feedback'")
-        if frame.dtype not in inner.dtypes:
-            raise DecodeError(f"codec {name!r} never carries {frame.dtype}")
         within = Frame(name, frame.dtype, frame.shape, frame.sections[1:])
-        return inner.decode_sections(within, memory, device)
+        return tensor_of(within, inner, memory, device)
 
 
 def _residual_of(tensor: torch.Tensor, memory: Memory) -> torch.Tensor:
@@ -152,6 +159,6 @@ def _mirror_decode(
         for key, value in memory.items()
         if key.startswith(_DECODER)
     }
-    decoded = type(inner).decode_sections(frame, mirror, device)
+    decoded = tensor_of(frame, type(inner), mirror, device)
     memory.update({_DECODER + key: value for key, value in mirror.items()})
     return decoded

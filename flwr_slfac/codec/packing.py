@@ -1,13 +1,15 @@
-"""Codes of 0 to 8 bits packed without gaps.
+"""Bits end to end: words of any width, fields of records, codes, positions.
 
 The stream is little-endian in bits: bit i is bit ``i % 8`` of byte ``i // 8``, and a
-code's lowest bit comes first. Eight codes are merged into one 64-bit word where the
-tensor is, so only words of an eighth of the count come to the CPU, where they are laid
-end to end::
+value's lowest bit comes first::
 
-    codes (G, 8, K) --merge_codes--> words (G, K) --BitWriter--> bytes
-    bytes --BitReader--> words (G, K) --spread_codes--> codes (G, 8, K)
+    words at any bit        --BitWriter-->       bytes --BitReader-->        words
+    records of fields       --pack_fields-->     bytes --unpack_fields-->    records
+    codes of one width      --pack_codes-->      bytes --unpack_codes-->     codes
+    positions in a tensor   --pack_positions-->  bytes --unpack_positions--> positions
 """
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +17,28 @@ import torch
 
 from flwr_slfac.errors import DecodeError
 
+__all__ = [
+    "BitReader",
+    "BitWriter",
+    "num_bits_for",
+    "num_packed_bytes",
+    "pack_codes",
+    "pack_fields",
+    "pack_positions",
+    "unpack_codes",
+    "unpack_fields",
+    "unpack_positions",
+]
+
 Words = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 
-_LOW_32 = 0xFFFFFFFF
+# The widest integer that NumPy shifts: codes and fields are written a word at a time.
+_WORD_BITS = 64
+# Widths whose packing is a plain copy.
+_WHOLE_BYTES = {8: "<u1", 16: "<u2"}
+# Our limit: above, gaps that hostile bytes add up would overflow 64 bits.
+MAX_RICE = 24
 
 
 def num_bits_for(largest: int) -> int:
@@ -36,6 +56,7 @@ class BitWriter:
     """
 
     def __init__(self, num_bits: int) -> None:
+        # Two words more: a word may begin in the last, and spill into the next.
         self._buffer = np.zeros(num_bits // 64 + 2, dtype="<u8")
         self._num_bits = num_bits
 
@@ -126,102 +147,134 @@ def pack_fields(columns: list[tuple[Counts, int]]) -> memoryview:
     """
     num_records = columns[0][0].shape[0]
     words = np.zeros(num_records, dtype=np.uint64)
-    position = 0
+    start = 0
     for values, bits in columns:
-        words |= values.astype(np.uint64) << np.uint64(position)
-        position += bits
-    writer = BitWriter(position * num_records)
-    writer.write(words, position * np.arange(num_records))
+        words |= values.astype(np.uint64) << np.uint64(start)
+        start += bits
+    writer = BitWriter(start * num_records)
+    writer.write(words, start * np.arange(num_records))
     return writer.getvalue()
 
 
 def unpack_fields(data: memoryview, bits: list[int], num_records: int) -> list[Counts]:
-    """Undo `pack_fields`, or raise DecodeError if the number of bytes is wrong."""
+    """Undo `pack_fields` to int64 values, or raise DecodeError for a wrong length."""
     reader = BitReader(data, sum(bits) * num_records)
     words = reader.read(sum(bits) * np.arange(num_records))
     columns = []
-    position = 0
+    start = 0
     for width in bits:
-        field = (words >> np.uint64(position)) & np.uint64((1 << width) - 1)
+        field = (words >> np.uint64(start)) & np.uint64((1 << width) - 1)
         columns.append(field.astype(np.int64))
-        position += width
+        start += width
     return columns
 
 
-def merge_codes(codes: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
-    """Merge codes (G, 8, K), whole numbers in a float dtype, to int64 words (G, K).
+def num_packed_bytes(num_codes: int, bits: int) -> int:
+    """Return the length of `num_codes` packed codes of `bits` bits."""
+    return math.ceil(num_codes * bits / 8)
+
+
+def pack_codes(codes: torch.Tensor, bits: int) -> memoryview:
+    """Pack codes of one width without gaps, in C order.
 
     Parameters
     ----------
-    codes : Tensor (G, 8, K)
-        In [0, 2**width).
-    widths : Tensor (G, K)
-        0 to 8, in the same dtype: the width of all eight codes of a group.
+    codes : Tensor of any shape
+        Whole numbers in [0, 2**bits), of any dtype, on any device.
+    bits : int
+        1 to 63.
     """
-    groups, _, lanes = codes.shape
-    # Two codes are at most 2**16, which float32 holds exactly.
-    radix = torch.exp2(widths)[:, None]
-    pairs = torch.addcmul(codes[:, 0::2], codes[:, 1::2], radix).to(torch.int32)
-    twice = (2 * widths).to(torch.int32)
-    quads = (pairs[:, 0::2] | (pairs[:, 1::2] << twice[:, None])).to(torch.int64)
-    quads &= _LOW_32
-    high = quads[:, 1]
-    high <<= 2 * twice
-    return (quads[:, 0] | high).reshape(groups, lanes)
+    if bits in _WHOLE_BYTES:
+        whole = codes.reshape(-1).to("cpu", torch.int32).numpy()
+        return whole.astype(_WHOLE_BYTES[bits]).view(np.uint8).data
+    flat = codes.reshape(-1).to("cpu", torch.int64).numpy()
+    per_word = _WORD_BITS // bits
+    records = np.zeros((math.ceil(flat.size / per_word), per_word), dtype=np.int64)
+    records.reshape(-1)[: flat.size] = flat
+    packed = pack_fields([(records[:, i], bits) for i in range(per_word)])
+    return packed[: num_packed_bytes(flat.size, bits)]
 
 
-def spread_codes(words: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
-    """Undo `merge_codes`: int64 words (G, K) to int32 codes (G, 8, K)."""
-    groups, lanes = words.shape
-    four = 4 * widths
-    quads = torch.stack([words, words >> four], 1).to(torch.int32)
-    place = torch.arange(4, dtype=torch.int32, device=words.device)
-    shifts = place[:, None] * widths[:, None]
-    codes = quads[:, :, None] >> shifts[:, None]
-    codes &= ((1 << widths) - 1)[:, None, None]
-    return codes.reshape(groups, 8, lanes)
+def unpack_codes(
+    section: memoryview, bits: int, num_codes: int, device: torch.device
+) -> torch.Tensor:
+    """Undo `pack_codes` to int64 (num_codes,), or raise DecodeError."""
+    length = num_packed_bytes(num_codes, bits)
+    if section.nbytes != length:
+        raise DecodeError(
+            f"{section.nbytes} bytes for {num_codes} codes of {bits} bits, not {length}"
+        )
+    if bits in _WHOLE_BYTES:
+        whole = np.frombuffer(section, _WHOLE_BYTES[bits]).astype(np.int64)
+        return torch.from_numpy(whole).to(device)
+    per_word = _WORD_BITS // bits
+    num_words = math.ceil(num_codes / per_word)
+    padded = bytes(section).ljust(num_packed_bytes(num_words * per_word, bits), b"\0")
+    fields = unpack_fields(memoryview(padded), [bits] * per_word, num_words)
+    flat = np.stack(fields, axis=1).reshape(-1)[:num_codes]
+    return torch.from_numpy(flat).to(device)
 
 
-def merge_uneven(codes: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
-    """Merge codes (8, K), whole numbers in a float dtype, to int64 words (K,).
+def pack_positions(positions: Counts) -> tuple[int, memoryview, bytes]:
+    """Pack rising positions as Rice-coded gaps.
 
-    Each code has its own width (8, K), 0 to 8, in the same dtype.
-    """
-    bits = widths.to(torch.int64)
-    return (codes.to(torch.int64) << (bits.cumsum(0) - bits)).sum(0)
-
-
-def spread_uneven(words: torch.Tensor, widths: torch.Tensor) -> torch.Tensor:
-    """Undo `merge_uneven`."""
-    ends = widths.cumsum(0)
-    return (words >> (ends - widths)) & ((1 << widths) - 1)
-
-
-def group_starts(split: Counts, widths: Counts, n: int, first: int) -> Counts:
-    """Return where each group of eight codes begins (K, G) in the stream of K rows.
+    Golomb-Rice coding (Golomb 1966, Rice 1979): the low `rice` bits of each gap,
+    packed, and the rest in unary. For positions without structure it is within a few
+    hundredths of a bit a position of the entropy. With ``rice = 0`` the unary part is
+    the bitmap itself, so a bitmap needs no form of its own.
 
     Parameters
     ----------
-    split : array (K,)
-        How many of a row's n codes are in its first component.
-    widths : array (2, K)
-        Bits of a code of the first and of the second component.
-    n : int
-        Number of codes a row; the last group may hold fewer than eight.
-    first : int
-        Where the first row begins.
+    positions : ndarray (K,)
+        int64, strictly rising from 0 or more.
+
+    Returns
+    -------
+    tuple of int, memoryview, bytes
+        The Rice parameter, 0 to `MAX_RICE`; the low bits; the unary part.
     """
-    bits = row_bits(split, widths, n)
-    begin = np.cumsum(bits) - bits + first
-    eight = np.arange(0, n, 8)
-    starts = np.minimum(eight, split[:, None])
-    starts *= (widths[0] - widths[1])[:, None]
-    starts += widths[1][:, None] * eight
-    starts += begin[:, None]
-    return starts
+    gaps = np.diff(positions, prepend=-1) - 1
+    rice = _cheapest_rice(gaps)
+    high = gaps >> rice
+    unary = np.zeros(int(high.sum()) + high.size, dtype=np.uint8)
+    unary[np.cumsum(high + 1) - 1] = 1
+    low = memoryview(b"")
+    if rice:
+        low = pack_codes(torch.from_numpy(gaps & ((1 << rice) - 1)), rice)
+    return rice, low, np.packbits(unary, bitorder="little").tobytes()
 
 
-def row_bits(split: Counts, widths: Counts, n: int) -> Counts:
-    """Return the bits (K,) of each row's codes; parameters as in `group_starts`."""
-    bits: Counts = split * widths[0] + (n - split) * widths[1]
-    return bits
+def unpack_positions(
+    rice: int, low: memoryview, unary: memoryview, num_elements: int
+) -> Counts:
+    """Undo `pack_positions` within a tensor of `num_elements`.
+
+    Raises
+    ------
+    DecodeError
+        If the parts do not fit together, or a position lies outside of the tensor.
+    """
+    if rice > MAX_RICE:
+        raise DecodeError(f"a Rice parameter of {rice}, at most {MAX_RICE}")
+    # `pack_positions` takes at most a bit an element; twice that bounds the memory.
+    if 8 * unary.nbytes > 2 * num_elements + 7:
+        raise DecodeError(f"{unary.nbytes} bytes of gaps for {num_elements} places")
+    bits = np.unpackbits(np.frombuffer(unary, np.uint8), bitorder="little")
+    gaps = np.diff(np.flatnonzero(bits), prepend=-1) - 1 << rice
+    if rice:
+        gaps |= unpack_codes(low, rice, gaps.size, torch.device("cpu")).numpy()
+    elif low.nbytes:
+        raise DecodeError("low bits where the Rice parameter is 0")
+    positions: Counts = np.cumsum(gaps + 1) - 1
+    if positions.size and positions[-1] >= num_elements:
+        raise DecodeError(f"place {positions[-1]} of {num_elements}")
+    return positions
+
+
+def _cheapest_rice(gaps: Counts) -> int:
+    """Return the Rice parameter of fewest bits, which is near log2 of the mean gap."""
+    if gaps.size == 0:
+        return 0
+    guess = int(math.log2(int(gaps.sum()) / gaps.size + 1))
+    near = range(max(0, guess - 1), min(MAX_RICE, guess + 1) + 1)
+    return min(near, key=lambda rice: gaps.size * rice + int((gaps >> rice).sum()))

@@ -8,22 +8,25 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, register
+from flwr_slfac.codec.base import Codec, Hints, Memory, work_dtype
 from flwr_slfac.codec.magnitude import (
     BIN_CENTERS,
     BITS,
+    PARTS,
     Array,
     decode_magnitudes,
     encode_magnitudes,
     magnitude_counts,
 )
-from flwr_slfac.codec.uniform import decode_empty, require_bits, work_dtype
+from flwr_slfac.codec.registry import register
+from flwr_slfac.codec.search import search_grid
+from flwr_slfac.codec.settings import require_bits
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError
 
-# Exponents are 32nds: 1/4 to 1.
-_PARTS = 32
-_EXPONENTS = range(8, _PARTS + 1)
+# In 32nds, 1/4 to 1. Our choice: 1 is the linear grid, 1/4 puts most levels near zero,
+# and smaller powers serve only tails heavier than those of smashed data.
+_EXPONENTS = range(PARTS // 4, PARTS + 1)
 
 
 @register
@@ -44,9 +47,21 @@ class PowerQuant(Codec):
     ----------
     bits : int, default 8
         2 to 8 bits a value.
+
+    Raises
+    ------
+    SettingError
+        If `bits` is out of range.
+
+    Examples
+    --------
+    >>> from flwr_slfac.codec import decode, encode
+    >>> decode(encode(torch.tensor([0.0, 1.0, -1.0]), PowerQuant(bits=2)))
+    tensor([ 0.,  1., -1.])
     """
 
     codec_id: ClassVar[str] = "powerquant"
+    skips_empty: ClassVar[bool] = True
     bits: int = 8
 
     def __post_init__(self) -> None:
@@ -62,12 +77,10 @@ class PowerQuant(Codec):
     def decode_sections(
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
-        """Look the level of each code up."""
-        if frame.num_elements == 0:
-            return decode_empty(frame, device)
+        """Look the level of each code up, or raise DecodeError."""
         found = decode_magnitudes(frame, cls.codec_id, _EXPONENTS, device)
-        codes, last, exponent = found.codes, found.last, found.searched
-        levels = _power(np.arange(last + 1) / last, exponent)
+        codes, last = found.codes, found.last
+        levels = _inverse_power(np.arange(last + 1) / last, found.parameter)
         if found.signed:
             levels = np.concatenate([-levels[:0:-1], levels])
         if int(codes.max()) >= levels.size:
@@ -78,30 +91,33 @@ class PowerQuant(Codec):
 
 
 def _quantize(unit: torch.Tensor, last: int) -> tuple[int, torch.Tensor]:
-    exponent = best_exponent(magnitude_counts(unit), last)
-    edges = torch.from_numpy(_power((np.arange(last) + 0.5) / last, exponent))
+    exponent = _best_exponent(magnitude_counts(unit), last)
+    edges = torch.from_numpy(_inverse_power((np.arange(last) + 0.5) / last, exponent))
     return exponent, torch.bucketize(
         unit.contiguous(), edges.to(unit.device, unit.dtype)
     )
 
 
-def best_exponent(counts: Array, last: int) -> int:
+def _best_exponent(counts: Array, last: int) -> int:
     """Return the exponent, in 32nds, whose squared error over the counts is least."""
-    return min(
-        reversed(_EXPONENTS),
-        key=lambda exponent: float((counts * _squared_errors(last, exponent)).sum()),
-    )
+
+    def merit(exponent: float) -> float:
+        errors = _squared_errors(last, int(exponent))
+        return -float((counts * errors).sum())
+
+    # Of equal ones the largest, which is nearest to linear.
+    return int(search_grid(_EXPONENTS[::-1], merit))
 
 
 @lru_cache(maxsize=128)
 def _squared_errors(last: int, exponent: int) -> Array:
     """Return the squared error of each bin's center."""
-    powered = BIN_CENTERS ** (exponent / _PARTS)
-    levels = _power(np.rint(powered * last) / last, exponent)
+    powered = BIN_CENTERS ** (exponent / PARTS)
+    levels = _inverse_power(np.rint(powered * last) / last, exponent)
     return np.square(levels - BIN_CENTERS)
 
 
-def _power(unit: Array, exponent: int) -> Array:
+def _inverse_power(unit: Array, exponent: int) -> Array:
     """Undo the power: from the even grid back to magnitudes."""
-    result: Array = unit ** (_PARTS / exponent)
+    result: Array = unit ** (PARTS / exponent)
     return result

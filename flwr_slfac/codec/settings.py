@@ -1,13 +1,15 @@
-"""Codecs by name: ``"slfac(theta=0.95)"`` to a codec and back, without eval."""
+"""Settings: ``"slfac(theta=0.95)"`` to a codec and back, without eval."""
 
 import ast
 import dataclasses
 import difflib
 from typing import Any
 
-from flwr_slfac.codec.base import Codec, registered
+from flwr_slfac.codec.base import Codec
+from flwr_slfac.codec.registry import find_codec, known_ids
 from flwr_slfac.errors import SettingError
 
+# Our choice: no setting needs as much, and Python's parser stays quick.
 _MAX_TEXT = 1000
 
 
@@ -18,13 +20,19 @@ def parse_codec(text: str) -> Codec:
     ----------
     text : str
         ``name`` or ``name(setting=value, ...)``; a value is a Python literal or,
-        for a codec inside a codec, such a text again.
+        for a codec inside a codec, such a text again. At most 1000 characters.
+
+    Returns
+    -------
+    Codec
+        Of the class that is registered, or declared by an installed distribution,
+        under this name.
 
     Raises
     ------
     SettingError
-        If the text has another form, the name or a setting is unknown, or a value is
-        out of range.
+        If the text has another form, the name or a setting is unknown, a value is
+        out of range, or the codec of an installed distribution cannot be loaded.
 
     Examples
     --------
@@ -34,7 +42,9 @@ def parse_codec(text: str) -> Codec:
     'float16'
     """
     if len(text) > _MAX_TEXT:
-        raise SettingError(f"codec setting of {len(text)} characters; at most 1000")
+        raise SettingError(
+            f"codec setting of {len(text)} characters; at most {_MAX_TEXT}"
+        )
     # A codec id may hold "-", which Python names may not.
     name, bracket, rest = text.strip().partition("(")
     try:
@@ -47,7 +57,10 @@ def parse_codec(text: str) -> Codec:
 def format_codec(codec: Codec) -> str:
     """Return the text that `parse_codec` reads back to an equal codec.
 
-    Only settings that differ from their defaults are printed.
+    Parameters
+    ----------
+    codec : Codec
+        Only settings that differ from their defaults are printed.
     """
     changed = []
     for f in dataclasses.fields(codec):  # type: ignore[arg-type]
@@ -58,25 +71,22 @@ def format_codec(codec: Codec) -> str:
     return codec.codec_id + (f"({', '.join(changed)})" if changed else "")
 
 
+def require_bits(bits: int, low: int, high: int) -> None:
+    """Raise SettingError unless `bits` is a whole number from `low` to `high`."""
+    if type(bits) is not int or not low <= bits <= high:
+        raise SettingError(f"bits is {bits!r}; give a whole number {low} to {high}")
+
+
 def _build(name: str, tree: ast.expr, text: str) -> Codec:
-    known = registered()
-    cls = known.get(name)
+    cls = find_codec(name)
     if cls is None:
+        known = known_ids()
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise SettingError(
-            f"no codec is named {name!r}; {hint}known: {', '.join(sorted(known))}"
+            f"no codec is named {name!r}; {hint}known: {', '.join(known)}"
         )
-    if isinstance(tree, ast.Name):
-        settings: dict[str, Any] = {}
-    elif (
-        isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args
-    ):
-        settings = {k.arg: _value(k.value, text) for k in tree.keywords if k.arg}
-        if len(settings) != len(tree.keywords):
-            raise _malformed(text)
-    else:
-        raise _malformed(text)
+    settings = _settings_in(tree, text)
     fields = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for key in settings:
         if key not in fields:
@@ -90,10 +100,23 @@ def _build(name: str, tree: ast.expr, text: str) -> Codec:
         raise SettingError(f"codec {name!r}: {error}") from error
 
 
+def _settings_in(tree: ast.expr, text: str) -> dict[str, Any]:
+    """Return the keyword arguments of a name or a call."""
+    if isinstance(tree, ast.Name):
+        return {}
+    if not (
+        isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args
+    ):
+        raise _malformed(text)
+    settings = {k.arg: _value(k.value, text) for k in tree.keywords if k.arg}
+    if len(settings) != len(tree.keywords):
+        raise _malformed(text)
+    return settings
+
+
 def _value(node: ast.expr, text: str) -> Any:
-    known = registered()
     inner = node.func if isinstance(node, ast.Call) else node
-    if isinstance(inner, ast.Name) and inner.id in known:
+    if isinstance(inner, ast.Name) and inner.id in known_ids():
         return _build(inner.id, node, text)
     try:
         return ast.literal_eval(node)

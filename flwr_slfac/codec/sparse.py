@@ -1,4 +1,4 @@
-"""Sparse codecs: the largest values of each sample, or a random bend of them."""
+"""Sparse codecs: the largest values of each sample, or now and then others."""
 
 import struct
 from abc import abstractmethod
@@ -9,27 +9,32 @@ from typing import ClassVar, Literal, get_args
 import numpy as np
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, as_bytes, from_bytes, register
-from flwr_slfac.codec.positions import pack_places, unpack_places
-from flwr_slfac.codec.uniform import decode_empty, some_sections
-from flwr_slfac.codec.wire import Frame
+from flwr_slfac.codec.base import Codec, Hints, Memory
+from flwr_slfac.codec.layout import num_samples
+from flwr_slfac.codec.packing import pack_positions, unpack_positions
+from flwr_slfac.codec.registry import register
+from flwr_slfac.codec.wire import Frame, as_bytes, from_bytes, require_sections
 from flwr_slfac.errors import DecodeError, SettingError
 
 Values = Literal["float16", "exact"]
 _VALUES: tuple[Values, ...] = get_args(Values)
 _HEADER = struct.Struct("<BBh")
+# Largest float16 below 1.
 _HALF_LAST = 1 - 2**-11
+# Below float64's smallest subnormal, 2**-1074, whatever the half: only crafted.
+_LEAST_EXPONENT = -1100
 
 
 class _Sparse(Codec):
-    """Send chosen values and their places; subclasses choose.
+    """Send chosen values and their positions; subclasses choose.
 
     ::
 
-        tensor --choose--> mask --pack_places--> low bits, unary
-                           values ------------> scaled halves, or their own bytes
+        tensor --choose--> mask --pack_positions--> low bits, unary
+                           values ---------------> scaled halves, or their own bytes
     """
 
+    skips_empty: ClassVar[bool] = True
     fraction: float
     values: Values
 
@@ -48,15 +53,13 @@ class _Sparse(Codec):
     def encode_sections(
         self, tensor: torch.Tensor, hints: Hints
     ) -> Sequence[bytes | memoryview]:
-        """Return the header, the places in two sections, the values."""
-        if tensor.numel() == 0:
-            return []
-        num_samples = tensor.shape[0] if tensor.ndim > 1 else 1
-        flat = tensor.reshape(num_samples, -1)
+        """Return the header, the positions in two sections, the values."""
+        flat = tensor.reshape(num_samples(tensor.shape), -1)
         magnitudes = flat.abs()
         # A zero decodes to zero unsent.
         mask = self._choose(magnitudes, hints.seed) & (magnitudes > 0)
-        rice, low, unary = pack_places(mask.reshape(-1).nonzero()[:, 0].cpu().numpy())
+        positions = mask.reshape(-1).nonzero()[:, 0].cpu().numpy()
+        rice, low, unary = pack_positions(positions)
         exponent, coded = 0, as_bytes(flat[mask])
         if self.values == "float16":
             exponent, coded = _to_halves(flat[mask])
@@ -67,22 +70,20 @@ class _Sparse(Codec):
     def decode_sections(
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
-        """Put the values at their places, zero elsewhere."""
-        if frame.num_elements == 0:
-            return decode_empty(frame, device)
-        header, low, unary, coded = some_sections(frame, 4)
+        """Put the values at their positions, zero elsewhere, or raise DecodeError."""
+        header, low, unary, coded = require_sections(frame, 4)
         if header.nbytes != _HEADER.size or header[0] >= len(_VALUES):
             raise DecodeError(f"codec {cls.codec_id!r} has no header {bytes(header)!r}")
         code, rice, exponent = _HEADER.unpack(header)
-        places = unpack_places(rice, low, unary, frame.num_elements)
-        count, cpu = (places.size,), torch.device("cpu")
+        positions = unpack_positions(rice, low, unary, frame.num_elements)
+        count, cpu = (positions.size,), torch.device("cpu")
         if _VALUES[code] == "exact":
             values = from_bytes(coded, frame.dtype, count, cpu)
         else:
             halves = from_bytes(coded, torch.float16, count, cpu)
             values = _from_halves(halves, exponent, frame.dtype)
         out = torch.zeros(frame.num_elements, dtype=frame.dtype, device=device)
-        out[torch.from_numpy(places).to(device)] = values.to(device)
+        out[torch.from_numpy(positions).to(device)] = values.to(device)
         return out.reshape(frame.shape)
 
 
@@ -93,7 +94,7 @@ class TopK(_Sparse):
 
     The sparsification of Aji and Heafield, Sparse Communication for Distributed
     Gradient Descent, EMNLP 2017, per sample of smashed data. Of equal magnitudes the
-    earlier in C order are sent. Places travel as Rice-coded gaps, about 0.47 bits a
+    earlier in C order are sent. Positions travel as Rice-coded gaps, about 0.47 bits a
     value at a fraction of 0.1, where a bitmap takes 1.
 
     An unsent value errs by its magnitude, which is at most that of every sent value of
@@ -107,6 +108,17 @@ class TopK(_Sparse):
         tensor of one dimension or none is one sample. Zeros are never sent.
     values : {"float16", "exact"}, default "float16"
         How sent values travel; "exact" is in the tensor's own dtype.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> from flwr_slfac.codec import decode, encode
+    >>> decode(encode(torch.tensor([3.0, -1.0, 0.5, -4.0]), TopK(fraction=0.5)))
+    tensor([ 3.,  0.,  0., -4.])
     """
 
     codec_id: ClassVar[str] = "topk"
@@ -114,7 +126,7 @@ class TopK(_Sparse):
     values: Values = "float16"
 
     def _choose(self, magnitudes: torch.Tensor, seed: int) -> torch.Tensor:
-        return largest(magnitudes, num_sent(magnitudes, self.fraction))
+        return _largest(magnitudes, _num_sent(magnitudes, self.fraction))
 
 
 @register
@@ -139,6 +151,18 @@ class RandTopK(_Sparse):
         Probability that a sent value is from outside the k largest, in [0, 1).
     values : {"float16", "exact"}, default "float16"
         As in `TopK`.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> from flwr_slfac.codec import decode, encode
+    >>> x = torch.arange(1.0, 101.0)
+    >>> int(decode(encode(x, RandTopK(fraction=0.2), seed=1)).count_nonzero())
+    20
     """
 
     codec_id: ClassVar[str] = "randtopk"
@@ -152,24 +176,24 @@ class RandTopK(_Sparse):
             raise SettingError(f"alpha is {self.alpha!r}; give 0 or more, less than 1")
 
     def _choose(self, magnitudes: torch.Tensor, seed: int) -> torch.Tensor:
-        num_samples, num_values = magnitudes.shape
-        k = num_sent(magnitudes, self.fraction)
-        top = largest(magnitudes, k)
+        num_rows, num_values = magnitudes.shape
+        k = _num_sent(magnitudes, self.fraction)
+        top = _largest(magnitudes, k)
         # On the CPU, so that the draw does not depend on the tensor's device.
         generator = torch.Generator().manual_seed(seed)
-        picks = torch.rand((num_samples, k), generator=generator) < self.alpha
+        picks = torch.rand((num_rows, k), generator=generator) < self.alpha
         outside = picks.sum(1, keepdim=True).clamp_(max=num_values - k).to(top.device)
         keys = torch.rand(top.shape, generator=generator, dtype=torch.float64)
         keys = keys.to(top.device)
         return _highest(keys, top, k - outside) | _highest(keys, ~top, outside)
 
 
-def num_sent(magnitudes: torch.Tensor, fraction: float) -> int:
+def _num_sent(magnitudes: torch.Tensor, fraction: float) -> int:
     """Return how many of each sample's values a fraction is, at least one."""
     return max(1, int(fraction * magnitudes.shape[1] + 0.5))
 
 
-def largest(magnitudes: torch.Tensor, k: int) -> torch.Tensor:
+def _largest(magnitudes: torch.Tensor, k: int) -> torch.Tensor:
     """Return the mask of each row's `k` largest values, the earlier of equal ones."""
     # torch.topk leaves open which of equal values it returns; their value is certain.
     threshold = magnitudes.topk(k, dim=1).values[:, -1:]
@@ -210,7 +234,7 @@ def _from_halves(
     if not (halves.abs() < 1).all():
         raise DecodeError("a half on the wire is not below 1 in magnitude")
     largest_value = torch.finfo(dtype).max
-    if not -1100 < exponent <= int(np.frexp(largest_value)[1]):
+    if not _LEAST_EXPONENT < exponent <= int(np.frexp(largest_value)[1]):
         raise DecodeError(f"an exponent of {exponent} does not fit {dtype}")
     wide = torch.from_numpy(np.ldexp(halves.double().numpy(), exponent))
     return wide.clamp_(-largest_value, largest_value).to(dtype)

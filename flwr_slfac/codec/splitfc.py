@@ -1,5 +1,6 @@
 """SplitFC: random dropout of features by their dispersion, then quantization."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, get_args
@@ -8,29 +9,36 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, as_bytes, from_bytes, register
-from flwr_slfac.codec.uniform import (
-    channel_dim,
-    decode_empty,
+from flwr_slfac.codec.base import Codec, Hints, Memory
+from flwr_slfac.codec.layout import (
+    from_rows,
+    to_rows,
+    within_channel_dims,
+    within_column_dims,
+)
+from flwr_slfac.codec.minmax import (
     grid_codes,
     grid_ends,
     grid_points,
-    num_packed_bytes,
-    pack_codes,
-    require_bits,
     require_finite_ends,
-    some_sections,
-    unpack_codes,
 )
-from flwr_slfac.codec.wire import Frame
+from flwr_slfac.codec.packing import num_packed_bytes, pack_codes, unpack_codes
+from flwr_slfac.codec.registry import register
+from flwr_slfac.codec.settings import require_bits
+from flwr_slfac.codec.wire import Frame, as_bytes, from_bytes, require_sections
 from flwr_slfac.errors import DecodeError, SettingError
 
 Feature = Literal["channel", "column"]
 _FEATURES: tuple[Feature, ...] = get_args(Feature)
+# Our choice for the mean: half of what one feature may take.
 _MAX_BITS = 8
-_MAX_WIDTH = 15
+# A limit of the format: a width travels in 4 bits.
 _WIDTH_BITS = 4
-# Dispersion is summed over codes of 12 bits: integers, so exact on any threads.
+_MAX_WIDTH = 2**_WIDTH_BITS - 1
+# Halvings of the level: 2**-50 of its interval is below what rounding to bits can tell.
+_NUM_HALVINGS = 50
+# Dispersion is summed over codes of 12 bits: integers, so exact on any threads, whose
+# squares fit int32 and are fine enough to tell features apart (our choice).
 _DISPERSION_LAST = 2**12 - 1
 Array: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -73,9 +81,23 @@ class SplitFC(Codec):
         paper's, for large batches. "channel": dimension 1 of ``(N, C, H, W)`` and
         ``(N, D)``, the last of ``(N, T, D)``; our choice, since a range a column costs
         more than it saves in small batches. Vectors and scalars are one feature.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range.
+
+    Examples
+    --------
+    >>> from flwr_slfac.codec import decode, encode
+    >>> x = torch.tensor([[0.0, 9.0], [1.0, 9.0]])
+    >>> decode(encode(x, SplitFC(drop=0.5)))
+    tensor([[0., 0.],
+            [1., 0.]])
     """
 
     codec_id: ClassVar[str] = "splitfc"
+    skips_empty: ClassVar[bool] = True
     drop: float = 0.5
     bits: int = 8
     feature: Feature = "channel"
@@ -93,11 +115,8 @@ class SplitFC(Codec):
         self, tensor: torch.Tensor, hints: Hints
     ) -> Sequence[bytes | memoryview]:
         """Return the grouping, the mask, the widths, the ranges, the packed codes."""
-        if tensor.numel() == 0:
-            return []
-        rows = as_rows(tensor, self.feature)
-        lo, hi = grid_ends(rows.T, "channel")
-        lo, hi = lo.T, hi.T
+        rows = to_rows(tensor, _feature_dims(tensor.ndim, self.feature)).flatten(1)
+        lo, hi = grid_ends(rows, (1,))
         keep = keep_probabilities(dispersion(rows, lo, hi), self.drop)
         kept = np.flatnonzero(draw(keep, hints.seed))
         widths = range_widths(_log_ranges(lo, hi)[kept], self.bits)
@@ -121,13 +140,19 @@ class SplitFC(Codec):
     def decode_sections(
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
-        """Put the kept features' grid points at their places, zero elsewhere."""
-        if frame.num_elements == 0:
-            return decode_empty(frame, device)
-        header, mask, width_codes, ends, packed = some_sections(frame, 5)
+        """Put the kept features' grid points at their places, zero elsewhere.
+
+        Raises
+        ------
+        DecodeError
+            If a section is not valid.
+        """
+        header, mask, width_codes, ends, packed = require_sections(frame, 5)
         if header.nbytes != 1 or header[0] >= len(_FEATURES):
             raise DecodeError(f"codec 'splitfc' has no header {bytes(header)!r}")
-        num_rows, row_length = _rows_shape(frame.shape, _FEATURES[header[0]])
+        dims = _feature_dims(len(frame.shape), _FEATURES[header[0]])
+        row_length = math.prod(frame.shape[d] for d in dims)
+        num_rows = frame.num_elements // row_length
         kept = _kept_rows(mask, num_rows)
         widths = unpack_codes(width_codes, _WIDTH_BITS, kept.size, torch.device("cpu"))
         lo, hi = from_bytes(ends, frame.dtype, (2, kept.size, 1), device)
@@ -148,40 +173,14 @@ class SplitFC(Codec):
             start += length
         out = torch.zeros(num_rows, row_length, dtype=frame.dtype, device=device)
         out[torch.from_numpy(kept).to(device)] = decoded
-        return from_rows(out, frame.shape, _FEATURES[header[0]])
+        return from_rows(out, dims, frame.shape)
 
 
-def as_rows(tensor: torch.Tensor, feature: Feature) -> torch.Tensor:
-    """Return the features as rows, (features, values of each)."""
-    shape = _rows_shape(tensor.shape, feature)
-    dim = channel_dim(tensor.ndim)
-    if dim is None:
-        return tensor.reshape(shape)
-    if feature == "column":
-        return tensor.reshape(tensor.shape[0], -1).T
-    return tensor.movedim(dim, 0).reshape(shape)
-
-
-def from_rows(
-    rows: torch.Tensor, shape: Sequence[int], feature: Feature
-) -> torch.Tensor:
-    """Undo `as_rows`."""
-    dim = channel_dim(len(shape))
-    if dim is None:
-        return rows.reshape(tuple(shape))
-    if feature == "column":
-        return rows.T.reshape(tuple(shape))
-    moved = (shape[dim], *shape[:dim], *shape[dim + 1 :])
-    return rows.reshape(moved).movedim(0, dim).contiguous()
-
-
-def _rows_shape(shape: Sequence[int], feature: Feature) -> tuple[int, int]:
-    num_elements = int(np.prod(shape, dtype=np.int64))
-    dim = channel_dim(len(shape))
-    if dim is None:
-        return 1, num_elements
-    num_rows = shape[dim] if feature == "channel" else num_elements // shape[0]
-    return num_rows, num_elements // num_rows
+def _feature_dims(num_dims: int, feature: Feature) -> tuple[int, ...]:
+    """Return the dimensions that the values of one feature run along."""
+    if feature == "channel":
+        return within_channel_dims(num_dims)
+    return within_column_dims(num_dims)
 
 
 def dispersion(rows: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor) -> Array:
@@ -243,7 +242,7 @@ def range_widths(log_ranges: Array, bits: int) -> Ints:
     if finite.size == 0:
         return np.zeros(log_ranges.size, dtype=np.int64)
     low, high = -float(finite.max()) - 1, -float(finite.min()) + _MAX_WIDTH + 1
-    for _ in range(50):
+    for _ in range(_NUM_HALVINGS):
         middle = (low + high) / 2
         if widths(middle).sum() <= bits * log_ranges.size:
             low = middle

@@ -1,5 +1,7 @@
 """The frame: one tensor as self-describing bytes, checked before it is trusted.
 
+Codecs make and read its sections; this module knows nothing of what is in them.
+
 Little-endian layout, version 1::
 
     offset  bytes    field
@@ -18,6 +20,7 @@ Little-endian layout, version 1::
 The checksum finds accidents, not attackers: authentication is the transport's.
 """
 
+import itertools
 import math
 import struct
 import zlib
@@ -28,12 +31,35 @@ import torch
 
 from flwr_slfac.errors import DecodeError, EncodeError
 
+__all__ = [
+    "DEFAULT_MAX_ELEMENTS",
+    "DTYPES",
+    "MAGIC",
+    "MAX_DIMS",
+    "MAX_SECTIONS",
+    "VERSION",
+    "Frame",
+    "as_bytes",
+    "from_bytes",
+    "pack_frame",
+    "raw_num_bytes",
+    "require_sections",
+    "unpack_frame",
+]
+
+# Our choice: four bytes that tell a frame from other data at a glance.
 MAGIC = b"SLFC"
+# Of this layout; another layout takes the next number.
 VERSION = 1
+# Our choice: no layer's activation has more, and the header stays short.
 MAX_DIMS = 8
+# A limit of the format: their number is one byte.
 MAX_SECTIONS = 255
+# Our choice: a GiB of float32, far above a batch of smashed data.
+DEFAULT_MAX_ELEMENTS = 2**28
 _FIXED = struct.Struct("<4s5B")
 _CHECKSUM = struct.Struct("<I")
+# A limit of the format: sizes and lengths are 32 bits wide.
 _U32_MAX = 2**32 - 1
 
 # The position is the wire's code for the dtype: append, never reorder.
@@ -53,7 +79,20 @@ DTYPES: tuple[torch.dtype, ...] = (
 
 @dataclass(frozen=True)
 class Frame:
-    """What a frame declares: who coded which tensor, and the coded sections."""
+    """What a frame declares: who coded which tensor, and the coded sections.
+
+    Parameters
+    ----------
+    codec_id : str
+        Name of the codec, ASCII.
+    dtype : torch.dtype
+        Of the tensor, one of `DTYPES`.
+    shape : tuple of int
+        Of the tensor, at most `MAX_DIMS` sizes of 0 or more.
+    sections : tuple of memoryview
+        What the codec made, at most `MAX_SECTIONS`; hostile until the codec has checked
+        it.
+    """
 
     codec_id: str
     dtype: torch.dtype
@@ -73,6 +112,22 @@ def pack_frame(
     sections: Sequence[bytes | memoryview],
 ) -> bytes:
     """Lay a coded tensor out as one frame.
+
+    Parameters
+    ----------
+    codec_id : str
+        Name of the codec, ASCII, at most 255 characters.
+    dtype : torch.dtype
+        Of the tensor, one of `DTYPES`.
+    shape : sequence of int
+        Of the tensor, at most `MAX_DIMS` sizes below 2**32.
+    sections : sequence of bytes-like
+        At most `MAX_SECTIONS`, each below 4 GiB.
+
+    Returns
+    -------
+    bytes
+        Header, sections and checksum, see the module.
 
     Raises
     ------
@@ -118,29 +173,22 @@ def unpack_frame(data: bytes, *, max_elements: int) -> Frame:
     max_elements : int
         Largest number of elements the caller is ready to allocate.
 
+    Returns
+    -------
+    Frame
+        Its sections are views of `data`.
+
     Raises
     ------
     DecodeError
         If any field is not what a frame of version 1 can hold.
     """
     view = memoryview(data).cast("B")
-    if len(view) < _FIXED.size + _CHECKSUM.size:
-        raise DecodeError(f"{len(view)} bytes are too few for a frame")
-    magic, version, dtype_code, ndim, id_length, num_sections = _FIXED.unpack_from(view)
-    if magic != MAGIC:
-        raise DecodeError(f"not a frame: it begins with {magic!r}, not {MAGIC!r}")
-    if version != VERSION:
-        raise DecodeError(
-            f"frame version {version} is not known here (known: {VERSION}); run the "
-            "same release of flwr-slfac on both sides"
-        )
-    if dtype_code >= len(DTYPES):
-        raise DecodeError(f"dtype code {dtype_code} is unknown")
-    if ndim > MAX_DIMS:
-        raise DecodeError(f"{ndim} dimensions, at most {MAX_DIMS} are allowed")
+    dtype, ndim, id_length, num_sections = _unpack_fixed(view)
     table_start = _FIXED.size + id_length
     body_start = table_start + 4 * (ndim + num_sections)
-    if body_start + _CHECKSUM.size > len(view):
+    body_end = len(view) - _CHECKSUM.size
+    if body_start > body_end:
         raise DecodeError("the frame ends inside its header")
     try:
         codec_id = bytes(view[_FIXED.size : table_start]).decode("ascii")
@@ -155,7 +203,6 @@ def unpack_frame(data: bytes, *, max_elements: int) -> Frame:
             f"the frame declares shape {shape}, {num_elements} elements; the limit is "
             f"{max_elements}"
         )
-    body_end = len(view) - _CHECKSUM.size
     if body_start + sum(lengths) != body_end:
         raise DecodeError(
             f"the sections claim {sum(lengths)} bytes, {body_end - body_start} are here"
@@ -163,9 +210,88 @@ def unpack_frame(data: bytes, *, max_elements: int) -> Frame:
     (checksum,) = _CHECKSUM.unpack_from(view, body_end)
     if zlib.crc32(view[:body_end]) != checksum:
         raise DecodeError("the checksum does not match: bytes were changed on the way")
-    sections = []
-    start = body_start
-    for length in lengths:
-        sections.append(view[start : start + length])
-        start += length
-    return Frame(codec_id, DTYPES[dtype_code], shape, tuple(sections))
+    ends = list(itertools.accumulate(lengths, initial=body_start))
+    sections = tuple(view[start:end] for start, end in itertools.pairwise(ends))
+    return Frame(codec_id, dtype, shape, sections)
+
+
+def _unpack_fixed(view: memoryview) -> tuple[torch.dtype, int, int, int]:
+    """Return dtype, number of dimensions, length of the codec id, and of sections."""
+    if len(view) < _FIXED.size + _CHECKSUM.size:
+        raise DecodeError(f"{len(view)} bytes are too few for a frame")
+    magic, version, dtype_code, ndim, id_length, num_sections = _FIXED.unpack_from(view)
+    if magic != MAGIC:
+        raise DecodeError(f"not a frame: it begins with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise DecodeError(
+            f"frame version {version} is not known here (known: {VERSION}); run the "
+            "same release of flwr-slfac on both sides"
+        )
+    if dtype_code >= len(DTYPES):
+        raise DecodeError(f"dtype code {dtype_code} is unknown")
+    if ndim > MAX_DIMS:
+        raise DecodeError(f"{ndim} dimensions, at most {MAX_DIMS} are allowed")
+    return DTYPES[dtype_code], ndim, id_length, num_sections
+
+
+def require_sections(frame: Frame, number: int) -> tuple[memoryview, ...]:
+    """Return a frame's sections.
+
+    Raises
+    ------
+    DecodeError
+        If there are not `number`.
+    """
+    if len(frame.sections) != number:
+        raise DecodeError(
+            f"{len(frame.sections)} sections in a frame of codec {frame.codec_id!r}, "
+            f"not {number}"
+        )
+    return frame.sections
+
+
+def raw_num_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of the tensor in float32, the base of compression ratios."""
+    return 4 * tensor.numel()
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return a tensor's elements in C order as bytes, copied to the CPU if needed."""
+    if tensor.numel() == 0:
+        # Its strides may be anything, which a view as bytes would not allow.
+        return memoryview(b"")
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def from_bytes(
+    section: memoryview,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    device: torch.device,
+) -> torch.Tensor:
+    """Copy bytes into a new tensor.
+
+    Parameters
+    ----------
+    section : memoryview
+        Elements in C order, little-endian.
+    dtype, shape, device
+        Of the tensor that is wanted.
+
+    Raises
+    ------
+    DecodeError
+        If the number of bytes is not that of dtype and shape.
+    """
+    if section.nbytes != math.prod(shape) * dtype.itemsize:
+        raise DecodeError(
+            f"{section.nbytes} bytes cannot fill shape {tuple(shape)} of {dtype}"
+        )
+    out = torch.empty(tuple(shape), dtype=dtype)
+    if section.nbytes:
+        out.reshape(-1).view(torch.uint8).numpy().data[:] = section
+    if dtype is torch.bool:
+        # Torch trusts a boolean's byte to be 0 or 1.
+        out = out.view(torch.uint8) != 0
+    return out.to(device)

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from flwr_slfac.codec.uniform import channel_dim
+from flwr_slfac.codec.layout import channel_dim
 from flwr_slfac.errors import SettingError, TrainingError
 
 # Our choice: a seed is a word of 64 bits, as in torch.

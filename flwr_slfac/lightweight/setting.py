@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from flwr_slfac.codec.base import Codec
+from flwr_slfac.codec import Codec
 from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice

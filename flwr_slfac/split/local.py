@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Identity
-from flwr_slfac.codec.base import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.split.crossing import require_places
 from flwr_slfac.split.device import Device

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from flwr_slfac.codec import decode, encode, parse_codec
-from flwr_slfac.codec.waterfill.plan import Target, make_plan
-from flwr_slfac.codec.waterfill.transform import Shape, energy
+from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.waterfill.plan import make_plan
+from flwr_slfac.codec.waterfill.target import Target
+from flwr_slfac.codec.waterfill.transform import energy
 from tests.bench.capture import load
 from tests.bench.rate_curves import Curve, bits_at, codec_curve, outside_curves
 from tests.bench.rate_report import Row, plot, report
@@ -115,8 +117,8 @@ def gaussian_bound(x: Tensor, error: float) -> float:
     Gaussian with the band's own mean square. The level is that at which the distortion
     is the measured one.
     """
-    shape = Shape.of(x.shape)
-    planes = shape.planes(x.contiguous())
+    shape = PlaneShape.of(x.shape)
+    planes = shape.to_planes(x.contiguous())
     total = energy(planes)
     target = Target(total, distortion=error**2 * total)
     plan = make_plan(planes, shape, target, {}, basis="auto", use_klt=True)

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from flwr_slfac.codec import (
+    Codec,
     easyquant,
+    encode,
     feedback,
+    parse_codec,
     powerquant,
     slfac,
     sparse,
@@ -21,8 +24,6 @@ from flwr_slfac.codec import (
     uniform,
     waterfill,
 )
-from flwr_slfac.codec.base import Codec, encode
-from flwr_slfac.codec.settings import parse_codec
 from tests.codec import bounds
 from tests.codec.bounds import Bound
 

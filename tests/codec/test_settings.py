@@ -10,8 +10,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flwr_slfac.codec import base
-from flwr_slfac.codec.base import Codec, Hints, Memory, register, registered
+from flwr_slfac.codec import Codec, Hints, Memory, register, registered, registry
 from flwr_slfac.codec.plain import Float16, Identity
 from flwr_slfac.codec.settings import format_codec, parse_codec
 from flwr_slfac.codec.wire import Frame
@@ -51,7 +50,7 @@ def _sample() -> Iterator[None]:
     """Register the sample codec for this module only."""
     register(Sample)
     yield
-    del base._REGISTRY[Sample.codec_id]
+    del registry._REGISTRY[Sample.codec_id]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flwr_slfac.codec import decode, encode, format_codec, parse_codec
-from flwr_slfac.codec.slfac.codec import SLFAC
-from flwr_slfac.codec.slfac.sections import Coded, Header
+from flwr_slfac.codec.slfac import SLFAC
+from flwr_slfac.codec.slfac.sections import Header, Sections
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, SettingError
 from tests.codec import slfac_reference as reference
@@ -233,8 +233,8 @@ def test_the_split_at_the_edges_of_theta(theta: float, expected: int) -> None:
     x = torch.zeros(1, 12, dtype=torch.float64)
     x[0, :7] = torch.tensor([0.5, 0.5, 0.5, 0, 0, 0, 0.5])
     codec = SLFAC(theta=theta, basis="identity")
-    coded = Coded.parse(unpack_frame(encode(x, codec), max_elements=100))
-    assert coded.split.tolist() == [expected]
+    sections = Sections.parse(unpack_frame(encode(x, codec), max_elements=100))
+    assert sections.split.tolist() == [expected]
 
 
 def test_decoding_equals_the_reference() -> None:
@@ -434,8 +434,8 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         decoded = decode(whole)
         with monkeypatch.context() as patch:
             patch.setattr("flwr_slfac.codec.slfac.spectra.ENCODE_CHUNK", 1)
-            patch.setattr("flwr_slfac.codec.slfac.codec.DECODE_CHUNK", 1)
-            patch.setattr("flwr_slfac.codec.slfac.spectra._MIN_LANES", 2)
+            patch.setattr("flwr_slfac.codec.slfac.codes.DECODE_CHUNK", 1)
+            patch.setattr("flwr_slfac.codec.slfac.spectra._MIN_ROWS", 2)
             torch.testing.assert_close(decode(whole), decoded, atol=1e-12, rtol=0)
             assert len(encode(x, codec)) == len(whole)
 

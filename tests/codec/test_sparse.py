@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_slfac.codec import decode, encode
-from flwr_slfac.codec.positions import MAX_RICE, pack_places, unpack_places
 from flwr_slfac.codec.sparse import RandTopK, TopK
 from flwr_slfac.codec.splitfc import SplitFC, keep_probabilities, range_widths
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
@@ -19,46 +18,6 @@ from flwr_slfac.errors import DecodeError, SettingError
 def normal(*shape: int, seed: int = 2) -> torch.Tensor:
     """Return standard normal values."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@given(st.sets(st.integers(0, 5000)), st.integers(0, 5000))
-def test_places_come_back(places: set[int], beyond: int) -> None:
-    """Any set of places survives packing, in any tensor that has them."""
-    rising = np.array(sorted(places), dtype=np.int64)
-    rice, low, unary = pack_places(rising)
-    num_places = max(places, default=0) + 1 + beyond
-    back = unpack_places(rice, memoryview(low), memoryview(unary), num_places)
-    assert np.array_equal(back, rising)
-
-
-@pytest.mark.parametrize("fraction", [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.9])
-def test_places_cost_little_more_than_their_entropy(fraction: float) -> None:
-    """Rare places cost at most 4 % above their entropy, others no more than a map."""
-    chosen = np.random.default_rng(0).random(200_000) < fraction
-    _, low, unary = pack_places(np.flatnonzero(chosen))
-    share = chosen.mean()
-    entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
-    cost = 8 * (len(low) + len(unary)) / chosen.size
-    assert cost <= (1.04 * entropy + 0.001 if share < 0.3 else 1.001)
-
-
-@pytest.mark.parametrize(
-    ("rice", "low", "unary"),
-    [
-        (MAX_RICE + 1, b"", b"\x01"),
-        (0, b"\x00", b"\x01"),
-        (3, b"", b"\x01"),
-        (0, b"", bytes(4)),
-        (0, b"", b"\x00\x10"),
-        (3, b"\x07\x00", b"\x03\x00"),
-    ],
-)
-def test_places_that_do_not_fit_are_refused(
-    rice: int, low: bytes, unary: bytes
-) -> None:
-    """Places beyond the tensor, and parts of wrong lengths, raise DecodeError."""
-    with pytest.raises(DecodeError):
-        unpack_places(rice, memoryview(low), memoryview(unary), 10)
 
 
 @pytest.mark.parametrize("shape", [(3, 40), (2, 4, 5, 5), (2, 5, 8), (50,)])

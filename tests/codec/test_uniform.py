@@ -3,17 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flwr_slfac.codec import decode, encode
 from flwr_slfac.codec.easyquant import EasyQuant
 from flwr_slfac.codec.powerquant import PowerQuant
-from flwr_slfac.codec.uniform import Uniform, pack_codes, unpack_codes
+from flwr_slfac.codec.uniform import Uniform
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, SettingError
-
-CPU = torch.device("cpu")
 
 
 def laplace(*shape: int) -> torch.Tensor:
@@ -25,21 +21,6 @@ def laplace(*shape: int) -> torch.Tensor:
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     """Return the cosine similarity of two tensors."""
     return float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), 0))
-
-
-@given(st.integers(1, 16), st.integers(0, 200), st.integers(0, 2**31))
-def test_packing_is_undone_and_has_no_gaps(bits: int, num: int, seed: int) -> None:
-    """Any codes of 1 to 16 bits come back from ceil(n bits / 8) bytes."""
-    codes = torch.from_numpy(np.random.default_rng(seed).integers(0, 2**bits, num))
-    packed = pack_codes(codes, bits)
-    assert packed.nbytes == -(-num * bits // 8)
-    assert torch.equal(unpack_codes(packed, bits, num, CPU), codes)
-
-
-def test_packed_bits_are_little_endian() -> None:
-    """The first code is in the lowest bits of the first byte."""
-    assert bytes(pack_codes(torch.tensor([1, 0, 5]), 3)) == bytes([0b01000001, 0b1])
-    assert bytes(pack_codes(torch.tensor([0x1234]), 16)) == b"\x34\x12"
 
 
 @pytest.mark.parametrize("bits", range(1, 17))

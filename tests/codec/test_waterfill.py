@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flwr_slfac.codec import Waterfill, decode, encode, restart
-from flwr_slfac.codec.waterfill.klt import gaussian_bits, water_level
+from flwr_slfac.codec.waterfill.level import gaussian_bits, water_level
 from flwr_slfac.codec.waterfill.transform import reflect
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, SettingError

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flwr_slfac.codec import Identity, decode, encode
-from flwr_slfac.codec.waterfill.codec import Waterfill
+from flwr_slfac.codec import Identity, Waterfill, decode, encode
 from flwr_slfac.errors import SettingError, TrainingError
 from flwr_slfac.lightweight import DropMask
 from flwr_slfac.lightweight.dropout import Per, Unit

@@ -4,7 +4,7 @@
 
     0  header      versions, settings, scale, basis
     1  splits      each row's split and two widths, packed without gaps
-    2  ranges      float16 ends, see `quantize.pack_ranges`
+    2  ranges      float16 ends, see `ranges.pack_ranges`
     3  codes       each row's codes, packed without gaps
     4  map         only for ablations: a bit a coefficient, or one permutation
 """
@@ -17,11 +17,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from flwr_slfac.codec.base import work_dtype
+from flwr_slfac.codec.layout import spectrum_dims
 from flwr_slfac.codec.packing import num_bits_for, pack_fields, unpack_fields
-from flwr_slfac.codec.slfac import bands, quantize
+from flwr_slfac.codec.slfac import ranges
+from flwr_slfac.codec.slfac.fqc import Grid
 from flwr_slfac.codec.slfac.spectra import coefficient_order
-from flwr_slfac.codec.transforms.basis import Basis, parse_basis
-from flwr_slfac.codec.uniform import work_dtype
+from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, SettingError
 
@@ -30,15 +32,34 @@ COMPONENTS = ("spectral", "magnitude", "deviation")
 WIDTHS = ("fqc", "powerquant", "easyquant")
 TOKENS = ("t", "td")
 
+# Of these sections; another layout takes the next number.
 _LAYOUT_VERSION = 1
+# Our choice: twice the longest name of a wavelet and its level.
 _MAX_BASIS_TEXT = 40
+# Values are kept to 2**40 and a coefficient is at most the root of n times as large: 80
+# allows 2**80 values.
 _MAX_RANGE_EXPONENT = 80
-_MAX_SHIFT = {torch.float64: 1100}
+# A power of two beyond the dtype's range, subnormals included: float64 and all others.
+_MAX_SHIFT_FLOAT64, _MAX_SHIFT = 1100, 160
+# Our limit: `ablations` searches from 0.2; below 0.1 a level's power overflows.
+_LEAST_POWER = 0.1
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a decoder needs besides the rows' own side information."""
+    """What a decoder needs besides the rows' own side information.
+
+    Parameters
+    ----------
+    tokens, components, widths, bit_widths, basis
+        The settings of the encoder, see `SLFAC`.
+    power : float
+        Of the grid, see `Grid`.
+    shift : int
+        The tensor was divided by two to this.
+    exponent : int
+        Ranges are multiplied by two to this.
+    """
 
     tokens: str
     components: str
@@ -80,16 +101,17 @@ class Header:
         )
         if version != _LAYOUT_VERSION:
             raise DecodeError(f"layout {version} of codec 'slfac' is not known here")
+        max_shift = _MAX_SHIFT_FLOAT64 if dtype is torch.float64 else _MAX_SHIFT
         is_valid = (
             tokens < len(TOKENS)
             and components < len(COMPONENTS)
             and widths < len(WIDTHS)
             and 1 <= narrow <= wide <= 8
-            and abs(shift) <= _MAX_SHIFT.get(dtype, 160)
+            and abs(shift) <= max_shift
             and abs(exponent) <= _MAX_RANGE_EXPONENT
         )
         if is_valid and WIDTHS[widths] != "fqc":
-            is_valid = 0.1 <= power <= 1 and narrow + wide >= 4
+            is_valid = _LEAST_POWER <= power <= 1 and narrow + wide >= 4
         elif power != 0:
             is_valid = False
         if not is_valid:
@@ -107,7 +129,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Coded:
+class Sections:
     """The checked sections of a frame that is not empty.
 
     Parameters
@@ -132,34 +154,37 @@ class Coded:
     dims: tuple[int, ...]
     sizes: tuple[int, ...]
     split: torch.Tensor
-    grid: quantize.Grid
+    grid: Grid
     codes: memoryview
     members: memoryview | None
     order: torch.Tensor | None
 
     @classmethod
-    def parse(cls, frame: Frame) -> "Coded":
+    def parse(cls, frame: Frame) -> "Sections":
         """Check every section but the codes against the shape of the frame."""
         if not 4 <= len(frame.sections) <= 5:
             raise DecodeError(
                 f"codec 'slfac' has 4 or 5 sections, not {len(frame.sections)}"
             )
-        head, splits, ends, codes, *maps = frame.sections
+        head, splits, packed_ranges, codes, *maps = frame.sections
         header = Header.unpack(head, frame.dtype)
         if len(maps) != (header.components != "spectral"):
             raise DecodeError("a map of coefficients is missing, or one too many")
-        dims = bands.spectrum_dims(frame.shape, header.tokens == "td")
+        dims = spectrum_dims(frame.shape, header.tokens == "td")
         sizes = tuple(frame.shape[d] for d in dims) or (1,)
         n = math.prod(sizes)
         num_rows = frame.num_elements // n
         # Before anything of the size of the rows is allocated: are their ranges here?
-        if ends.nbytes < num_rows * (2 if header.is_symmetric else 4):
-            raise DecodeError(f"{ends.nbytes} bytes of ranges for {num_rows} rows")
+        least = num_rows * (2 if header.is_symmetric else 4)
+        if packed_ranges.nbytes < least:
+            raise DecodeError(
+                f"{packed_ranges.nbytes} bytes of ranges for {num_rows} rows"
+            )
         _require_size(header.basis, sizes)
         split, widths = unpack_splits(splits, n, num_rows, header.bit_widths)
-        ranges = quantize.unpack_ranges(ends, split < n, header.is_symmetric)
+        ends = ranges.unpack_ranges(packed_ranges, split < n, header.is_symmetric)
         dtype = work_dtype(frame.dtype)
-        grid = quantize.grid_of(ranges, header.exponent, widths, header.power, dtype)
+        grid = ranges.grid_of(ends, header.exponent, widths, header.power, dtype)
         members, order = None, None
         if header.components == "magnitude":
             (members,) = maps
@@ -171,16 +196,16 @@ class Coded:
             order = coefficient_order(header.basis, sizes, split.device)
         return cls(header, dims, sizes, split, grid, codes, members, order)
 
-    def members_of(self, lanes: slice) -> torch.Tensor | None:
+    def members_of(self, chunk: slice) -> torch.Tensor | None:
         """Return which coefficients (n, K) of some rows are low, if a map says so."""
         if self.members is None:
             return None
         n = math.prod(self.sizes)
-        first, last = lanes.start * n, lanes.stop * n
+        first, last = chunk.start * n, chunk.stop * n
         packed = np.frombuffer(self.members, np.uint8)[first // 8 : (last + 7) // 8]
         bits = np.unpackbits(packed, bitorder="little")[first % 8 :][: last - first]
         member = bits.reshape(-1, n).astype(bool)
-        if (member.sum(1) != self.split[lanes].numpy()).any():
+        if (member.sum(1) != self.split[chunk].numpy()).any():
             raise DecodeError("a map of coefficients does not fit its split")
         return torch.from_numpy(member).t()
 

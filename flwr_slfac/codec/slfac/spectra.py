@@ -1,4 +1,4 @@
-"""Between a tensor and the ordered coefficients of its rows, chunk by chunk.
+"""The spectra of a tensor's rows, chunk by chunk.
 
 Rows are worked on as many at a time as a cache holds. Magnitudes that would over- or
 underflow when squared are divided by a power of two first.
@@ -10,14 +10,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from flwr_slfac.codec.transforms.basis import Basis, forward_rows, order_2d
-from flwr_slfac.codec.uniform import work_dtype
+from flwr_slfac.codec.base import work_dtype
+from flwr_slfac.codec.transforms import Basis, forward_rows, order_2d
 
-# Elements worked on at a time: on a CPU what its cache holds of all that is at work.
+# Elements worked on at a time: on a CPU about what its cache holds of all that is at
+# work, decoding holding more of it.
 ENCODE_CHUNK = 2**19
 DECODE_CHUNK = 2**18
+# On a GPU there is no such cache: few launches for 64 MiB of float32 at a time.
 _CHUNK_ON_DEVICE = 2**24
-_MIN_LANES = 64
+# Our choice: with fewer rows the calls cost more than what they do.
+_MIN_ROWS = 64
+# Squares of 2**40, summed over 2**40 values, stay below float32's 2**128, and those of
+# 2**-40 above its smallest.
 _SAFE_EXPONENT = 40
 
 
@@ -44,10 +49,10 @@ class Spectra:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yield chunks (n, K) as the basis lays them out, and sum the rows up."""
-        for lanes in chunks_of(self.n, len(self._planes), self.device, ENCODE_CHUNK):
-            rows = self._planes[lanes].to(self.dtype)
+        for chunk in row_chunks(self.n, len(self._planes), self.device, ENCODE_CHUNK):
+            rows = self._planes[chunk].to(self.dtype)
             if self.shift:
-                rows = _scale(rows, -self.shift)
+                rows = _times_power_of_two(rows, -self.shift)
             self.total += float(rows.sum())
             yield forward_rows(rows, self._basis).reshape(self.n, -1)
 
@@ -66,17 +71,17 @@ def new_tensor(
     return torch.from_numpy(raw).view(dtype).view(tuple(shape))
 
 
-def chunks_of(
+def row_chunks(
     n: int, num_rows: int, device: torch.device, on_cpu: int
 ) -> Iterator[slice]:
     """Yield the rows of each chunk of about `on_cpu` elements, more on a GPU."""
     chunk = on_cpu if device.type == "cpu" else _CHUNK_ON_DEVICE
-    step = max(_MIN_LANES, chunk // (8 * -(-n // 8)))
+    step = max(_MIN_ROWS, chunk // (8 * -(-n // 8)))
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
 
 
-def with_lanes(chunks: list[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
+def with_rows(chunks: list[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield each chunk (n, K) with the rows that it holds."""
     start = 0
     for coeffs in chunks:
@@ -93,10 +98,10 @@ def coefficient_order(
     return order_2d(basis, sizes[0], sizes[1]).to(device)
 
 
-def fit(rows: torch.Tensor, shift: int, dtype: torch.dtype) -> torch.Tensor:
+def restore_scale(rows: torch.Tensor, shift: int, dtype: torch.dtype) -> torch.Tensor:
     """Undo the shift and round to dtype; what would overflow becomes the largest."""
     if shift:
-        rows = _scale(rows, shift)
+        rows = _times_power_of_two(rows, shift)
     if shift or rows.dtype != dtype:
         limit = torch.finfo(dtype).max
         rows = rows.clamp_(-limit, limit)
@@ -111,7 +116,7 @@ def _shift_for(planes: torch.Tensor) -> int:
     return exponent if largest and abs(exponent) > _SAFE_EXPONENT else 0
 
 
-def _scale(values: torch.Tensor, exponent: int) -> torch.Tensor:
+def _times_power_of_two(values: torch.Tensor, exponent: int) -> torch.Tensor:
     """Multiply by a power of two that may itself be out of the dtype's range."""
     half = exponent // 2
     return values * 2.0**half * 2.0 ** (exponent - half)

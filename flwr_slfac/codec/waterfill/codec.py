@@ -1,12 +1,4 @@
-r"""Reverse water-filling by one step for all coefficients, and a range coder.
-
-::
-
-    tensor (N, C, H, W)
-      -> channel KLT -> mean of samples -> spatial basis     all orthonormal
-      -> energy of sample n, channel k, frequency f  ~  a[n] * u[k] * v[f]
-      -> one step, dead zone -> integers -> streams by a[n] * u[k] * v[f]
-      -> a model a stream -> range coder  ==>  bytes
+"""Reverse water-filling by one step for all coefficients, and a range coder.
 
 Under mean-square error a Gaussian vector is best coded by giving each component the
 same distortion, or none where its variance is below the water level (Cover and Thomas,
@@ -22,31 +14,52 @@ from typing import ClassVar
 
 import torch
 
-from flwr_slfac.codec.base import Codec, Hints, Memory, register
-from flwr_slfac.codec.transforms.basis import parse_basis
-from flwr_slfac.codec.waterfill.plan import Plan, Target, make_plan
+from flwr_slfac.codec.base import Codec, Hints, Memory
+from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.registry import register
+from flwr_slfac.codec.transforms import parse_basis
+from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
+from flwr_slfac.codec.waterfill.plan import Plan, make_plan
+from flwr_slfac.codec.waterfill.quantize import Quantized, quantize, quantize_to
+from flwr_slfac.codec.waterfill.sample import CoefficientSample
 from flwr_slfac.codec.waterfill.sections import (
-    Wrapping,
     no_energy,
     read_sections,
     write_sections,
 )
-from flwr_slfac.codec.waterfill.solve import solve
-from flwr_slfac.codec.waterfill.step import Search, quantize, quantize_to
-from flwr_slfac.codec.waterfill.transform import Shape, energy
+from flwr_slfac.codec.waterfill.solver import solve
+from flwr_slfac.codec.waterfill.streams import Coder
+from flwr_slfac.codec.waterfill.target import Target
+from flwr_slfac.codec.waterfill.transform import energy
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import SettingError
 
-_FRAME_BYTES = 38
+# Of the frame around the sections of a map: 9 fixed, 9 of the id, 16 of the shape, 4 of
+# the checksum; each section's length is 4 more.
+_FRAME_BYTES, _LENGTH_BYTES = 38, 4
+# Our choice: careful on any network, see README.md beside the codecs.
+_DEFAULT_NRMSE = 0.1
+# Our choice: longer than the name and level of any wavelet.
 _MAX_BASIS_TEXT = 16
+# Exponents of steps stay within float32's range.
 _WIDEST = 120
-_SAFE_RANGE = (1e-12, 1e12)
+# Passes to meet a number of bits, how near is near enough, and the least share of it to
+# aim at: our choice, each pass codes the whole tensor.
+_MOST_PASSES, _CLOSE, _LEAST_SHARE = 4, 0.01, 0.02
+# A frame that is larger than this, relative to what is allowed, is tried again without
+# a channel basis.
+_TOO_LARGE = 1.02
+# In place of no bits at all, where their reciprocal is taken.
+_LEAST_BITS = 1e-9
 
 
 @register
 @dataclass(frozen=True)
 class Waterfill(Codec):
     """Orthonormal transform, one step by reverse water-filling, range coding.
+
+    Our choice, because one step for all coefficients is the optimum of reverse
+    water-filling: see README.md beside the codecs, and the sources in this module.
 
     Give one of `nrmse`, `bits` and `step`; none of them means ``nrmse=0.1``.
 
@@ -60,15 +73,21 @@ class Waterfill(Codec):
     step : float, optional
         Quantization step of all coefficients, in the unit of the tensor; at least
         2**-22 of the largest coefficient is used.
-    basis : str
+    basis : str, default "auto"
         Spatial basis, see `parse_basis`, or ``"auto"``: the one of identity, DCT and
         a wavelet that the tensor suits.
-    channels : "klt" or None
+    channels : {"klt", None}, default "klt"
         Whether channels may be decorrelated by their Karhunen-Loeve basis. It is used
         where it saves more than it costs, and reused over steps by `Hints.memory`.
-    coder : {"range", "fast"}
+    coder : {"range", "fast"}, default "range"
         ``"range"`` comes within about a percent of the entropy of its model; ``"fast"``
         is Huffman coding of several values at once (zstd), some percent larger.
+
+    Raises
+    ------
+    SettingError
+        If more than one target is given, or a setting is out of range; from `encode`,
+        if `basis` is a wavelet that cannot do the sizes of the tensor.
 
     Notes
     -----
@@ -100,6 +119,15 @@ class Waterfill(Codec):
     coder: str = "range"
 
     def __post_init__(self) -> None:
+        self._require_one_target()
+        if self.channels not in ("klt", None):
+            raise SettingError(f"channels is {self.channels!r}; give 'klt' or None")
+        if self.coder not in ("range", "fast"):
+            raise SettingError(f"coder is {self.coder!r}; give 'range' or 'fast'")
+        if self.basis != "auto" and len(str(parse_basis(self.basis))) > _MAX_BASIS_TEXT:
+            raise SettingError(f"basis {self.basis!r} is too long a name")
+
+    def _require_one_target(self) -> None:
         given = [n for n in ("nrmse", "bits", "step") if getattr(self, n) is not None]
         if len(given) > 1:
             raise SettingError(f"{' and '.join(given)} are given; give one of them")
@@ -116,12 +144,6 @@ class Waterfill(Codec):
                     f"{name} is {value!r}; give a number above 0 and "
                     f"{'below' if name != 'bits' else 'up to'} {limits[name]:g}"
                 )
-        if self.channels not in ("klt", None):
-            raise SettingError(f"channels is {self.channels!r}; give 'klt' or None")
-        if self.coder not in ("range", "fast"):
-            raise SettingError(f"coder is {self.coder!r}; give 'range' or 'fast'")
-        if self.basis != "auto" and len(str(parse_basis(self.basis))) > _MAX_BASIS_TEXT:
-            raise SettingError(f"basis {self.basis!r} is too long a name")
 
     def encode_sections(
         self, tensor: torch.Tensor, hints: Hints
@@ -129,34 +151,56 @@ class Waterfill(Codec):
         """Code the tensor at the step that meets the target."""
         if tensor.numel() == 0:
             return no_energy()
-        shape = Shape.of(tensor.shape)
-        x, exponent, is_nonnegative = _normalized(shape.planes(tensor.contiguous()))
+        shape = PlaneShape.of(tensor.shape)
+        x, normalization = normalize(shape.to_planes(tensor.contiguous()))
         total = energy(x)
         if total == 0.0:
             return no_energy()
-        target = self._target(total, x.numel(), exponent)
+        target = self._target(total, x.numel(), normalization.exponent)
         plan = self._plan(x, shape, target, hints.memory)
-        frame = Wrapping(self.coder == "fast", exponent, is_nonnegative)
-        if target.num_bits is not None:
-            sections = _fit_bits(frame, plan, target.num_bits)
+        if target.num_bits is None:
+            quantized = _quantized(plan, x, target, normalization)
+            sections = write_sections(plan, quantized, normalization, self._coder)
+        else:
+            sections = self._fit_bits(plan, target.num_bits, normalization)
             size = 8 * sum(map(len, sections))
-            if plan.channels.is_new and size > 1.02 * target.num_bits:
+            if plan.channels.is_new and size > _TOO_LARGE * target.num_bits:
                 # The channel basis alone would take what the target allows.
                 plan = make_plan(x, shape, target, {}, basis=self.basis, use_klt=False)
-                sections = _fit_bits(frame, plan, target.num_bits)
-        elif target.step is not None:
-            quantized = quantize(plan, Search(plan), target.step)
-            sections = write_sections(frame, plan, quantized)
-        else:
-            wanted = target.distortion or 0.0
-            quantized = quantize_to(plan, x, wanted, is_nonnegative=is_nonnegative)
-            sections = write_sections(frame, plan, quantized)
+                sections = self._fit_bits(plan, target.num_bits, normalization)
         if plan.channels.rotation is not None and plan.channels.is_new:
             plan.channels.rotation.remember(hints.memory)
         return sections
 
+    @property
+    def _coder(self) -> Coder:
+        return "fast" if self.coder == "fast" else "range"
+
+    def _fit_bits(
+        self, plan: Plan, num_bits: float, normalization: Normalization
+    ) -> list[bytes]:
+        """Code at the step that meets a number of bits, all headers counted."""
+        sample = CoefficientSample(plan)
+        wanted, step = num_bits, plan.step
+        best, sections = math.inf, [b""]
+        for _ in range(_MOST_PASSES):
+            step = solve(
+                lambda s: 1 / max(sample.bits(s), _LEAST_BITS), 1 / wanted, step
+            )
+            quantized = quantize(plan, sample, step)
+            candidate = write_sections(plan, quantized, normalization, self._coder)
+            num_bytes = sum(map(len, candidate)) + _LENGTH_BYTES * len(candidate)
+            reached = 8 * (num_bytes + _FRAME_BYTES)
+            off = abs(reached / num_bits - 1)
+            if off < best:
+                best, sections = off, candidate
+            if off < _CLOSE:
+                break
+            wanted = max(wanted + num_bits - reached, _LEAST_SHARE * num_bits)
+        return sections
+
     def _plan(
-        self, x: torch.Tensor, shape: Shape, target: Target, memory: Memory
+        self, x: torch.Tensor, shape: PlaneShape, target: Target, memory: Memory
     ) -> Plan:
         plan = make_plan(
             x,
@@ -178,45 +222,23 @@ class Waterfill(Codec):
             return Target(total, step=math.ldexp(mantissa, power))
         if self.bits is not None:
             return Target(total, num_bits=self.bits * num_values)
-        nrmse = 0.1 if self.nrmse is None else self.nrmse
+        nrmse = _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
         return Target(total, distortion=nrmse**2 * total)
 
     @classmethod
     def decode_sections(
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
-        """Decode, or raise DecodeError."""
+        """Decode with the stream's channel basis, or raise DecodeError."""
         return read_sections(frame, memory, device)
 
 
-def _normalized(x: torch.Tensor) -> tuple[torch.Tensor, int, bool]:
-    """Return float32 values of safe magnitude and the power of two taken out.
-
-    The third is whether no value is negative.
-    """
-    low, high = torch.aminmax(x)
-    largest = max(-float(low), float(high))
-    if largest == 0.0 or _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
-        return x.to(torch.float32), 0, float(low) >= 0
-    exponent = math.frexp(largest)[1]
-    half = exponent // 2
-    wide = x.to(torch.float64) * 2.0**-half * 2.0 ** -(exponent - half)
-    return wide.to(torch.float32), exponent, float(low) >= 0
-
-
-def _fit_bits(frame: Wrapping, plan: Plan, num_bits: float) -> list[bytes]:
-    """Code at the step that meets a number of bits, all headers counted."""
-    search = Search(plan)
-    wanted, step = num_bits, plan.step
-    best, sections = math.inf, [b""]
-    for _ in range(4):
-        step = solve(lambda s: 1 / max(search.bits(s), 1e-9), 1 / wanted, step)
-        candidate = write_sections(frame, plan, quantize(plan, search, step))
-        reached = 8 * (sum(map(len, candidate)) + _FRAME_BYTES + 4 * len(candidate))
-        off = abs(reached / num_bits - 1)
-        if off < best:
-            best, sections = off, candidate
-        if off < 0.01:
-            break
-        wanted = max(wanted + num_bits - reached, 0.02 * num_bits)
-    return sections
+def _quantized(
+    plan: Plan, x: torch.Tensor, target: Target, normalization: Normalization
+) -> Quantized:
+    """Quantize at the target's step, or at the one that meets its distortion."""
+    if target.step is not None:
+        return quantize(plan, CoefficientSample(plan), target.step)
+    distortion = target.distortion or 0.0
+    clamps = normalization.is_nonnegative
+    return quantize_to(plan, x, distortion, is_nonnegative=clamps)

@@ -18,17 +18,28 @@ import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.waterfill.entropy import LARGE, Reader, Writer
+from flwr_slfac.codec.waterfill.digits import LARGE
+from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits
+from flwr_slfac.codec.waterfill.streams import StreamReader, StreamWriter
 from flwr_slfac.errors import DecodeError
 
-MAX_ROWS = 4096
-_MAX_LEVEL = 20
+# Our choice: beyond, the eigenvectors of (C, C) take longer than all else.
 MAX_CHANNELS = 1024
-_ENOUGH_POSITIONS = 8192
+# Finest rows have steps of 2**-20: float32 products are not more exact.
+_MAX_LEVEL = 20
+# Our choice: positions that a Gram matrix is estimated from, and at least so many for
+# each channel.
+_ENOUGH_POSITIONS, _ENOUGH_PER_CHANNEL = 8192, 32
+# About the bits of an entry of a row beyond those that its variance asks for, and those
+# per position and channel that a basis may cost to be worth a trial (our choice).
+_BITS_PER_ENTRY, _MOST_BITS_PER_VALUE = 2.1, 24.0
+# Untransformed channels are tried too unless they need about twice the bits.
+_WORTH_A_TRIAL = 2
+# Rows are orthonormal to this in float64, or were not independent.
+_ORTHONORMAL_TO = 1e-6
 # Share of the variance that a Gram matrix in float32 can tell from nothing.
 _VISIBLE = 1e-6
 _CODES, _LEVELS = "stream.waterfill.codes", "stream.waterfill.levels"
-_Reals = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +69,7 @@ class Rotation:
         factor, info = torch.linalg.cholesky_ex(rows @ rows.t())
         result: torch.Tensor = torch.linalg.solve_triangular(factor, rows, upper=False)
         excess = result @ result.t() - torch.eye(len(rows), dtype=torch.float64)
-        if int(info) or not bool(excess.abs().max() < 1e-6):
+        if int(info) or not bool(excess.abs().max() < _ORTHONORMAL_TO):
             raise DecodeError("the rows of a channel basis are not independent")
         return result.to(device, torch.float32)
 
@@ -72,7 +83,7 @@ class Rotation:
         """Store the basis in the memory of a stream."""
         memory[_CODES], memory[_LEVELS] = self.codes, self.levels
 
-    def write(self, writer: Writer) -> None:
+    def write(self, writer: StreamWriter) -> None:
         """Add the rows to the streams; rows of one level share a model."""
         levels = self.levels.numpy().astype(np.int64)
         writer.stream(np.diff(levels, prepend=0), LARGE)
@@ -81,8 +92,8 @@ class Rotation:
             writer.stream(codes[levels == level].reshape(-1), LARGE)
 
     @classmethod
-    def read(cls, reader: Reader, num_rows: int, num_channels: int) -> "Rotation":
-        """Read back what `write` added."""
+    def read(cls, reader: StreamReader, num_rows: int, num_channels: int) -> "Rotation":
+        """Read back what `write` added, or raise DecodeError."""
         levels = np.cumsum(reader.stream(num_rows, LARGE).astype(np.int64))
         if levels.min() < 0 or levels.max() > _MAX_LEVEL:
             raise DecodeError("a level of the channel basis is out of range")
@@ -103,32 +114,14 @@ def remembered(memory: Memory) -> Rotation | None:
     return Rotation(memory[_CODES], memory[_LEVELS])
 
 
-def water_level(variances: _Reals, distortion: float) -> float:
-    """Return the level t with ``sum(min(variances, t)) == distortion``.
-
-    Reverse water-filling (Cover and Thomas, Elements of Information Theory, 10.3.3):
-    components below the level are not sent, all others bear the same error.
-    """
-    ascending = np.sort(np.maximum(variances, 0.0))
-    below = np.concatenate([[0.0], np.cumsum(ascending)[:-1]])
-    levels = (distortion - below) / np.arange(len(ascending), 0, -1)
-    fits = np.flatnonzero(levels <= ascending)
-    return float(levels[fits[0]] if fits.size else ascending[-1])
-
-
-def gaussian_bits(variances: _Reals, level: float) -> float:
-    """Return the bits of one sample of all components at a water level."""
-    return float(0.5 * np.log2(np.maximum(variances / max(level, 1e-300), 1.0)).sum())
-
-
-def gram(x: torch.Tensor) -> _Reals:
+def gram(x: torch.Tensor) -> Reals:
     """Return the mean of outer products of channels (C, C) of x (N, C, S).
 
     Of large tensors every k-th position is taken, of all samples: a few samples may
     hold most of a gradient's energy.
     """
     num_samples, num_channels, num_positions = x.shape
-    enough = max(_ENOUGH_POSITIONS, 32 * num_channels)
+    enough = max(_ENOUGH_POSITIONS, _ENOUGH_PER_CHANNEL * num_channels)
     stride = max(1, num_samples * num_positions // enough)
     if stride > 1 and num_positions > 1:
         stride = min(stride, num_positions) | 1
@@ -137,11 +130,11 @@ def gram(x: torch.Tensor) -> _Reals:
         flat = x[:, :, 0].t()
     else:
         flat = x.transpose(0, 1).reshape(num_channels, -1)
-    product: _Reals = (flat @ flat.t()).cpu().numpy().astype(np.float64)
+    product: Reals = (flat @ flat.t()).cpu().numpy().astype(np.float64)
     return product / max(flat.shape[1], 1)
 
 
-def principal(moments: _Reals) -> tuple[_Reals, npt.NDArray[Any]]:
+def principal(moments: Reals) -> tuple[Reals, npt.NDArray[Any]]:
     """Return variances, descending, and their directions as rows."""
     values, vectors = torch.linalg.eigh(torch.from_numpy(moments))
     variances = np.maximum(values.numpy()[::-1], 0.0)
@@ -149,8 +142,8 @@ def principal(moments: _Reals) -> tuple[_Reals, npt.NDArray[Any]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Channels:
-    """One way to treat the channels.
+class ChannelTransform:
+    """One way to decorrelate the channels, or none.
 
     Parameters
     ----------
@@ -165,7 +158,7 @@ class Channels:
     """
 
     matrix: torch.Tensor | None
-    variances: _Reals
+    variances: Reals
     rotation: Rotation | None = None
     is_new: bool = False
 
@@ -174,26 +167,28 @@ class Channels:
         if self.matrix is None or not self.is_new:
             return 0.0
         num_rows, num_channels = self.matrix.shape
-        return num_channels * (gaussian_bits(self.variances, level) + 2.1 * num_rows)
+        return num_channels * (
+            gaussian_bits(self.variances, level) + _BITS_PER_ENTRY * num_rows
+        )
 
-    def settled(self, level: float) -> "Channels":
+    def quantized(self, level: float) -> "ChannelTransform":
         """Return the same with rows as the wire will have them, for a water level."""
         if self.matrix is None or not self.is_new:
             return self
         rotation = _quantized(self.matrix.cpu().double().numpy(), self.variances, level)
         matrix = rotation.matrix(self.matrix.device)
-        return Channels(matrix, self.variances, rotation, is_new=True)
+        return ChannelTransform(matrix, self.variances, rotation, is_new=True)
 
 
-def options(
-    moments: _Reals,
+def channel_transforms(
+    moments: Reals,
     num_positions: int,
     level: float,
-    kept: float,
+    spare: float,
     memory: Memory,
     device: torch.device,
-) -> list[Channels]:
-    """Return the ways to treat the channels that are worth a trial.
+) -> list[ChannelTransform]:
+    """Return the channel transforms that are worth a trial.
 
     Parameters
     ----------
@@ -203,59 +198,58 @@ def options(
         Positions that a basis would serve.
     level : float
         The water level to expect, a variance.
-    kept : float
-        Variance that may be lost with rows that are left out.
+    spare : float
+        Variance that rows which are left out may hold.
     memory : dict
         Of the stream.
     device : torch.device
         Where the rows are wanted.
     """
     total = float(np.trace(moments))
-    if kept < _VISIBLE * total:
-        kept = -1.0
+    if spare < _VISIBLE * total:
+        spare = -1.0
     diagonal = np.diag(moments)
-    plain = Channels(None, diagonal)
+    plain = ChannelTransform(None, diagonal)
     variances, vectors = principal(moments)
-    num_rows = _num_rows(variances, total, kept)
-    fresh = Channels(
+    num_rows = _num_rows(variances, total, spare)
+    fresh = ChannelTransform(
         torch.from_numpy(vectors[:num_rows].astype(np.float32)).to(device),
         variances[:num_rows],
         is_new=True,
     )
     ideal = gaussian_bits(variances, level)
-    ways = []
-    if fresh.side_bits(level) < 24.0 * num_positions * len(diagonal):
-        ways.append(fresh)
-    if not ways or gaussian_bits(diagonal, level) < 2 * ideal + 1:
-        ways.append(plain)
+    options = []
+    if fresh.side_bits(level) < _MOST_BITS_PER_VALUE * num_positions * len(diagonal):
+        options.append(fresh)
+    if not options or gaussian_bits(diagonal, level) < _WORTH_A_TRIAL * ideal + 1:
+        options.append(plain)
     old = remembered(memory)
     if old is not None and old.codes.shape[1] == len(diagonal):
         rows = old.matrix(torch.device("cpu"))
         wide = rows.double().numpy()
         reached = np.einsum("kc,kc->k", wide @ moments, wide)
-        if total - float(reached.sum()) <= kept or len(rows) == len(diagonal):
-            num_rows = _num_rows(reached, total, kept)
+        if total - float(reached.sum()) <= spare or len(rows) == len(diagonal):
+            num_rows = _num_rows(reached, total, spare)
             matrix = rows[:num_rows].to(device)
-            ways.append(Channels(matrix, reached[:num_rows], old))
-    return ways
+            options.append(ChannelTransform(matrix, reached[:num_rows], old))
+    return options
 
 
-def _num_rows(variances: _Reals, total: float, kept: float) -> int:
-    """Return how many leading rows leave at most `kept` variance out."""
+def _num_rows(variances: Reals, total: float, spare: float) -> int:
+    """Return how many leading rows leave at most `spare` variance out."""
     left = total - np.cumsum(variances)
-    enough = np.flatnonzero(left <= kept)
-    num_rows = int(enough[0]) + 1 if enough.size else len(variances)
-    return min(num_rows, MAX_ROWS)
+    enough = np.flatnonzero(left <= spare)
+    return int(enough[0]) + 1 if enough.size else len(variances)
 
 
-def _quantized(vectors: npt.NDArray[Any], variances: _Reals, level: float) -> Rotation:
+def _quantized(vectors: npt.NDArray[Any], variances: Reals, level: float) -> Rotation:
     """Round rows with steps that leak a few percent of the water level in all.
 
     An error e in each entry of row k leaks ``variances[k] * e**2`` into every other
     direction, so the step goes with ``sqrt(level / (C * variances[k]))``.
     """
     num_channels = vectors.shape[1]
-    fineness = variances * num_channels / max(level, 1e-300)
+    fineness = variances * num_channels / max(level, TINY)
     levels = np.ceil(0.5 * np.log2(np.maximum(fineness, num_channels)))
     levels = np.clip(levels, 1, _MAX_LEVEL).astype(np.int32)
     codes = np.rint(vectors * np.exp2(levels)[:, None]).astype(np.int32)

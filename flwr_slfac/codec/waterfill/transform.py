@@ -2,15 +2,14 @@ r"""The orthonormal way from a tensor to coefficients and back.
 
 ::
 
-    (N, C, S) -> rotate channels -> swap mean and sample 0
-      -> spatial basis -> (S, N * r)
+    planes (N, C, S) -> rotate channels -> swap mean and sample 0
+                     -> spatial basis -> coefficients (S, N * r)
 
 Every stage is orthonormal, so an error in coefficients is the same error in the tensor.
 Columns of the result are planes, one row of one sample each, in an order of choice.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,48 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flwr_slfac.codec.transforms.basis import Basis, forward_rows, inverse_rows
+from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.transforms import Basis, forward_rows, inverse_rows
 
+# Planes, or values, worked on at a time: about what a CPU's cache holds.
 _CHUNK_PLANES = 512
 _CHUNK_VALUES = 2**19
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A tensor's dimensions as samples, channels and positions.
-
-    Maps (N, C, H, W) as they are; tokens (N, T, D) have D channels at T positions,
-    vectors (N, D) D channels at one; a tensor of one dimension is one channel.
-    """
-
-    num_samples: int
-    num_channels: int
-    sizes: tuple[int, ...]
-    channels_last: bool = False
-
-    @property
-    def num_positions(self) -> int:
-        """Positions of a plane."""
-        return math.prod(self.sizes)
-
-    @classmethod
-    def of(cls, shape: Sequence[int]) -> "Shape":
-        """Read the dimensions of a tensor."""
-        if len(shape) == 0:
-            return cls(1, 1, ())
-        if len(shape) == 1:
-            return cls(1, 1, (shape[0],))
-        if len(shape) == 2:
-            return cls(shape[0], shape[1], ())
-        if len(shape) == 3:
-            return cls(shape[0], shape[2], (shape[1],), channels_last=True)
-        return cls(shape[0], shape[1], (math.prod(shape[2:-1]), shape[-1]))
-
-    def planes(self, tensor: torch.Tensor) -> torch.Tensor:
-        """View a tensor as (N, C, S)."""
-        if self.channels_last:
-            return tensor.transpose(1, 2)
-        return tensor.reshape(self.num_samples, self.num_channels, self.num_positions)
+# float32 sums of so many squares lose less than float32 has digits.
+_RUN = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +33,7 @@ class Transform:
 
     Parameters
     ----------
-    shape : Shape
+    shape : PlaneShape
         Of the tensor.
     basis : Basis
         Along the sizes of a plane.
@@ -80,7 +45,7 @@ class Transform:
         Planes, ``sample * r + row``, in the order of columns.
     """
 
-    shape: Shape
+    shape: PlaneShape
     basis: Basis
     matrix: torch.Tensor | None
     has_mean: bool
@@ -88,10 +53,10 @@ class Transform:
 
     @property
     def num_rows(self) -> int:
-        """Channels after the rotation."""
+        """Rows after the rotation of channels."""
         return self.shape.num_channels if self.matrix is None else len(self.matrix)
 
-    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Take rotated planes (N, r, S) to coefficients (S, N * r)."""
         planes = rows.reshape(len(self.order), self.shape.num_positions)
         index = torch.from_numpy(self.order).to(rows.device)
@@ -139,7 +104,9 @@ class Transform:
         return result
 
 
-def forward_planes(planes: torch.Tensor, basis: Basis, shape: Shape) -> torch.Tensor:
+def forward_planes(
+    planes: torch.Tensor, basis: Basis, shape: PlaneShape
+) -> torch.Tensor:
     """Transform planes (R, S) to coefficients (S, R)."""
     if shape.num_positions == 1:
         return planes.t().contiguous()
@@ -147,7 +114,9 @@ def forward_planes(planes: torch.Tensor, basis: Basis, shape: Shape) -> torch.Te
     return forward_rows(lines, basis).reshape(-1, len(planes))
 
 
-def inverse_planes(coeffs: torch.Tensor, basis: Basis, shape: Shape) -> torch.Tensor:
+def inverse_planes(
+    coeffs: torch.Tensor, basis: Basis, shape: PlaneShape
+) -> torch.Tensor:
     """Undo `forward_planes`."""
     num_planes = coeffs.shape[1]
     if shape.num_positions == 1:
@@ -157,10 +126,10 @@ def inverse_planes(coeffs: torch.Tensor, basis: Basis, shape: Shape) -> torch.Te
 
 
 def reflect(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Swap the mean of samples and sample 0 by a reflection, its own inverse.
+    """Swap the mean of samples and sample 0 by a Householder reflection.
 
-    Row 0 of the result (N, r, S) is sqrt(N) times the mean of the samples. `out` may be
-    the rows themselves.
+    Row 0 of the result (N, r, S) is sqrt(N) times the mean of the samples. The
+    reflection is its own inverse. `out` may be the rows themselves.
     """
     num_samples = len(rows)
     if num_samples == 1:
@@ -176,10 +145,10 @@ def reflect(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor
 
 def energy(x: torch.Tensor) -> float:
     """Return the sum of squares: float32 within short runs, float64 over them."""
-    if x.is_contiguous() and x.numel() >= 1024:
+    if x.is_contiguous() and x.numel() >= _RUN:
         flat = x.reshape(-1)
-        whole = flat.numel() // 1024 * 1024
-        runs = flat[:whole].view(-1, 1, 1024)
+        whole = flat.numel() // _RUN * _RUN
+        runs = flat[:whole].view(-1, 1, _RUN)
         total = torch.bmm(runs, runs.transpose(1, 2)).sum(dtype=torch.float64)
         return float(total + flat[whole:].square().sum(dtype=torch.float64))
     return float(x.square().sum(dtype=torch.float64))

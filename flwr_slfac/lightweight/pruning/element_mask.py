@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from flwr_slfac.codec.positions import pack_places, unpack_places
+from flwr_slfac.codec.packing import pack_positions, unpack_positions
 from flwr_slfac.errors import DecodeError, SettingError
 from flwr_slfac.lightweight.pruning.cut_mask import CutMask, FullCutMask
 from flwr_slfac.lightweight.pruning.masks import Mask, require_shape
@@ -155,7 +155,7 @@ def _pack(mask: Tensor) -> bytes:
         return _PART.pack(_ALL, 0, 0, 0)
     kind = _KEPT if 2 * num_kept <= flat.size else _PRUNED
     places = np.flatnonzero(flat if kind == _KEPT else ~flat)
-    rice, low, unary = pack_places(places)
+    rice, low, unary = pack_positions(places)
     return _PART.pack(kind, rice, low.nbytes, len(unary)) + bytes(low) + unary
 
 
@@ -173,7 +173,7 @@ def _unpack(data: bytes, offset: int, num: int) -> tuple[Tensor, int]:
             raise DecodeError("a mask that keeps everything has places")
     else:
         view = memoryview(data)
-        flat[unpack_places(rice, view[start:middle], view[middle:end], num)] = (
+        flat[unpack_positions(rice, view[start:middle], view[middle:end], num)] = (
             kind == _KEPT
         )
     return torch.from_numpy(flat), end

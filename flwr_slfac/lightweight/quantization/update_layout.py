@@ -16,7 +16,7 @@ import zlib
 
 import torch
 
-from flwr_slfac.codec.base import as_bytes
+from flwr_slfac.codec.wire import as_bytes
 from flwr_slfac.errors import DivergedError
 from flwr_slfac.states import State
 

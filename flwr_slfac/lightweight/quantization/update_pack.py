@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from flwr_slfac.codec.base import as_bytes
-from flwr_slfac.codec.uniform import pack_codes
-from flwr_slfac.codec.wire import DTYPES, pack_frame
+from flwr_slfac.codec.packing import pack_codes
+from flwr_slfac.codec.wire import DTYPES, as_bytes, pack_frame
 from flwr_slfac.errors import DivergedError, SettingError
 from flwr_slfac.lightweight.quantization.qsgd import (
     DEFAULT_BUCKET,

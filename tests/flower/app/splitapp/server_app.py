@@ -16,8 +16,7 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
 from flwr_slfac import SplitFed, cut
-from flwr_slfac.codec import Identity
-from flwr_slfac.codec.base import register
+from flwr_slfac.codec import Identity, register
 from splitapp.counting import CountingGrid
 from splitapp.task import (
     Job,

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_slfac.codec.slfac.widths import equal_widths, spectral_widths
+from flwr_slfac.codec.slfac.ablations import equal_widths
+from flwr_slfac.codec.slfac.fqc import spectral_widths
 
 energies = st.lists(
     st.tuples(st.floats(0, 1e12), st.floats(0, 1e12)), min_size=1, max_size=6

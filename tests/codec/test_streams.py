@@ -6,17 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flwr_slfac.codec.waterfill.entropy import (
-    LARGE,
-    QUINARY,
-    SMALL,
-    TERNARY,
-    Coder,
-    Digits,
-    Reader,
-    Writer,
-    ideal_bits,
-)
+from flwr_slfac.codec.waterfill.digits import LARGE, QUINARY, SMALL, TERNARY, Digits
+from flwr_slfac.codec.waterfill.model import ideal_bits
+from flwr_slfac.codec.waterfill.streams import Coder, StreamReader, StreamWriter
 from flwr_slfac.errors import DecodeError
 
 KINDS = (TERNARY, QUINARY, SMALL, LARGE)
@@ -24,9 +16,9 @@ coders = pytest.mark.parametrize("coder", ["range", "fast"])
 kinds = pytest.mark.parametrize("digits", KINDS, ids=str)
 
 
-def reader_of(coder: Coder, parts: tuple[bytes, bytes, bytes]) -> Reader:
+def reader_of(coder: Coder, parts: tuple[bytes, bytes, bytes]) -> StreamReader:
     """Return a reader over what a writer made."""
-    return Reader(coder, *(memoryview(part) for part in parts))
+    return StreamReader(coder, *(memoryview(part) for part in parts))
 
 
 @coders
@@ -43,7 +35,7 @@ def test_streams_come_back(
     coder: Coder, digits: Digits, values: list[np.ndarray]
 ) -> None:
     """Streams of any integers of 38 bits are read back in the order of writing."""
-    writer = Writer(coder)
+    writer = StreamWriter(coder)
     for stream in values:
         writer.stream(stream, digits, bulk=True)
     reader = reader_of(coder, writer.finish())
@@ -59,7 +51,7 @@ def test_raw_bits_come_back_between_streams(coder: Coder) -> None:
     """Equally likely integers share the words with modelled ones."""
     random = np.random.default_rng(0)
     raw, modelled = random.integers(0, 2**18, 500), random.integers(-2, 3, 2000)
-    writer = Writer(coder)
+    writer = StreamWriter(coder)
     writer.raw(raw, 18)
     writer.stream(modelled, QUINARY, bulk=True)
     reader = reader_of(coder, writer.finish())
@@ -72,7 +64,7 @@ def test_range_coder_is_near_the_entropy(scale: float) -> None:
     """Bytes exceed the empirical entropy of a Laplacian stream by 3 percent at most."""
     values = np.rint(np.random.default_rng(1).laplace(0, scale, 50_000)).astype(int)
     digits = TERNARY if scale < 1 else LARGE
-    writer = Writer("range")
+    writer = StreamWriter("range")
     writer.stream(values, digits)
     num_bits = 8 * sum(map(len, writer.finish()))
     counts = np.unique(values, return_counts=True)[1].astype(float)
@@ -86,7 +78,7 @@ def test_changed_bytes_give_values_or_decode_error(
     coder: Coder, data: st.DataObject
 ) -> None:
     """A changed parameter, word or frame gives as many values as asked, or an error."""
-    writer = Writer(coder)
+    writer = StreamWriter(coder)
     values = np.random.default_rng(2).integers(-4, 5, 2000)
     writer.stream(values, SMALL, bulk=True)
     writer.stream(values[:50], LARGE)
@@ -105,7 +97,7 @@ def test_changed_bytes_give_values_or_decode_error(
 
 def test_zstd_bombs_are_refused_before_they_are_inflated() -> None:
     """A frame that claims more symbols than are due is not decompressed."""
-    writer = Writer("fast")
+    writer = StreamWriter("fast")
     writer.stream(np.tile([1, 0, -1, 1], 250_000), LARGE, bulk=True)
     reader = reader_of("fast", writer.finish())
     with pytest.raises(DecodeError, match="claims 1000000 bytes where 1000 are due"):

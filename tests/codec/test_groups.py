@@ -1,66 +1,19 @@
+"""Code words of eight: merged to the sum of shifts, spread again, end to end."""
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_slfac.codec.packing import (
-    BitReader,
-    BitWriter,
+from flwr_slfac.codec.slfac.groups import (
     group_starts,
     merge_codes,
     merge_uneven,
-    num_bits_for,
-    pack_fields,
     row_bits,
     spread_codes,
     spread_uneven,
-    unpack_fields,
 )
-from flwr_slfac.errors import DecodeError
-
-words_with_bits = st.lists(
-    st.integers(0, 64).flatmap(
-        lambda bits: st.tuples(st.integers(0, 2**bits - 1), st.just(bits))
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(words_with_bits, st.integers(0, 60))
-def test_words_lie_end_to_end(items: list[tuple[int, int]], cut: int) -> None:
-    """The stream is the sum of the words, each shifted to where its bits begin."""
-    widths = np.array([bits for _, bits in items], dtype=np.int64)
-    words = np.array([word for word, _ in items], dtype=np.uint64)
-    starts = np.cumsum(widths) - widths
-    total = int(widths.sum())
-    writer = BitWriter(total)
-    writer.write(words[:cut], starts[:cut])
-    writer.write(words[cut:], starts[cut:])
-    stream = sum(int(w) << int(s) for w, s in zip(words, starts, strict=True))
-    data = writer.getvalue()
-    assert bytes(data) == stream.to_bytes((total + 7) // 8, "little")
-    found = BitReader(data, total).read(starts)
-    masks = np.array([2 ** int(b) - 1 for b in widths], dtype=np.uint64)
-    assert (found & masks == words).all()
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.integers(1, 20), min_size=1, max_size=3),
-    st.integers(1, 40),
-    st.integers(0, 2**32 - 1),
-)
-def test_fields_come_back(bits: list[int], num_records: int, seed: int) -> None:
-    """Records of fixed-width fields unpack to themselves, in as few bytes as can be."""
-    random = np.random.default_rng(seed)
-    columns = [random.integers(0, 2**b, num_records) for b in bits]
-    data = pack_fields(list(zip(columns, bits, strict=True)))
-    assert data.nbytes == (sum(bits) * num_records + 7) // 8
-    found = unpack_fields(data, bits, num_records)
-    for field, column in zip(found, columns, strict=True):
-        np.testing.assert_array_equal(field, column)
 
 
 @settings(max_examples=100, deadline=None)
@@ -126,19 +79,3 @@ def test_groups_begin_where_codes_do(n: int, data: st.DataObject) -> None:
                 assert starts[row, code // 8] == position
             position += b_low if code < k else b_high
     assert row_bits(split, np.stack([low, high]), n).sum() == position - 5
-
-
-def test_a_wrong_number_of_bytes_is_refused() -> None:
-    """A reader takes exactly the bytes that its bits need."""
-    for num_bytes, num_bits in ((0, 1), (2, 8), (1, 9), (1, 0)):
-        with pytest.raises(DecodeError, match="packed bits"):
-            BitReader(memoryview(bytes(num_bytes)), num_bits)
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**40))
-def test_num_bits_hold_the_largest(largest: int) -> None:
-    """The bits hold the largest value, and one fewer does not."""
-    bits = num_bits_for(largest)
-    assert largest < 2**bits
-    assert bits == 0 or largest >= 2 ** (bits - 1)

@@ -12,37 +12,52 @@ by energy, the coefficients of one class are few rectangular blocks.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.waterfill.entropy import LARGE, Reader, Writer
+from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.transforms import Basis, order_1d, order_2d
+from flwr_slfac.codec.waterfill.digits import LARGE, Ints
+from flwr_slfac.codec.waterfill.level import TINY, Reals
+from flwr_slfac.codec.waterfill.streams import StreamReader, StreamWriter
 from flwr_slfac.errors import DecodeError
 
-Ints = npt.NDArray[Any]
-Reals = npt.NDArray[np.float64]
-
+# Our choice: half octaves of standard deviation, from a sixteenth of a step to 2**25
+# steps, beyond the largest level.
 NUM_CLASSES = 60
+# Half units of energy on the wire are within this, our limit: 2**500 either way.
 _LIMIT = 1000
+# Our choice: with fewer coefficients a block, sorting them all is quicker than slicing.
 _SMALL_BLOCK = 128
+# Our choice: each sweep fits samples, then channels; three settle it.
 _SWEEPS = 3
+# Our choice: a group's energy costs about a byte, which fewer coefficients do not save.
+_FEWEST_PER_FREQUENCY = 256
+# In place of 0 in quotients of energies.
+_LEAST_ENERGY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class Scales:
-    """Half units of log2 energy: samples (N,), channels (r,), frequency groups (G,)."""
+class EnergyModel:
+    """Half units of log2 energy, as integers.
+
+    Parameters
+    ----------
+    samples, channels, frequencies : ndarray (N,), (r,), (G,)
+        Their sum is the energy of a coefficient; frequencies are in groups.
+    """
 
     samples: Ints
     channels: Ints
     frequencies: Ints
 
-    def planes(self) -> Ints:
+    def of_planes(self) -> Ints:
         """Return the energy of planes (N * r,), channels varying fastest."""
         sums: Ints = self.samples[:, None] + self.channels[None, :]
         return sums.reshape(-1)
 
-    def write(self, writer: Writer) -> None:
+    def write(self, writer: StreamWriter) -> None:
         """Add the lists to the streams, neighbours subtracted where they are alike."""
         writer.stream(self.samples - int(np.median(self.samples)), LARGE)
         writer.stream(np.array([np.median(self.samples)], np.int64), LARGE)
@@ -51,9 +66,9 @@ class Scales:
 
     @classmethod
     def read(
-        cls, reader: Reader, num_samples: int, num_channels: int, num_groups: int
-    ) -> "Scales":
-        """Read back what `write` added."""
+        cls, reader: StreamReader, num_samples: int, num_channels: int, num_groups: int
+    ) -> "EnergyModel":
+        """Read back what `write` added, or raise DecodeError."""
         samples = reader.stream(num_samples, LARGE).astype(np.int64)
         samples += int(reader.stream(1, LARGE)[0])
         channels = np.cumsum(reader.stream(num_channels, LARGE).astype(np.int64))
@@ -68,7 +83,7 @@ class Scales:
 
 def half_units(energies: Reals) -> Ints:
     """Return 2 * log2 of energies as integers within limits."""
-    logs = 2 * np.log2(np.maximum(energies, 1e-300))
+    logs = 2 * np.log2(np.maximum(energies, TINY))
     units: Ints = np.clip(np.rint(logs), -_LIMIT // 4, _LIMIT // 4).astype(np.int64)
     return units
 
@@ -95,10 +110,37 @@ def fit_separable(energies: Reals, floor: float) -> tuple[Reals, Reals]:
 
 
 def _ratio(above: Reals, below: Reals) -> Reals:
-    return np.maximum(above, 1e-30) / np.maximum(below, 1e-30)
+    return np.maximum(above, _LEAST_ENERGY) / np.maximum(below, _LEAST_ENERGY)
 
 
-class Partition:
+def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
+    """Return the group (S,) of each position: neighbours, coarse to fine.
+
+    A group has enough coefficients for its energy to be worth sending.
+
+    Parameters
+    ----------
+    basis : Basis
+        Spatial basis, whose order it is.
+    shape : PlaneShape
+        Of the planes.
+    num_rows : int
+        Rows after the rotation of channels.
+    """
+    num_positions = shape.num_positions
+    if num_positions == 1:
+        return np.zeros(1, np.int64)
+    size = -(-_FEWEST_PER_FREQUENCY // (shape.num_samples * num_rows))
+    if len(shape.sizes) == 2:
+        order = order_2d(basis, *shape.sizes)
+    else:
+        order = order_1d(basis, num_positions)
+    groups = np.empty(num_positions, np.int64)
+    groups[order.numpy()] = np.arange(num_positions) // size
+    return groups
+
+
+class EnergyClasses:
     """Classes of coefficients by energy, and the way there and back.
 
     Within a class, coefficients are ordered by rows of the sorted matrix.

@@ -1,13 +1,25 @@
-"""Find the step that meets a target, from what a dead zone does at a step."""
+"""Find the step that meets a target; what a dead zone loses at a step."""
 
 import math
 from collections.abc import Callable
 
 import torch
 
-# Values are rounded after 0.1 step is taken off their magnitude: a dead zone of 1.2.
+from flwr_slfac.codec.waterfill.level import TINY
+
+# Values are rounded after 0.1 step is taken off their magnitude: a dead zone of 1.2,
+# our choice between plain rounding and wider zones, which lose more than they save.
 SHRINK = 0.1
+# Our choice: far more evaluations than any curve here takes, and as far in log x as the
+# answer may lie from the guess.
 _MOST_STEPS = 60
+# Logarithms of x that are nearer than this are taken for equal.
+_SAME = 1e-4
+# Outside of a bracket log x moves by this share of what log y is off, within limits: a
+# distortion goes with step**1 to step**2.
+_SLOPE, _LEAST_MOVE, _MOST_MOVE = 0.6, 0.05, 3.0
+# Of a bracket, what regula falsi may take off at a time: neither end gets stuck.
+_LEAST_SHARE = 0.1
 
 
 def dead_zone_error(magnitudes: torch.Tensor, step: float) -> float:
@@ -33,13 +45,13 @@ def solve(
     close : float
         How near in relative terms is near enough.
     """
-    goal = math.log(max(wanted, 1e-300))
+    goal = math.log(max(wanted, TINY))
 
-    def height(log_x: float) -> float:
-        return math.log(max(curve(math.exp(log_x)), 1e-300)) - goal
+    def log_excess(log_x: float) -> float:
+        return math.log(max(curve(math.exp(log_x)), TINY)) - goal
 
     first = x = math.log(start)
-    y = height(x)
+    y = log_excess(x)
     low, high = -math.inf, math.inf
     y_low = y_high = 0.0
     for _ in range(_MOST_STEPS):
@@ -47,14 +59,14 @@ def solve(
             low, y_low = x, y
         else:
             high, y_high = x, y
-        if abs(y) < close or high - low < 1e-4 or abs(x - first) > _MOST_STEPS:
+        if abs(y) < close or high - low < _SAME or abs(x - first) > _MOST_STEPS:
             break
         if high == math.inf:
-            x = low + max(0.05, min(-0.6 * y_low, 3.0))
+            x = low + max(_LEAST_MOVE, min(-_SLOPE * y_low, _MOST_MOVE))
         elif low == -math.inf:
-            x = high - max(0.05, min(0.6 * y_high, 3.0))
+            x = high - max(_LEAST_MOVE, min(_SLOPE * y_high, _MOST_MOVE))
         else:
             share = y_low / (y_low - y_high)
-            x = low + min(max(share, 0.1), 0.9) * (high - low)
-        y = height(x)
+            x = low + min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE) * (high - low)
+        y = log_excess(x)
     return math.exp(x if abs(y) < close or low == -math.inf else low)

@@ -4,17 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_slfac.codec.slfac.bands import (
-    decompose,
-    describe,
-    deviation_order,
-    from_rows,
-    group_by_eight,
-    largest_first,
-    partition,
-    spectrum_dims,
-    to_rows,
-)
+from flwr_slfac.codec.slfac.ablations import deviation_order, largest_first, partition
+from flwr_slfac.codec.slfac.afd import components_at, decompose
+from flwr_slfac.codec.slfac.groups import group_by_eight
 
 
 def coefficients(n: int, lanes: int, seed: int) -> torch.Tensor:
@@ -53,11 +45,13 @@ def test_components_by_definition(
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_describe_agrees_with_decompose(n: int, lanes: int, seed: int) -> None:
+def test_known_splits_give_the_components_of_decompose(
+    n: int, lanes: int, seed: int
+) -> None:
     """Components of a given split are those that decompose finds with it."""
     groups = group_by_eight(coefficients(n, lanes, seed))
     found = decompose(groups, n, 0.5)
-    again = describe(groups, n, found.split)
+    again = components_at(groups, n, found.split)
     for name in ("split", "energy", "ends"):
         assert torch.equal(getattr(found, name), getattr(again, name))
 
@@ -81,30 +75,3 @@ def test_orders_of_the_ablations() -> None:
     assert partition(member).t().tolist() == [[1, 3, 0, 2]]
     chunks = [torch.tensor([[1.0, 1.0], [0.0, 4.0]]), torch.tensor([[2.0], [0.0]])]
     assert deviation_order(chunks).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("shape", "over_features", "dims"),
-    [
-        ((), False, ()),
-        ((5,), False, (0,)),
-        ((2, 5), False, (1,)),
-        ((2, 7, 5), False, (1,)),
-        ((2, 7, 5), True, (1, 2)),
-        ((2, 1, 5), False, (2,)),
-        ((2, 3, 4, 5), False, (2, 3)),
-        ((2, 3, 1, 5), False, (2, 3)),
-        ((2, 3, 1, 1), False, (1,)),
-        ((2, 3, 4, 5, 6), False, (3, 4)),
-    ],
-)
-def test_rows_of_every_shape(
-    shape: tuple[int, ...], over_features: bool, dims: tuple[int, ...]
-) -> None:
-    """Spectra run along the documented dimensions, and rows turn back to the tensor."""
-    assert spectrum_dims(shape, over_features) == dims
-    tensor = torch.arange(int(np.prod(shape))).reshape(shape)
-    rows = to_rows(tensor, dims)
-    assert rows.shape[1:] == torch.Size(shape[d] for d in dims) or shape == ()
-    assert torch.equal(from_rows(rows, dims, shape), tensor)
-    assert from_rows(rows, dims, shape).is_contiguous()

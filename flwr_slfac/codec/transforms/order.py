@@ -1,0 +1,70 @@
+"""The order of coefficients, coarse to fine."""
+
+from functools import lru_cache
+
+import torch
+
+from flwr_slfac.codec.transforms.basis import Basis
+
+# Orders of larger planes are not kept: 64 of them would hold more than 32 MiB.
+_CACHED_ORDER_LIMIT = 2**16
+
+
+def order_1d(basis: Basis, n: int) -> torch.Tensor:
+    """Return the order of n coefficients, coarse to fine: as they are.
+
+    Raises
+    ------
+    SettingError
+        If a wavelet cannot do the size.
+    """
+    basis.num_levels(n)
+    return torch.arange(n)
+
+
+def order_2d(basis: Basis, h: int, w: int) -> torch.Tensor:
+    """Return flat indices (h * w,) of the coefficients of a plane, coarse to fine.
+
+    Zig-zag by anti-diagonals for the DCT, as JPEG does: (0, 0), (0, 1), (1, 0),
+    (2, 0), ...; approximation, then horizontal, vertical and diagonal details of each
+    level, each row by row, for wavelets; row by row for the identity. Do not write to
+    the result: small ones are shared.
+
+    Raises
+    ------
+    SettingError
+        If a wavelet cannot do the sizes.
+
+    Examples
+    --------
+    >>> from flwr_slfac.codec.transforms import parse_basis
+    >>> order_2d(parse_basis("dct"), 3, 3)
+    tensor([0, 1, 3, 6, 4, 2, 5, 7, 8])
+    """
+    levels = basis.num_levels(h, w)
+    kind = "wavelet" if basis.is_wavelet else basis.name
+    if h * w <= _CACHED_ORDER_LIMIT:
+        return _cached_order(kind, levels, h, w)
+    return _order(kind, levels, h, w)
+
+
+# Outside of inference mode, as what is shared must serve every caller.
+@torch.inference_mode(False)
+def _order(kind: str, levels: int, h: int, w: int) -> torch.Tensor:
+    index = torch.arange(h * w).reshape(h, w)
+    if kind == "dct":
+        row, column = index // w, index % w
+        diagonal = row + column
+        # Even diagonals run up (column grows), odd ones run down (row grows).
+        along = torch.where(diagonal % 2 == 0, column, row)
+        return torch.argsort((diagonal * max(h, w) + along).reshape(-1), stable=True)
+    parts = []
+    for level in range(1, levels + 1):
+        y, x, y2, x2 = h >> level, w >> level, h >> (level - 1), w >> (level - 1)
+        details = index[y:y2, :x], index[:y, x:x2], index[y:y2, x:x2]
+        parts.append(torch.cat([d.reshape(-1) for d in details]))
+    parts.append(index[: h >> levels, : w >> levels].reshape(-1))
+    return torch.cat(parts[::-1])
+
+
+_cached_order = lru_cache(maxsize=64)(_order)

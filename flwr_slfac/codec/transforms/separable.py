@@ -1,0 +1,125 @@
+"""Apply a basis along one or two dimensions.
+
+One product takes the last dimension to the front::
+
+    rows (R, h, w)  --(w x w)-->  (w, R, h)  --(h x h)-->  coefficients (h, w, R)
+
+so coefficients come out slowest in memory without a transposition; for 28 x 28 maps
+that is 8 to 11 times the speed of one product with the Kronecker matrix, and for 8 x 8
+still 1.5 times. What happens to one line is in `lines`. Along two dimensions the DCT is
+separable; wavelets are those of `pywt.wavedec2`, laid out as `pywt.coeffs_to_array`
+does (coarse at the top left).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from flwr_slfac.codec.transforms.basis import Basis
+from flwr_slfac.codec.transforms.lines import (
+    Line,
+    forward_line,
+    has_small_matrix,
+    inverse_line,
+    level_matrix,
+)
+from flwr_slfac.errors import SettingError
+
+
+def forward_rows(rows: torch.Tensor, basis: Basis) -> torch.Tensor:
+    """Transform rows (R, n) or planes (R, h, w) to coefficients (n, R) or (h, w, R).
+
+    Parameters
+    ----------
+    rows : Tensor (R, n) or (R, h, w)
+        float32 or float64, on any device.
+    basis : Basis
+        What to transform by.
+
+    Returns
+    -------
+    Tensor (n, R) or (h, w, R)
+        Contiguous: one coefficient of all rows lies together.
+
+    Raises
+    ------
+    SettingError
+        If a wavelet cannot do the sizes, or the dtype is another.
+
+    Examples
+    --------
+    >>> from flwr_slfac.codec.transforms import parse_basis
+    >>> forward_rows(torch.ones(3, 4, 6), parse_basis("dct")).shape
+    torch.Size([4, 6, 3])
+    """
+    _require_float(rows.dtype)
+    sizes = rows.shape[1:]
+    if not basis.is_wavelet:
+        return _rotate_all(rows, [forward_line(basis.name, n, rows) for n in sizes])
+    num_levels = basis.num_levels(*sizes)
+    coeffs = rows
+    if num_levels == 0:
+        return coeffs.movedim(0, -1).contiguous()
+    for level in range(num_levels):
+        part = tuple(slice(n >> level) for n in sizes)
+        steps = [forward_line(basis.name, n >> level, rows) for n in sizes]
+        if level == 0:
+            coeffs = _rotate_all(rows, steps)
+        else:
+            coeffs[part] = _rotate_all(coeffs[part].movedim(-1, 0), steps)
+    return coeffs
+
+
+def inverse_rows(coeffs: torch.Tensor, basis: Basis) -> torch.Tensor:
+    """Undo `forward_rows`; the result may be a view with coefficients slowest.
+
+    Raises
+    ------
+    SettingError
+        As `forward_rows`.
+    """
+    _require_float(coeffs.dtype)
+    sizes = coeffs.shape[:-1]
+    if not basis.is_wavelet:
+        return _unrotate_all(coeffs, basis.name)
+    num_levels = basis.num_levels(*sizes)
+    if num_levels == 0:
+        return coeffs.movedim(-1, 0).contiguous()
+    if num_levels > 1:
+        coeffs = coeffs.clone()
+    for level in range(num_levels - 1, 0, -1):
+        part = tuple(slice(n >> level) for n in sizes)
+        coeffs[part] = _unrotate_all(coeffs[part], basis.name).movedim(0, -1)
+    return _unrotate_all(coeffs, basis.name)
+
+
+def _rotate_all(rows: torch.Tensor, lines: Sequence[Line]) -> torch.Tensor:
+    """Apply a line transform to each dimension of (R, ...) but the first, last first.
+
+    Each line transform takes (rest, n) to (n, rest), which brings R to the end.
+    """
+    shape = rows.shape
+    result = rows
+    for line, n in zip(reversed(lines), reversed(shape[1:]), strict=True):
+        result = line(result.reshape(rows.numel() // max(n, 1), n))
+    return result.reshape(*shape[1:], shape[0])
+
+
+def _unrotate_all(coeffs: torch.Tensor, name: str) -> torch.Tensor:
+    """Undo one level of a transform along each dimension of (..., R) but the last."""
+    sizes, num_rows = coeffs.shape[:-1], coeffs.shape[-1]
+    if len(sizes) == 2 and all(has_small_matrix(name, n) for n in sizes):
+        # Skinny products are twice as fast with the rows last; a copy turns them back.
+        first, second = (level_matrix(name, n, coeffs) for n in sizes)
+        down = torch.mm(first.t(), coeffs.reshape(sizes[0], -1)).view(coeffs.shape)
+        return torch.matmul(second.t(), down).movedim(-1, 0)
+    result = coeffs
+    for n in sizes:
+        lines = result.reshape(n, coeffs.numel() // max(n, 1))
+        result = inverse_line(name, n, coeffs)(lines)
+    return result.reshape(num_rows, *sizes)
+
+
+def _require_float(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise SettingError(f"a basis works in float32 or float64, not {dtype}")

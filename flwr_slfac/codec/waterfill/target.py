@@ -1,0 +1,71 @@
+"""What the quantization step has to meet."""
+
+import math
+from dataclasses import dataclass
+
+from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits, water_level
+
+# 40 bits a value, more than any target, lie between the largest variance and 2**-80.
+_OCTAVES = 80.0
+# Halvings of it: the level is found to a millionth of an octave.
+_NUM_HALVINGS = 30
+# Our choice: an octave of step, which is a factor of 4 in variance.
+_DEEPER = 4
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the step has to meet, in units of the normalized tensor.
+
+    Of distortion, number of bits and step, one is given.
+
+    Parameters
+    ----------
+    energy : float
+        Sum of squares of the tensor, above 0.
+    distortion : float, optional
+        Squared error.
+    num_bits : float, optional
+        Of the whole frame.
+    step : float, optional
+        Quantization step.
+    """
+
+    energy: float
+    distortion: float | None = None
+    num_bits: float | None = None
+    step: float | None = None
+
+    def spare(self, num_values: int) -> float:
+        """Return the squared error that rows left out of a basis may cause."""
+        if self.distortion is not None:
+            return self.distortion / 2
+        if self.step is not None:
+            return self.step**2 / 12 * num_values / 2
+        return self.energy
+
+    def water_level(self, variances: Reals, num_each: int) -> float:
+        """Return the water level to expect, before a spatial basis.
+
+        Parameters
+        ----------
+        variances : ndarray (C,)
+            Of the channels.
+        num_each : int
+            Values of each.
+        """
+        if self.step is not None:
+            return self.step**2 / 12
+        if self.distortion is not None:
+            return water_level(variances, self.distortion / num_each)
+        wanted = (self.num_bits or 0.0) / num_each
+        high = math.log2(max(float(variances.max()), TINY))
+        low = high - _OCTAVES
+        for _ in range(_NUM_HALVINGS):
+            middle = (low + high) / 2
+            if gaussian_bits(variances, 2.0**middle) > wanted:
+                low = middle
+            else:
+                high = middle
+        # The spatial basis makes these bits buy more: look deeper than this.
+        return float(2.0**high / _DEEPER)
