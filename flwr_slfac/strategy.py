@@ -3,7 +3,6 @@
 import inspect
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Codec, Waterfill, format_codec, parse_codec
+from flwr_slfac.codec import Codec, Waterfill, as_codec, format_codec
 from flwr_slfac.errors import SettingError
 from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
@@ -32,7 +31,7 @@ from flwr_slfac.split import (
     fronts_for,
 )
 from flwr_slfac.transport import RecordState, as_record
-from flwr_slfac.wrapped import Sampled, WrappedStrategy
+from flwr_slfac.wrapped import WrappedStrategy
 
 logger = logging.getLogger("flwr")
 
@@ -146,7 +145,6 @@ class SplitFed(Strategy):
                 f"transport {transport!r} is not known; use 'auto' or 'messages'"
             )
         self._seed = int(seed)
-        self._wrapped = WrappedStrategy(strategy, self._seed, seeded=seeded_sampling)
         self._up = as_codec(DEFAULT_UP if up is None else up)
         self._down = as_codec(DEFAULT_DOWN if down is None else down)
         self._server = ServerHalf(
@@ -166,7 +164,6 @@ class SplitFed(Strategy):
         self.costs = self._history.costs
         self.arrays: ArrayRecord | None = None
         self._fronts = fronts_for(lightweight, scheme, self._up, self._down)
-        self._wrapped.require_fit(self._fronts)
         self._rounds = FlowerRounds(
             self._server,
             self._up,
@@ -178,6 +175,10 @@ class SplitFed(Strategy):
             step_timeout_s=step_timeout_s,
             evaluate_bytes=evaluate_bytes,
         )
+        self._wrapped = WrappedStrategy(
+            strategy, self._rounds.devices, self._seed, seeded=seeded_sampling
+        )
+        self._wrapped.require_fit(self._fronts)
         self._aggregates = True
         self._train_replies: list[Message] = []
         self._evaluate_replies: list[Message] = []
@@ -235,7 +236,7 @@ class SplitFed(Strategy):
         self._train_replies = []
         # The wrapped strategy goes on from the weights that masks left out, too.
         whole = as_record(self._fronts.take(RecordState(arrays)))
-        sampled = self._sample("train", server_round, whole, config, grid)
+        sampled = self._wrapped.sample("train", server_round, whole, config, grid)
         if not sampled.nodes:
             return []
         try:
@@ -274,7 +275,7 @@ class SplitFed(Strategy):
     ) -> Iterable[Message]:
         """Let the wrapped strategy sample, and evaluate through the split."""
         self._evaluate_replies = []
-        sampled = self._sample("evaluate", server_round, arrays, config, grid)
+        sampled = self._wrapped.sample("evaluate", server_round, arrays, config, grid)
         if not sampled.nodes:
             return []
         metrics = self._rounds.evaluate(grid, server_round, sampled)
@@ -293,25 +294,3 @@ class SplitFed(Strategy):
         numbers = {k: float(v) for k, v in scalars if not isinstance(v, list)}
         self._history.evaluated(server_round, numbers)
         return metrics
-
-    def _sample(
-        self,
-        what: Literal["train", "evaluate"],
-        server_round: int,
-        arrays: ArrayRecord,
-        config: ConfigRecord,
-        grid: Grid,
-    ) -> Sampled:
-        devices = partial(self._rounds.devices, grid)
-        return self._wrapped.sample(what, server_round, arrays, config, grid, devices)
-
-
-def as_codec(codec: Codec | str) -> Codec:
-    """Return a codec that was given as one, or as its text.
-
-    Raises
-    ------
-    SettingError
-        If the text names no codec.
-    """
-    return parse_codec(codec) if isinstance(codec, str) else codec

@@ -14,7 +14,7 @@ from flwr_slfac.errors import SettingError
 from flwr_slfac.split import RoundResult, ServerFronts, seed_for
 from flwr_slfac.transport import RecordState, as_record
 
-Devices = Callable[[list[int]], dict[int, int]]
+Devices = Callable[[Grid, list[int]], dict[int, int]]
 
 # Strategies that rank, clip or weigh whole states, which no mean by coordinate serves.
 _NOT_BY_COORDINATE = (
@@ -76,14 +76,19 @@ class WrappedStrategy:
     ----------
     inner : Strategy
         Any Flower strategy.
+    devices : callable
+        From a grid and node ids to the partition ids of those that answer.
     seed : int
         Seed of the run.
     seeded : bool
         Whether sampling is a function of the seed.
     """
 
-    def __init__(self, inner: Strategy, seed: int, *, seeded: bool) -> None:
+    def __init__(
+        self, inner: Strategy, devices: Devices, seed: int, *, seeded: bool
+    ) -> None:
         self.inner = inner
+        self._devices = devices
         self._seed = seed
         self._seeded = seeded
 
@@ -99,7 +104,6 @@ class WrappedStrategy:
         arrays: ArrayRecord,
         config: ConfigRecord,
         grid: Grid,
-        devices: Devices,
     ) -> Sampled:
         """Let the strategy sample devices and say what they are to be told.
 
@@ -109,14 +113,12 @@ class WrappedStrategy:
             What they are sampled for.
         server_round, arrays, config, grid
             As Flower hands them to a strategy.
-        devices : callable
-            From node ids to the partition ids of those that answer.
         """
         inner = self.inner
         configure = inner.configure_train
         if what == "evaluate":
             configure = inner.configure_evaluate
-        with self._sampling(server_round, what, grid, devices) as ordered:
+        with self._sampling(server_round, what, grid) as ordered:
             return Sampled(configure(server_round, arrays, config, ordered))
 
     def train_replies(self, sampled: Sampled, result: RoundResult) -> list[Message]:
@@ -166,9 +168,7 @@ class WrappedStrategy:
             )
 
     @contextmanager
-    def _sampling(
-        self, server_round: int, what: str, grid: Grid, devices: Devices
-    ) -> Iterator[Grid]:
+    def _sampling(self, server_round: int, what: str, grid: Grid) -> Iterator[Grid]:
         """Give the strategy a grid and a `random` that make its sampling repeatable."""
         if not self._seeded:
             yield grid
@@ -177,7 +177,7 @@ class WrappedStrategy:
         # Of the server itself (-1), before its first step.
         seed = seed_for(self._seed, server_round, -1, 0, f"sample-{what}")
         try:
-            yield cast(Grid, _OrderedGrid(grid, devices, seed))
+            yield cast(Grid, _OrderedGrid(grid, self._devices, seed))
         finally:
             random.setstate(state)
 
@@ -192,7 +192,7 @@ class _OrderedGrid:
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes that told their partition id, in its order."""
-        devices = self._devices(list(self._grid.get_node_ids()))
+        devices = self._devices(self._grid, list(self._grid.get_node_ids()))
         # Now, because other threads draw from `random` while nodes are asked.
         random.seed(self._seed)
         return sorted(devices, key=lambda k: devices[k])

@@ -17,7 +17,7 @@ from flwr_slfac.codec.feedback import Feedback
 from flwr_slfac.codec.plain import BFloat16, Float16, Identity, Integers
 from flwr_slfac.codec.powerquant import PowerQuant
 from flwr_slfac.codec.registry import register, registered
-from flwr_slfac.codec.settings import format_codec, parse_codec
+from flwr_slfac.codec.settings import as_codec, format_codec, parse_codec
 from flwr_slfac.codec.slfac import SLFAC
 from flwr_slfac.codec.sparse import RandTopK, TopK
 from flwr_slfac.codec.splitfc import SplitFC
@@ -44,6 +44,7 @@ __all__ = [
     "TopK",
     "Uniform",
     "Waterfill",
+    "as_codec",
     "decode",
     "encode",
     "format_codec",

@@ -54,6 +54,22 @@ def parse_codec(text: str) -> Codec:
     return _build(name.strip(), tree, text)
 
 
+def as_codec(codec: Codec | str) -> Codec:
+    """Return a codec that was given as one, or as its text.
+
+    Raises
+    ------
+    SettingError
+        As `parse_codec`.
+
+    Examples
+    --------
+    >>> as_codec("identity")
+    Identity()
+    """
+    return parse_codec(codec) if isinstance(codec, str) else codec
+
+
 def format_codec(codec: Codec) -> str:
     """Return the text that `parse_codec` reads back to an equal codec.
 

@@ -5,9 +5,8 @@ from itertools import accumulate
 
 import torch
 
-from flwr_slfac.codec.wire import from_bytes
 from flwr_slfac.codec.packing import unpack_codes
-from flwr_slfac.codec.wire import Frame, unpack_frame
+from flwr_slfac.codec.wire import Frame, from_bytes, unpack_frame
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.lightweight.quantization.qsgd import (
     MAX_BITS,
