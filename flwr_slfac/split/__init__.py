@@ -27,7 +27,7 @@ from flwr_slfac.split.features import (
 from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
 from flwr_slfac.split.masked_fronts import Fronts, fronts_for
 from flwr_slfac.split.metrics import accuracy
-from flwr_slfac.split.place import Place, seed_for
+from flwr_slfac.split.place import Moment, Place, seed_for
 from flwr_slfac.split.protocol import (
     Begin,
     Description,
@@ -66,6 +66,7 @@ __all__ = [
     "Loss",
     "Lost",
     "Metric",
+    "Moment",
     "OptimizerFactory",
     "Passage",
     "Piece",
