@@ -42,6 +42,11 @@ def client_app(
     -------
     ClientApp
         Named in ``[tool.flwr.app.components]`` as ``clientapp``.
+
+    Raises
+    ------
+    SettingError
+        If `live_cache` is below 0.
     """
     if live_cache < 0:
         raise SettingError(f"live_cache is {live_cache}; it must be 0 or more")

@@ -223,7 +223,15 @@ class QuantizedUpdate(FrontUpdate):
         return {"update": update}
 
     def unpack(self, device: int, reply: TrainReply, given: State) -> State:
-        """Return what was sent, moved by the update."""
+        """Return what was sent, moved by the update.
+
+        Raises
+        ------
+        DeviceError
+            If the front came in full.
+        DecodeError
+            If the update cannot be decoded.
+        """
         if reply.update is None:
             raise _unasked(device, "in full")
         return unpack_update(reply.update, given)

@@ -137,6 +137,11 @@ class Fronts(ServerFronts):
         """Return the part of the front that came back, or None if it stays there.
 
         The relay hands a whole front on.
+
+        Raises
+        ------
+        DeviceError
+            If what came is not what was asked for, or cannot be decoded.
         """
         mask, _ = self._masks.mask(device, self.full)
         given = self._given.pop(device)
@@ -155,7 +160,13 @@ class Fronts(ServerFronts):
     def complete(
         self, parts: Mapping[int, State], num_examples: Mapping[int, int]
     ) -> Mapping[int, State]:
-        """Return the whole front of each device, by device, fit for a plain mean."""
+        """Return the whole front of each device, by device, fit for a plain mean.
+
+        Raises
+        ------
+        DeviceError
+            If a part is not of this front.
+        """
         order = sorted(parts)
         masks = [self._masks.mask(d, self.full)[0] for d in order]
         weights = [float(num_examples[d]) for d in order]

@@ -92,7 +92,13 @@ class Round:
         self._result = RoundResult()
 
     def train(self, keys: list[int]) -> RoundResult:
-        """Train on the devices with these keys, see `Rounds.train`."""
+        """Train on the devices with these keys, see `Rounds.train`.
+
+        Raises
+        ------
+        AllDevicesLostError, DeviceError, DivergedError
+            As there.
+        """
         start = time.perf_counter()
         begin, result, fronts = self._begin, self._result, self._fronts
         self._server.begin_round(begin.server_round, begin.seed)

@@ -159,7 +159,13 @@ class WholeFronts(ServerFronts):
         return FullCutMask()
 
     def receive(self, device: int, reply: TrainReply) -> State | None:
-        """Return the front that came back."""
+        """Return the front that came back.
+
+        Raises
+        ------
+        DeviceError
+            If none came.
+        """
         if reply.front is None:
             raise DeviceError(f"device {device} did not send its front")
         return reply.front

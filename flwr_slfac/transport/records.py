@@ -147,7 +147,13 @@ def from_evaluate_reply(reply: EvaluateReply) -> RecordDict:
 
 
 def to_evaluate_reply(content: RecordDict) -> EvaluateReply:
-    """Read an evaluation reply."""
+    """Read an evaluation reply.
+
+    Raises
+    ------
+    TrainingError
+        If a batch or a number is missing.
+    """
     config = _split(content)
     batches = []
     for index in range(_int(config, "num-sent")):
@@ -221,7 +227,15 @@ def from_description(description: Description) -> RecordDict:
 
 
 def to_description(content: RecordDict) -> Description:
-    """Read a device's description."""
+    """Read a device's description.
+
+    Raises
+    ------
+    TrainingError
+        If the profile cannot be read.
+    DecodeError
+        If the channels cannot be read.
+    """
     config = _split(content)
     try:
         profile = json.loads(str(config.get("profile", "")))
