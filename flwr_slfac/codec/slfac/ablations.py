@@ -43,7 +43,7 @@ def partition(member: torch.Tensor) -> torch.Tensor:
     return (~member).to(torch.uint8).argsort(dim=0, stable=True)
 
 
-def by_magnitude(
+def decompose_by_magnitude(
     coeffs: torch.Tensor, theta: float
 ) -> tuple[torch.Tensor, Components, torch.Tensor]:
     """Take each row's largest coefficients into the low component.
