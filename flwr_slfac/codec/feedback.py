@@ -33,7 +33,7 @@ class Feedback(Codec):
     up to rounding to the tensor's dtype; a single tensor has no bound but that. Made
     for gradients; activations of changing samples share nothing but their place.
 
-    The residual lives in the stream's memory in float32 (float64 for float64), so it
+    The residual is kept in the stream's memory in float32 (float64 for float64), so it
     lasts over steps and rounds. Our reading for batches of changing size: place by
     place of the batch; the residual of places that a smaller batch lacks waits. Another
     shape of the sample, or another dtype's width, starts afresh.
@@ -113,7 +113,7 @@ def _residual_of(tensor: torch.Tensor, memory: Memory) -> torch.Tensor:
     dtype = work_dtype(tensor.dtype)
     out = torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
     kept = memory.get(_RESIDUAL)
-    if kept is None or not _is_like(kept, out):
+    if kept is None or not _is_same_kind(kept, out):
         return out
     if tensor.ndim == 0:
         return kept.to(tensor.device)
@@ -128,7 +128,7 @@ def _remember(residual: torch.Tensor, memory: Memory) -> None:
     if (
         kept is not None
         and residual.ndim
-        and _is_like(kept, residual)
+        and _is_same_kind(kept, residual)
         and len(kept) > len(residual)
     ):
         waiting = kept[len(residual) :].to(residual.device)
@@ -136,7 +136,7 @@ def _remember(residual: torch.Tensor, memory: Memory) -> None:
     memory[_RESIDUAL] = residual
 
 
-def _is_like(kept: torch.Tensor, residual: torch.Tensor) -> bool:
+def _is_same_kind(kept: torch.Tensor, residual: torch.Tensor) -> bool:
     """Return whether two residuals are of one kind of sample."""
     return (
         kept.dtype is residual.dtype

@@ -125,10 +125,14 @@ def _entry_points_on(path: tuple[str, ...]) -> dict[str, tuple[EntryPoint, ...]]
 def _load(entry: EntryPoint) -> type[Codec]:
     """Import and register what an entry point declares."""
     whose = f"codec {entry.name!r} of distribution {_distribution(entry)}"
+    before = set(_REGISTRY)
     try:
         cls: Any = entry.load()
     # A stranger's module may fail in any way; all of them are a setting that is wrong.
     except Exception as error:
+        # What the module registered before it failed would make it look whole.
+        for added in set(_REGISTRY) - before:
+            del _REGISTRY[added]
         raise SettingError(
             f"{whose} cannot be loaded from {entry.value!r}: "
             f"{type(error).__name__}: {error}"

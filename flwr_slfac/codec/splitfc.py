@@ -118,7 +118,7 @@ class SplitFC(Codec):
         rows = to_rows(tensor, _feature_dims(tensor.ndim, self.feature)).flatten(1)
         lo, hi = grid_ends(rows, (1,))
         keep = keep_probabilities(dispersion(rows, lo, hi), self.drop)
-        kept = np.flatnonzero(draw(keep, hints.seed))
+        kept = np.flatnonzero(draw_kept(keep, hints.seed))
         widths = range_widths(_log_ranges(lo, hi)[kept], self.bits)
         index = torch.from_numpy(kept).to(rows.device)
         rows, lo, hi = rows[index], lo[index], hi[index]
@@ -218,7 +218,7 @@ def keep_probabilities(deviations: Array, drop: float) -> Array:
     return probabilities
 
 
-def draw(keep: Array, seed: int) -> npt.NDArray[np.bool_]:
+def draw_kept(keep: Array, seed: int) -> npt.NDArray[np.bool_]:
     """Return which features are kept: at least the one likeliest to be."""
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(keep.size, generator=generator, dtype=torch.float64).numpy()

@@ -16,16 +16,15 @@ from flwr_slfac.codec.slfac.afd import Components, components_at, decompose
 from flwr_slfac.codec.slfac.groups import group_by_eight, of_component, prefix_mask
 from flwr_slfac.codec.slfac.spectra import with_rows
 
-# 0.2 to 1 in steps of 0.05, our choice: 1 is the linear grid; the coefficients of a
-# component are less heavy-tailed than a tensor, so coarser steps than PowerQuant's own
-# codec takes lose little, and each costs a pass over the coefficients.
+# 0.2 to 1 in steps of 0.05, our choice: 1 is the linear grid. Coarser than the grid of
+# codec "powerquant": a power costs a pass over coefficients, not over a histogram.
 _POWERS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
 # 1 down to 0.5 in steps of 0.05, our choice: above 1 codes would be idle, below 0.5
-# the largest coefficients lose half of themselves. Of about equal ones the widest wins.
+# the largest coefficients lose half of themselves. The widest, first, wins if equal.
 _CLIPS = tuple(round(1 - 0.05 * i, 2) for i in range(11))
 # Sums in float32 differ by about this much with the order of summing.
 _SIMILARITY_TOLERANCE = 1e-6
-# Far below any norm that `spectra` lets through: no division by zero.
+# In place of 0 as a norm.
 _LEAST_NORM = 1e-30
 # The power is searched on about this many coefficients, our choice: one number for a
 # whole tensor needs no more, and each power costs a pass over them.
@@ -43,7 +42,7 @@ def partition(member: torch.Tensor) -> torch.Tensor:
     return (~member).to(torch.uint8).argsort(dim=0, stable=True)
 
 
-def by_magnitude(
+def decompose_by_magnitude(
     coeffs: torch.Tensor, theta: float
 ) -> tuple[torch.Tensor, Components, torch.Tensor]:
     """Take each row's largest coefficients into the low component.

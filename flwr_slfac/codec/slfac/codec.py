@@ -147,7 +147,7 @@ class SLFAC(Codec):
         widths = self._bit_widths(found, spectra, tensor.numel())
         ends, exponent = self._ranges(chunks, found, widths)
         is_symmetric = self.widths != "fqc"
-        grid = ranges.grid_of(
+        grid = ranges.grid_from_ranges(
             ends, exponent, widths, float(is_symmetric), spectra.dtype
         )
         if self.widths == "powerquant":
@@ -193,7 +193,9 @@ class SLFAC(Codec):
             else:
                 ordered = torch.index_select(coeffs, 0, order, out=room)
             if self.components == "magnitude":
-                ordered, part, member = ablations.by_magnitude(ordered, self.theta)
+                ordered, part, member = ablations.decompose_by_magnitude(
+                    ordered, self.theta
+                )
                 members.append(member.t().cpu())
             else:
                 part = afd.decompose(group_by_eight(ordered), n, self.theta)

@@ -76,7 +76,7 @@ def unpack_ranges(
     return torch.stack([low, ends[-1]])
 
 
-def grid_of(
+def grid_from_ranges(
     ranges: torch.Tensor,
     exponent: int,
     widths: torch.Tensor,

@@ -41,7 +41,7 @@ _MAX_BASIS_TEXT = 40
 _MAX_RANGE_EXPONENT = 80
 # A power of two beyond the dtype's range, subnormals included: float64 and all others.
 _MAX_SHIFT_FLOAT64, _MAX_SHIFT = 1100, 160
-# Our limit: `ablations` searches from 0.2; below 0.1 a level's power overflows.
+# Our limit, half of the least power that `ablations` tries.
 _LEAST_POWER = 0.1
 
 
@@ -184,7 +184,9 @@ class Sections:
         split, widths = unpack_splits(splits, n, num_rows, header.bit_widths)
         ends = ranges.unpack_ranges(packed_ranges, split < n, header.is_symmetric)
         dtype = work_dtype(frame.dtype)
-        grid = ranges.grid_of(ends, header.exponent, widths, header.power, dtype)
+        grid = ranges.grid_from_ranges(
+            ends, header.exponent, widths, header.power, dtype
+        )
         members, order = None, None
         if header.components == "magnitude":
             (members,) = maps

@@ -23,9 +23,9 @@ from flwr_slfac.codec.waterfill.plan import Plan, make_plan
 from flwr_slfac.codec.waterfill.quantize import Quantized, quantize, quantize_to
 from flwr_slfac.codec.waterfill.sample import CoefficientSample
 from flwr_slfac.codec.waterfill.sections import (
-    no_energy,
     read_sections,
     write_sections,
+    zero_sections,
 )
 from flwr_slfac.codec.waterfill.solver import solve
 from flwr_slfac.codec.waterfill.streams import Coder
@@ -150,12 +150,12 @@ class Waterfill(Codec):
     ) -> Sequence[bytes | memoryview]:
         """Code the tensor at the step that meets the target."""
         if tensor.numel() == 0:
-            return no_energy()
+            return zero_sections()
         shape = PlaneShape.of(tensor.shape)
         x, normalization = normalize(shape.to_planes(tensor.contiguous()))
         total = energy(x)
         if total == 0.0:
-            return no_energy()
+            return zero_sections()
         target = self._target(total, x.numel(), normalization.exponent)
         plan = self._plan(x, shape, target, hints.memory)
         if target.num_bits is None:
@@ -169,7 +169,7 @@ class Waterfill(Codec):
                 plan = make_plan(x, shape, target, {}, basis=self.basis, use_klt=False)
                 sections = self._fit_bits(plan, target.num_bits, normalization)
         if plan.channels.rotation is not None and plan.channels.is_new:
-            plan.channels.rotation.remember(hints.memory)
+            plan.channels.rotation.store(hints.memory)
         return sections
 
     @property
@@ -210,7 +210,7 @@ class Waterfill(Codec):
             basis=self.basis,
             use_klt=self.channels is not None,
         )
-        if plan.left_out > target.spare(x.numel()):
+        if plan.left_out > target.max_left_out(x.numel()):
             # The energies are too unlike for a channel basis in float32.
             plan = make_plan(x, shape, target, memory, basis=self.basis, use_klt=False)
         return plan

@@ -141,7 +141,7 @@ def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
 
 
 class EnergyClasses:
-    """Classes of coefficients by energy, and the way there and back.
+    """Coefficients split into classes of equal energy, and joined again.
 
     Within a class, coefficients are ordered by rows of the sorted matrix.
 

@@ -79,7 +79,7 @@ class Rotation:
         levels = self.levels.numpy().astype("<i4").tobytes()
         return zlib.crc32(levels, zlib.crc32(codes)).to_bytes(4, "little")
 
-    def remember(self, memory: Memory) -> None:
+    def store(self, memory: Memory) -> None:
         """Store the basis in the memory of a stream."""
         memory[_CODES], memory[_LEVELS] = self.codes, self.levels
 
@@ -107,14 +107,14 @@ class Rotation:
         return cls(torch.from_numpy(codes), torch.from_numpy(levels.astype(np.int32)))
 
 
-def remembered(memory: Memory) -> Rotation | None:
+def stored_rotation(memory: Memory) -> Rotation | None:
     """Return the basis in the memory of a stream, if there is one."""
     if _CODES not in memory:
         return None
     return Rotation(memory[_CODES], memory[_LEVELS])
 
 
-def gram(x: torch.Tensor) -> Reals:
+def gram_matrix(x: torch.Tensor) -> Reals:
     """Return the mean of outer products of channels (C, C) of x (N, C, S).
 
     Of large tensors every k-th position is taken, of all samples: a few samples may
@@ -134,7 +134,7 @@ def gram(x: torch.Tensor) -> Reals:
     return product / max(flat.shape[1], 1)
 
 
-def principal(moments: Reals) -> tuple[Reals, npt.NDArray[Any]]:
+def principal_directions(moments: Reals) -> tuple[Reals, npt.NDArray[Any]]:
     """Return variances, descending, and their directions as rows."""
     values, vectors = torch.linalg.eigh(torch.from_numpy(moments))
     variances = np.maximum(values.numpy()[::-1], 0.0)
@@ -193,7 +193,7 @@ def channel_transforms(
     Parameters
     ----------
     moments : ndarray (C, C)
-        From `gram`.
+        From `gram_matrix`.
     num_positions : int
         Positions that a basis would serve.
     level : float
@@ -210,7 +210,7 @@ def channel_transforms(
         spare = -1.0
     diagonal = np.diag(moments)
     plain = ChannelTransform(None, diagonal)
-    variances, vectors = principal(moments)
+    variances, vectors = principal_directions(moments)
     num_rows = _num_rows(variances, total, spare)
     fresh = ChannelTransform(
         torch.from_numpy(vectors[:num_rows].astype(np.float32)).to(device),
@@ -223,7 +223,7 @@ def channel_transforms(
         options.append(fresh)
     if not options or gaussian_bits(diagonal, level) < _WORTH_A_TRIAL * ideal + 1:
         options.append(plain)
-    old = remembered(memory)
+    old = stored_rotation(memory)
     if old is not None and old.codes.shape[1] == len(diagonal):
         rows = old.matrix(torch.device("cpu"))
         wide = rows.double().numpy()

@@ -175,9 +175,9 @@ def _channel_options(
         return [klt.ChannelTransform(None, variances)], target.water_level(
             variances, num_each
         )
-    moments = klt.gram(x)
+    moments = klt.gram_matrix(x)
     moments *= target.energy / num_each / max(float(np.trace(moments)), TINY)
-    variances = klt.principal(moments)[0]
+    variances = klt.principal_directions(moments)[0]
     level = target.water_level(variances, num_each)
     spare = _LEFT_OUT * float(np.minimum(variances, level).sum())
     return klt.channel_transforms(

@@ -51,7 +51,7 @@ _FIRST_WITH_LOW_BITS = 17
 _MOST_BASIS_SHARE, _SMALL_BASIS = 4, 64
 
 
-def no_energy() -> list[bytes]:
+def zero_sections() -> list[bytes]:
     """Return the sections of a tensor of zeros, or of none."""
     return [header.Header(header.ZERO).pack()]
 
@@ -175,7 +175,7 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
     )
     result = denormalize(planes, head.exponent, shape, frame)
     if rotation is not None and is_new:
-        rotation.remember(memory)
+        rotation.store(memory)
     return result
 
 
@@ -220,7 +220,7 @@ def _read_rotation(
             f"most {klt.MAX_CHANNELS})"
         )
     if head.flags & header.REUSED:
-        old = klt.remembered(memory)
+        old = klt.stored_rotation(memory)
         if old is None or old.fingerprint() != head.fingerprint:
             raise DecodeError(
                 "the frame needs a channel basis that was not received; start both "

@@ -36,7 +36,7 @@ class Target:
     num_bits: float | None = None
     step: float | None = None
 
-    def spare(self, num_values: int) -> float:
+    def max_left_out(self, num_values: int) -> float:
         """Return the squared error that rows left out of a basis may cause."""
         if self.distortion is not None:
             return self.distortion / 2
