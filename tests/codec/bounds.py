@@ -181,15 +181,17 @@ def _keep_probabilities(rows: torch.Tensor, drop: float) -> torch.Tensor:
     if len(rows) == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     scale = rows.abs().amax().clamp(min=1e-300)
+    # By its ends, since the deviation of equal values is rounding noise, not zero.
     deviation = (rows / scale).std(1, correction=0, keepdim=True)
+    deviation = deviation * (rows.amax(1, True) > rows.amin(1, True))
     wanted = (1 - drop) * len(rows)
-    spread = deviation > 1e-12
+    spread = deviation > 0
     if int(spread.sum()) <= wanted:
         rest = (wanted - spread.sum()) / max(1, int((~spread).sum()))
         return torch.where(spread, 1.0, rest.double())
-    low, high = 0.0, float(wanted / deviation[spread].min())
+    low, high = wanted / float(deviation.sum()), float(wanted / deviation[spread].min())
     for _ in range(200):
-        factor = (low + high) / 2
+        factor = low**0.5 * high**0.5
         if float((deviation * factor).clamp(max=1).sum()) < wanted:
             low = factor
         else:
