@@ -6,12 +6,13 @@ from flwr.serverapp import Grid
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec
-from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.errors import SettingError
 from flwr_slfac.progress import step_progress
 from flwr_slfac.split import (
     Begin,
     CutFeature,
+    Limits,
+    OnDeviceError,
     RoundResult,
     Rounds,
     ServerFronts,
@@ -38,6 +39,10 @@ class FlowerRounds:
         What is done to the smashed data, before what `fronts` asks for.
     traffic : Traffic
         Where what crosses is entered.
+    limits : Limits
+        What is taken from one device.
+    on_device_error : {"drop", "raise"}
+        What becomes of a device at fault.
     seed : int
         Seed of the run.
     step_timeout_s : float
@@ -60,6 +65,8 @@ class FlowerRounds:
         cut_features: Sequence[CutFeature],
         traffic: Traffic,
         *,
+        limits: Limits,
+        on_device_error: OnDeviceError,
         seed: int,
         step_timeout_s: float,
         evaluate_bytes: int,
@@ -70,7 +77,7 @@ class FlowerRounds:
         self._server = server
         self._up = up
         self._rounds = Rounds(
-            server, down, traffic, DEFAULT_MAX_ELEMENTS, fronts, cut_features
+            server, down, traffic, limits, fronts, cut_features, on_device_error
         )
         self._seed = seed
         self._step_timeout_s = step_timeout_s

@@ -21,8 +21,10 @@ from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.report import Callback
 from flwr_slfac.split import (
     CutFeature,
+    Limits,
     Loss,
     Metric,
+    OnDeviceError,
     OptimizerFactory,
     SchedulerFactory,
     Scheme,
@@ -54,8 +56,7 @@ class SplitFed(Strategy):
     Parameters
     ----------
     strategy : Strategy
-        Any Flower strategy: FedAvg, FedAdam, FedProx (its ``proximal-mu`` reaches the
-        devices), Krum, ...
+        Any Flower strategy; FedProx's ``proximal-mu`` reaches the devices.
     back : nn.Module
         The server-side model, ``cut(model, at=...).back``.
     loss : callable
@@ -67,8 +68,8 @@ class SplitFed(Strategy):
     scheduler, scheduler_per, clip_norm
         As in `Device`, for the back.
     metrics : dict of str to callable, optional
-        Each from (outputs, targets) to a mean over the batch, for federated
-        evaluation. The default is ``{"accuracy": accuracy}``.
+        Each from (outputs, targets) to a mean over the batch, for evaluation; by
+        default ``{"accuracy": accuracy}``.
     autocast : torch.dtype, optional
         Run the back in mixed precision (torch.bfloat16 or torch.float16).
     device : torch.device or str (default: "cpu")
@@ -77,8 +78,7 @@ class SplitFed(Strategy):
         How activations and cut-layer gradients are coded; text is read by
         `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
     lightweight : Lightweight, optional
-        What makes training lighter on the devices: pruning, quantization, dropout at
-        the cut, rarer aggregation.
+        What makes training lighter on the devices.
     cut_features : sequence of CutFeature
         What else is done to the smashed data, in the order of sending.
     transport : {"auto", "messages"} (default: "auto")
@@ -86,15 +86,18 @@ class SplitFed(Strategy):
     step_timeout_s : float (default: 600)
         A device that does not answer a step for this long is lost for the round. In
         deployment stay above 120: Flower itself needs up to 66 s to see a dead node.
+    on_device_error : {"drop", "raise"} (default: "drop")
+        Whether a device that refuses, or sends what cannot be used, is lost for the
+        round with its reason, or ends the run.
+    limits : Limits, optional
+        What is taken from one device: steps, elements and bytes of a frame.
     evaluate_bytes : int (default: 8 MiB)
-        Smashed test data that a device sends per message: a few batches, which keeps
-        memory small and spares most of the cost of messages.
+        Smashed test data that a device sends per message: a few batches.
     seed : int (default: 0)
         Seed of the run: batch order, noise, sampling of devices.
     seeded_sampling : bool (default: True)
-        Make the wrapped strategy's sampling a function of `seed`: nodes are listed by
-        partition id (each new node is asked for it once) and Python's `random` is
-        seeded while it samples.
+        Make the wrapped strategy's sampling a function of `seed`: nodes, each asked
+        once, are listed by partition id, and Python's `random` is seeded meanwhile.
     callbacks : sequence of Callback
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
 
@@ -135,6 +138,8 @@ class SplitFed(Strategy):
         cut_features: Sequence[CutFeature] = (),
         transport: Literal["auto", "messages"] = "auto",
         step_timeout_s: float = 600.0,
+        on_device_error: OnDeviceError = "drop",
+        limits: Limits | None = None,
         evaluate_bytes: int = 2**23,
         seed: int = 0,
         seeded_sampling: bool = True,
@@ -171,6 +176,8 @@ class SplitFed(Strategy):
             self._fronts,
             cut_features,
             self.traffic,
+            limits=limits or Limits(),
+            on_device_error=on_device_error,
             seed=self._seed,
             step_timeout_s=step_timeout_s,
             evaluate_bytes=evaluate_bytes,

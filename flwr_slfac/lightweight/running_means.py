@@ -42,10 +42,14 @@ class RunningMeans:
     def __init__(self) -> None:
         # By dimension and number of channels: devices of one run might differ in it.
         self._means: dict[tuple[int, int], torch.Tensor] = {}
-        self._seen: dict[tuple[int, int], list[torch.Tensor]] = {}
+        self._seen: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
 
     def restore(
-        self, kept: torch.Tensor, mask: DropMask, cut: CutMask = _FULL_CUT
+        self,
+        kept: torch.Tensor,
+        mask: DropMask,
+        cut: CutMask = _FULL_CUT,
+        device: int = 0,
     ) -> torch.Tensor:
         """Return kept values at their places and means at the others.
 
@@ -58,6 +62,8 @@ class RunningMeans:
         cut : CutMask, optional
             Which channels the mask's are of all, with pruning at the cut; all by
             default.
+        device : int (default: 0)
+            Whose values these are, one tensor of each device a step.
 
         Returns
         -------
@@ -82,8 +88,15 @@ class RunningMeans:
         mean = old.clone()
         mean[index] = full.float().movedim(dim, 0).flatten(1).mean(dim=1)
         if bool(torch.isfinite(mean).all()):
-            self._seen.setdefault((dim, size), []).append(mean)
+            self._seen.setdefault((dim, size), {})[device] = mean
         return full
+
+    def forget(self, device: int) -> None:
+        """Leave out what was restored of a device since the last step."""
+        for kind, seen in list(self._seen.items()):
+            seen.pop(device, None)
+            if not seen:
+                del self._seen[kind]
 
     def end_step(self) -> None:
         """Move the means by what was restored since.
@@ -91,7 +104,7 @@ class RunningMeans:
         Not before, lest a value depended on the masks of its own step.
         """
         for kind, seen in self._seen.items():
-            now = torch.stack(seen).mean(dim=0)
+            now = torch.stack(list(seen.values())).mean(dim=0)
             old = self._means.get(kind)
             self._means[kind] = now if old is None else old.lerp(now, 1 - _DECAY)
         self._seen = {}

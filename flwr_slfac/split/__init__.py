@@ -24,6 +24,7 @@ from flwr_slfac.split.features import (
     feature_of,
     register_feature,
 )
+from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
 from flwr_slfac.split.masked_fronts import Fronts, fronts_for
 from flwr_slfac.split.metrics import accuracy
@@ -60,6 +61,7 @@ __all__ = [
     "EvaluateReply",
     "EvaluateRequest",
     "Fronts",
+    "Limits",
     "Link",
     "LocalLink",
     "LocalResult",
@@ -67,6 +69,7 @@ __all__ = [
     "Lost",
     "Metric",
     "Moment",
+    "OnDeviceError",
     "OptimizerFactory",
     "Passage",
     "Piece",

@@ -1,9 +1,18 @@
 """Federated evaluation through the split: test batches up, metrics on the server."""
 
+from flwr_slfac.errors import DeviceError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing import ServerEnd, ServerSide
+from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.place import Place
-from flwr_slfac.split.protocol import Begin, EvaluateReply, EvaluateRequest, Link, Lost
+from flwr_slfac.split.protocol import (
+    Begin,
+    EvaluateAnswer,
+    EvaluateReply,
+    EvaluateRequest,
+    Link,
+    Lost,
+)
 from flwr_slfac.split.results import log_lost
 from flwr_slfac.split.server_fronts import ServerFronts
 from flwr_slfac.split.server_half import ServerHalf
@@ -22,6 +31,8 @@ class Evaluation:
         What the ends of all devices share.
     accounts : Accounts
         Where what crosses is entered.
+    on_device_error : {"drop", "raise"}
+        What becomes of a device at fault.
     """
 
     def __init__(
@@ -30,11 +41,14 @@ class Evaluation:
         fronts: ServerFronts,
         side: ServerSide,
         accounts: Accounts,
+        on_device_error: OnDeviceError,
     ) -> None:
         self._server, self._fronts = server, fronts
         self._side, self._accounts = side, accounts
+        self._raises = on_device_error == "raise"
         # By key: the device, and sums of metrics over its examples.
         self._devices: dict[int, int] = {}
+        self._num_batches: dict[int, int] = {}
         self._sums: dict[int, dict[str, float]] = {}
 
     def evaluate(
@@ -48,14 +62,14 @@ class Evaluation:
             following = {}
             for key in sorted(requests):
                 answer, first = answers[key], requests[key].first
-                if isinstance(answer, Lost):
-                    self._sums.pop(key, None)
-                    device = key if answer.device is None else answer.device
-                    log_lost(begin.server_round, 0, device, answer.reason)
+                try:
+                    done = self._take(key, answer, first, begin)
+                except Exception as error:  # of the back, too: it is given test data
+                    if self._raises:
+                        raise
+                    self._lose(key, answer, f"at fault: {error}", begin)
                     continue
-                self._take(key, answer, first, begin)
-                done = first + len(answer.batches)
-                if done < answer.num_batches:
+                if done:
                     following[key] = EvaluateRequest(done, max_bytes)
             requests = following
         return {key: _means(self._sums[key]) for key in self._by_device()}
@@ -67,9 +81,22 @@ class Evaluation:
         self._fronts.prepare(link, devices, self._accounts, None)
         return {k: self._fronts.begin_evaluation(d, begin) for k, d in devices.items()}
 
-    def _take(self, key: int, answer: EvaluateReply, first: int, begin: Begin) -> None:
-        """Evaluate the batches of an answer."""
-        device = self._devices[key] = answer.device
+    def _take(self, key: int, answer: EvaluateAnswer, first: int, begin: Begin) -> int:
+        """Evaluate the batches of an answer; return how many there are, 0 if all.
+
+        Raises
+        ------
+        DeviceError
+            If the device is at fault.
+        """
+        if isinstance(answer, Lost):
+            if answer.at_fault:
+                name = key if answer.device is None else answer.device
+                raise DeviceError(f"device {name} {answer.reason}")
+            self._lose(key, answer, answer.reason, begin)
+            return 0
+        device = self._devices.setdefault(key, answer.device)
+        done = self._require_in_turn(key, answer, first)
         self._accounts.carried(device, answer.carried)
         self._accounts.device_codec(device, answer.codec_s)
         place = Place(begin.seed, begin.server_round, device)
@@ -79,8 +106,33 @@ class Evaluation:
             batch = end.receive_test(smashed, index)
             total = self._sums.setdefault(key, {"num-examples": 0})
             total["num-examples"] += batch.num_examples
-            for name, value in self._server.evaluate(batch).items():
-                total[name] = total.get(name, 0.0) + value * batch.num_examples
+            for metric, value in self._server.evaluate(batch).items():
+                total[metric] = total.get(metric, 0.0) + value * batch.num_examples
+        return done if done < answer.num_batches else 0
+
+    def _require_in_turn(self, key: int, answer: EvaluateReply, first: int) -> int:
+        """Return how many batches there are with these, or raise DeviceError."""
+        device, num_batches = self._devices[key], answer.num_batches
+        if num_batches:
+            self._side.size.limits.require_steps("test batches", num_batches)
+        same = self._num_batches.setdefault(key, num_batches) == num_batches
+        done = first + len(answer.batches)
+        if answer.device != device or not same:
+            raise DeviceError(
+                f"device {device} says that it is {answer.device}, with {num_batches} "
+                f"test batches, and had {self._num_batches[key]}"
+            )
+        if done > num_batches or (not answer.batches and num_batches):
+            raise DeviceError(
+                f"device {device} sent {len(answer.batches)} test batches from {first} "
+                f"on, of {num_batches} in all"
+            )
+        return done
+
+    def _lose(self, key: int, answer: EvaluateAnswer, why: str, begin: Begin) -> None:
+        self._sums.pop(key, None)
+        name = key if answer.device is None else answer.device
+        log_lost(begin.server_round, 0, self._devices.get(key, name), why)
 
     def _by_device(self) -> list[int]:
         return sorted(self._sums, key=lambda key: self._devices[key])

@@ -2,23 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, Identity
-from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.errors import SlfacError
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.split.crossing import require_places
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.masked_fronts import fronts_for
 from flwr_slfac.split.protocol import (
     Begin,
     Description,
     EvaluateAnswer,
+    EvaluateReply,
     EvaluateRequest,
     Lost,
     TrainAnswer,
+    TrainReply,
     TrainRequest,
 )
 from flwr_slfac.split.results import RoundResult
@@ -27,6 +31,7 @@ from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.states import State, weighted_average
 from flwr_slfac.traffic import Traffic
 
+A = TypeVar("A", TrainReply, EvaluateReply)
 # Of smashed test data a reply: a few batches, so that little is held at once.
 _EVALUATE_BYTES = 2**23
 
@@ -34,8 +39,20 @@ _EVALUATE_BYTES = 2**23
 class LocalLink:
     """Carries requests by calling the devices' halves; keys are partition ids."""
 
+    on_device_error: OnDeviceError = "raise"
+
     def __init__(self, halves: Sequence[DeviceHalf]) -> None:
         self._halves = {half.partition: half for half in halves}
+
+    def _call(self, key: int, work: Callable[[DeviceHalf], A]) -> A | Lost:
+        """Return what a device answers; what it raises is its loss, if so wanted."""
+        try:
+            return work(self._halves[key])
+        except SlfacError as error:
+            if self.on_device_error == "raise":
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            return Lost(f"refused: {reason}", key, at_fault=True)
 
     def devices(self, keys: list[int]) -> dict[int, int]:
         """Return the keys: here they are the partition ids."""
@@ -49,13 +66,19 @@ class LocalLink:
 
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
         """Call each device in partition order."""
-        return {k: self._halves[k].train(requests[k]) for k in sorted(requests)}
+        return {
+            k: self._call(k, lambda half, k=k: half.train(requests[k]))  # type: ignore[misc]
+            for k in sorted(requests)
+        }
 
     def evaluate(
         self, requests: Mapping[int, EvaluateRequest]
     ) -> dict[int, EvaluateAnswer]:
         """Call each device in partition order."""
-        return {k: self._halves[k].evaluate(requests[k]) for k in sorted(requests)}
+        return {
+            k: self._call(k, lambda half, k=k: half.evaluate(requests[k]))  # type: ignore[misc]
+            for k in sorted(requests)
+        }
 
 
 @dataclass
@@ -94,6 +117,7 @@ def train_locally(
     proximal_mu: float = 0.0,
     lightweight: Lightweight | None = None,
     cut_features: Sequence[CutFeature] = (),
+    on_device_error: OnDeviceError = "raise",
     make_link: Callable[[Sequence[DeviceHalf]], LocalLink] = LocalLink,
 ) -> LocalResult:
     """Train a split model over several devices in this process.
@@ -123,25 +147,25 @@ def train_locally(
         What makes training lighter on the devices.
     cut_features : sequence of CutFeature
         What else is done to the smashed data, in the order of sending.
+    on_device_error : {"drop", "raise"} (default: "raise")
+        As in `SplitFed`, whose default is to drop.
     make_link : callable
         How the halves are reached.
     """
     codecs = up or Identity(), down or Identity()
     fronts = fronts_for(lightweight, server.scheme, *codecs)
     fronts.last_round = num_rounds
-    features = (*cut_features, *fronts.cut_features)
-    require_places(features, *codecs)
-    traffic = Traffic()
-    rounds = Rounds(
-        server, codecs[1], traffic, DEFAULT_MAX_ELEMENTS, fronts, cut_features
-    )
+    require_places((*cut_features, *fronts.cut_features), *codecs)
+    result = LocalResult(dict(front), [], [], Traffic())
+    settings = fronts, cut_features, on_device_error
+    rounds = Rounds(server, codecs[1], result.traffic, Limits(), *settings)
     link = make_link([DeviceHalf(device, i) for i, device in enumerate(devices)])
-    result = LocalResult(dict(front), [], [], traffic)
+    link.on_device_error = on_device_error
     keys = range(len(devices))
     begin = Begin(0, seed, front, codecs[0], RELEASE, server.min_batch, proximal_mu)
     for server_round in range(1, num_rounds + 1):
-        whole = fronts.take(result.front)
-        begin = replace(begin, server_round=server_round, front=whole)
+        front = fronts.take(result.front)
+        begin = replace(begin, server_round=server_round, front=front)
         outcome = rounds.train(link, keys, begin)
         if outcome.aggregates:
             result.front = fronts.advance(merge_fronts(outcome))

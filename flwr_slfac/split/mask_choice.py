@@ -167,7 +167,8 @@ def _ask_channels(
             continue
         accounts.carried(answer.device, answer.carried)
         if answer.channels is None:
-            raise DeviceError(f"device {devices[key]} described no channels")
+            reasons.append(f"device {devices[key]} described no channels")
+            continue
         try:
             return answer.channels.fitted(full)
         except DecodeError as error:

@@ -29,7 +29,11 @@ from flwr_slfac.split.features import Dropout
 from flwr_slfac.split.front_features import update_of
 from flwr_slfac.split.mask_choice import MaskChoice
 from flwr_slfac.split.protocol import Begin, Link, TrainReply
-from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
+from flwr_slfac.split.server_fronts import (
+    ServerFronts,
+    WholeFronts,
+    require_front,
+)
 from flwr_slfac.states import State, in_dtypes_of, same_state
 
 
@@ -150,7 +154,9 @@ class Fronts(ServerFronts):
             return None
         self._resident.pop(device, None)
         try:
-            part = self._update.unpack(device, reply, mask.take_state(given))
+            held = mask.take_state(given)
+            part = self._update.unpack(device, reply, held)
+            require_front(device, part, held)
             return mask.put_state(part, given) if self.hands_on else dict(part)
         except DeviceError:
             raise

@@ -229,10 +229,21 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Lost:
-    """A device that did not answer: why, and its partition id where it is known."""
+    """A device that gave no answer that can be used.
+
+    Parameters
+    ----------
+    reason : str
+        Why.
+    device : int or None
+        Its partition id, where it is known.
+    at_fault : bool
+        Whether it refused or sent what cannot be read, and did not just vanish.
+    """
 
     reason: str
     device: int | None = None
+    at_fault: bool = False
 
 
 TrainAnswer = TrainReply | Lost

@@ -1,7 +1,8 @@
 """A server-side model with what trains it: one for all devices, or a copy for each."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from flwr_slfac.split.tuning import Tuning
 
 MakeTuning = Callable[[Iterable[nn.Parameter]], Tuning]
+Check = Callable[[torch.Tensor], None]
 
 
 class Replica:
@@ -51,7 +53,7 @@ class Replica:
         return other
 
     def learn(
-        self, loss: torch.Tensor, inputs: torch.Tensor
+        self, loss: torch.Tensor, inputs: torch.Tensor, check: Check
     ) -> tuple[torch.Tensor, float]:
         """Take a step down a loss; return its gradient with respect to the inputs.
 
@@ -61,6 +63,8 @@ class Replica:
             A scalar, with its graph.
         inputs : Tensor
             A leaf of that graph.
+        check : callable
+            Given the gradient before the update; raises if that is not to be taken.
 
         Returns
         -------
@@ -70,17 +74,31 @@ class Replica:
         scale : float
             What the loss, and so the gradient, was multiplied with.
         """
-        scale = self._step(loss)
-        gradient = torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
+        scale = self._step(loss, inputs, check)
+        gradient = _gradient_of(inputs)
         if self._scaler.is_enabled() and not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
         return gradient, scale
 
-    def _step(self, loss: torch.Tensor) -> float:
+    @contextmanager
+    def unless_it_fails(self) -> Iterator[None]:
+        """Undo what forwards in the block did to buffers, should it raise."""
+        before = {n: b.detach().clone() for n, b in self.module.named_buffers()}
+        try:
+            yield
+        except Exception:
+            own = dict(self.module.named_buffers())
+            with torch.no_grad():
+                for name, value in before.items():
+                    own[name].copy_(value)
+            raise
+
+    def _step(self, loss: torch.Tensor, inputs: torch.Tensor, check: Check) -> float:
         """Backward and update; return the factor that the loss was scaled by."""
         scaler = self._scaler
         if not scaler.is_enabled() or self.tuning.optimizer is None:
             loss.backward()  # type: ignore[no-untyped-call]
+            check(_gradient_of(inputs))
             self.tuning.step()
             return 1.0
         scale = scaler.get_scale()
@@ -91,3 +109,7 @@ class Replica:
             self.tuning.step()
         scaler.update()
         return float(scale)
+
+
+def _gradient_of(inputs: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(inputs) if inputs.grad is None else inputs.grad

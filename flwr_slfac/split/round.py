@@ -3,11 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from flwr_slfac.codec import Memory, restart
-from flwr_slfac.errors import AllDevicesLostError, DeviceError
+from flwr_slfac.errors import AllDevicesLostError, DeviceError, DivergedError
 from flwr_slfac.split.accounts import Accounts
-from flwr_slfac.split.crossing import ServerEnd, ServerSide
+from flwr_slfac.split.blame import Answer, step_without_faults
+from flwr_slfac.split.crossing import Batch, ServerEnd, ServerSide
+from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
     Begin,
@@ -21,6 +24,7 @@ from flwr_slfac.split.protocol import (
 from flwr_slfac.split.results import DeviceResult, RoundResult, log_lost
 from flwr_slfac.split.server_fronts import ServerFronts
 from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.split.stream import Stream
 from flwr_slfac.states import State
 from flwr_slfac.traffic import Traffic
 
@@ -41,6 +45,8 @@ class ServerRun:
         Where what crosses is entered.
     side : ServerSide
         What the ends of all devices share.
+    on_device_error : {"drop", "raise"}
+        What becomes of a device at fault.
     lasting : dict of int to dict
         Of gradient codecs, by device: what outlives a round, a residual for example.
     """
@@ -49,19 +55,8 @@ class ServerRun:
     fronts: ServerFronts
     traffic: Traffic
     side: ServerSide
+    on_device_error: OnDeviceError = "raise"
     lasting: dict[int, Memory] = field(default_factory=dict)
-
-
-@dataclass
-class _Stream:
-    """The server's notes on one device within a round."""
-
-    key: int
-    device: int
-    end: ServerEnd
-    num_steps: int = 0
-    num_examples: int = 0
-    loss_sum: float = 0.0
 
 
 class Round:
@@ -88,7 +83,7 @@ class Round:
         self._accounts = Accounts(run.traffic, begin.server_round, "train")
         self._relay = run.server.scheme == "sequential"
         self._asks_first = self._relay or run.fronts.needs_devices
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._result = RoundResult()
 
     def train(self, keys: list[int]) -> RoundResult:
@@ -141,7 +136,11 @@ class Round:
                 answers = {**answers, **self._send_missing(answers, begin)}
             arrived: dict[int, Smashed] = {}
             for key in sorted(requests):
-                smashed = self._receive(key, answers[key], step)
+                try:
+                    smashed = self._receive(key, answers[key], step)
+                except DeviceError as error:
+                    self._drop(self._name(key, answers[key]), error, step)
+                    continue
                 if smashed is not None:
                     arrived[key] = smashed
             requests = self._learn(step, arrived)
@@ -185,22 +184,37 @@ class Round:
         return self._exchange(self._first_requests(list(again), begin))
 
     def _receive(self, key: int, answer: TrainAnswer, step: int) -> Smashed | None:
-        """Take note of an answer; return the smashed data in it."""
+        """Take note of an answer; return the smashed data in it.
+
+        Raises
+        ------
+        DeviceError
+            If the device is at fault.
+        """
         if isinstance(answer, Lost):
-            known = key if answer.device is None else answer.device
-            stream = self._streams.get(key)
-            self._lose(stream.device if stream else known, step, answer.reason)
+            device = self._name(key, answer)
+            if answer.at_fault:
+                raise DeviceError(f"device {device} {answer.reason}")
+            self._lose(device, step, answer.reason)
             return None
-        stream = self._streams.get(key) or self._open(key, answer.device)
-        stream.num_steps = answer.num_steps
+        stream = self._streams.get(key) or self._open(key, answer)
+        stream.require_in_turn(answer, step)
         self._accounts.device_codec(stream.device, answer.codec_s)
         self._result.compute_s += answer.compute_s
         if answer.done:
             self._finish(stream, answer)
         return answer.smashed
 
-    def _open(self, key: int, device: int) -> _Stream:
+    def _name(self, key: int, answer: TrainAnswer) -> int:
+        """Return the partition id of a device, or its key where it never told."""
+        if key in self._streams:
+            return self._streams[key].device
+        return key if answer.device is None else answer.device
+
+    def _open(self, key: int, reply: TrainReply) -> Stream:
         """Open the server's end of a device's stream."""
+        device = reply.device
+        self._run.side.size.limits.require_steps("steps", reply.num_steps)
         if any(stream.device == device for stream in self._streams.values()):
             raise DeviceError(
                 f"partition id {device} is claimed by two devices; give each its "
@@ -214,10 +228,10 @@ class Round:
             self._accounts,
             run.lasting.pop(device, {}),
         )
-        self._streams[key] = _Stream(key, device, end)
+        self._streams[key] = Stream(key, device, end, reply.num_steps)
         return self._streams[key]
 
-    def _finish(self, stream: _Stream, reply: TrainReply) -> None:
+    def _finish(self, stream: Stream, reply: TrainReply) -> None:
         """Take a device's last reply."""
         if lasting := restart(stream.end.down):
             self._run.lasting[stream.device] = lasting
@@ -227,7 +241,7 @@ class Round:
             stream.device,
             front,
             stream.num_examples,
-            stream.loss_sum / max(stream.num_examples, 1),
+            stream.loss,
             reply.cost,
         )
 
@@ -236,22 +250,29 @@ class Round:
     ) -> dict[int, TrainRequest]:
         """Learn from a step's smashed data and code everyone's gradient."""
         streams = {self._streams[key].device: self._streams[key] for key in arrived}
-        batches = {
-            device: streams[device].end.receive(arrived[streams[device].key], step)
-            for device in sorted(streams)
-        }
-        for _, memory in self._run.side.features:
-            memory.end_step()
-        if not batches:
-            return {}
+        batches: dict[int, Batch] = {}
+        for device in sorted(streams):
+            stream = streams[device]
+            try:
+                batches[device] = stream.end.receive(arrived[stream.key], step)
+            except (DeviceError, DivergedError) as error:
+                self._drop(device, error, step)
         requests = {}
-        for device, (gradient, loss) in self._server.step(step, batches).items():
+        for device, (gradient, loss) in self._step(step, batches).items():
             stream, num_examples = streams[device], batches[device].num_examples
             stream.num_examples += num_examples
             stream.loss_sum += loss * num_examples
+            self._run.side.size.learn(batches[device].activations)
             frame = stream.end.send(gradient, step)
             requests[stream.key] = TrainRequest(step + 1, gradient=frame)
+        self._run.side.end_step()
         return requests
+
+    def _step(self, step: int, batches: dict[int, Batch]) -> dict[int, Answer]:
+        if self._run.on_device_error == "drop":
+            drop = partial(self._drop, step=step)
+            return step_without_faults(self._server, step, batches, drop)
+        return self._server.step(step, batches) if batches else {}
 
     def _aggregate(self) -> None:
         """Average what the scheme averages; make every front whole."""
@@ -265,6 +286,14 @@ class Round:
             whole = self._fronts.complete(parts, num_examples)
             for result in results:
                 result.front = whole[result.device]
+
+    def _drop(self, device: int, error: Exception, step: int) -> None:
+        """Lose a device at fault for the rest of the round, or raise its error."""
+        if self._run.on_device_error == "raise":
+            raise error
+        self._fronts.forget(device)
+        self._run.side.forget(device)
+        self._lose(device, step, f"at fault: {error}")
 
     def _lose(self, device: int, step: int, reason: str) -> None:
         self._result.lost[device] = reason

@@ -8,6 +8,12 @@ from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing import ServerSide
 from flwr_slfac.split.evaluation import Evaluation
 from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.limits import (
+    CutSize,
+    Limits,
+    OnDeviceError,
+    require_on_device_error,
+)
 from flwr_slfac.split.protocol import Begin, Link
 from flwr_slfac.split.results import RoundResult
 from flwr_slfac.split.round import Progress, Round, ServerRun
@@ -27,12 +33,20 @@ class Rounds:
         How cut-layer gradients are coded.
     traffic : Traffic
         Where what crosses is entered.
-    max_elements : int
-        Largest activation tensor accepted from a device.
+    limits : Limits or int
+        What is taken from one device; a number is that of `Limits.max_elements`.
     fronts : ServerFronts, optional
         Hands out fronts and takes them back; whole ones by default.
     cut_features : sequence of CutFeature
         What is done to the smashed data, before what `fronts` asks for.
+    on_device_error : {"drop", "raise"} (default: "raise")
+        Whether a device that refuses, or sends what cannot be used, is lost for the
+        round with its reason, or ends the run.
+
+    Raises
+    ------
+    SettingError
+        If `on_device_error` is not known.
     """
 
     def __init__(
@@ -40,15 +54,18 @@ class Rounds:
         server: ServerHalf,
         down: Codec,
         traffic: Traffic,
-        max_elements: int,
+        limits: Limits | int,
         fronts: ServerFronts | None = None,
         cut_features: Sequence[CutFeature] = (),
+        on_device_error: OnDeviceError = "raise",
     ) -> None:
+        require_on_device_error(on_device_error)
         fronts = fronts or WholeFronts()
         self._features = (*cut_features, *fronts.cut_features)
         memories = [(feature, feature.memory()) for feature in self._features]
-        side = ServerSide(down, memories, max_elements, server.where)
-        self._run = ServerRun(server, fronts, traffic, side)
+        limits = Limits(max_elements=limits) if isinstance(limits, int) else limits
+        side = ServerSide(down, memories, CutSize(limits), server.where)
+        self._run = ServerRun(server, fronts, traffic, side, on_device_error)
 
     def train(
         self,
@@ -109,5 +126,7 @@ class Rounds:
         """
         run, begin = self._run, replace(begin, cut_features=self._features)
         accounts = Accounts(run.traffic, begin.server_round, "evaluate")
-        evaluation = Evaluation(run.server, run.fronts, run.side, accounts)
+        evaluation = Evaluation(
+            run.server, run.fronts, run.side, accounts, run.on_device_error
+        )
         return evaluation.evaluate(link, list(keys), begin, max_bytes)

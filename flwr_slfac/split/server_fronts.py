@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from flwr_slfac.errors import DeviceError
+import torch
+
+from flwr_slfac.errors import DecodeError, DeviceError
 from flwr_slfac.lightweight.pruning import CutMask, FullCutMask
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.features import CutFeature
 from flwr_slfac.split.protocol import Begin, Link, TrainReply
-from flwr_slfac.states import State, in_dtypes_of
+from flwr_slfac.states import State, in_dtypes_of, misfits
 
 
 class ServerFronts(ABC):
@@ -124,6 +126,8 @@ class WholeFronts(ServerFronts):
 
     def __init__(self) -> None:
         self.full = {}
+        # What devices were last given: the front that was served, or handed on.
+        self._given: State = {}
 
     def take(self, served: State) -> State:
         """Return the front that was served."""
@@ -145,6 +149,7 @@ class WholeFronts(ServerFronts):
 
     def begin(self, device: int, begin: Begin) -> Begin:
         """Return what all devices are told."""
+        self._given = begin.front or {}
         return begin
 
     def begin_evaluation(self, device: int, begin: Begin) -> Begin:
@@ -164,10 +169,11 @@ class WholeFronts(ServerFronts):
         Raises
         ------
         DeviceError
-            If none came.
+            If none came, or one that cannot be averaged.
         """
         if reply.front is None:
             raise DeviceError(f"device {device} did not send its front")
+        require_front(device, reply.front, self._given)
         return reply.front
 
     def complete(
@@ -184,3 +190,36 @@ class WholeFronts(ServerFronts):
     def summary(self) -> list[str]:
         """Return no line."""
         return []
+
+
+def require_front(device: int, front: State, like: State) -> None:
+    """Refuse a device's front that cannot be averaged.
+
+    Raises
+    ------
+    DeviceError
+        If it has other keys or shapes than `like`, another kind of numbers, or holds
+        NaN or infinity.
+    """
+    try:
+        problems = misfits(front, like)
+    except DecodeError as error:
+        raise DeviceError(f"the front of device {device}: {error}") from error
+    problems += [
+        f"{name!r} is {front[name].dtype} instead of {old.dtype}"
+        for name, old in like.items()
+        if not problems and _kind(front[name]) != _kind(old)
+    ]
+    if not problems:
+        bad = [n for n, t in front.items() if not bool(torch.isfinite(t).all())]
+        problems = [f"{name!r} holds NaN or infinity" for name in bad]
+    if problems:
+        # A few tell which model it is.
+        raise DeviceError(
+            f"the front of device {device} is not one of the server's: "
+            f"{'; '.join(problems[:3])}"
+        )
+
+
+def _kind(tensor: torch.Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

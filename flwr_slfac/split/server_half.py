@@ -171,6 +171,31 @@ class ServerHalf:
                 results[name] = float(metric(outputs, batch.targets))
         return results
 
+    def fault(self, step: int, device: int, batch: Batch) -> str:
+        """Return why a device's batch cannot be trained on alone; empty if it can.
+
+        Tried in evaluation mode, where a batch of one is large enough for BatchNorm;
+        nothing is changed.
+        """
+        replica = self._copies.get(device, self._main)
+        joined = JoinedBatch.of({device: batch})
+        replica.module.eval()
+        try:
+            with replica.unless_it_fails(), self._precision():
+                outputs = replica.module(joined.inputs.clone())
+                loss = self._call_loss(outputs, joined.targets)
+                self._require_finite({device: float(loss.detach())}, step)
+                if joined.inputs.requires_grad:
+                    gradients = torch.autograd.grad(
+                        loss, joined.inputs, allow_unused=True, materialize_grads=True
+                    )
+                    self._require_finite_gradient(joined, step, *gradients)
+        except Exception as error:  # whatever a back or a loss of the user's raises
+            return f"{type(error).__name__}: {error}"
+        finally:
+            replica.module.train()
+        return ""
+
     def snapshot(self) -> dict[str, torch.Tensor]:
         """Return a copy of the back's state, on the CPU."""
         return {k: v.detach().cpu().clone() for k, v in self.back.state_dict().items()}
@@ -181,14 +206,16 @@ class ServerHalf:
         """One update of one server-side model on the joined batches."""
         joined = JoinedBatch.of(batches)
         replica.tuning.zero_grad()
-        seed = seed_for(self._seed, self._round, noise, step, "back")
-        with seeded(seed, self.where), self._precision():
-            # A copy, because the back may begin with an operation in place.
-            outputs = replica.module(joined.inputs.clone())
-            loss = self._call_loss(outputs, joined.targets)
-        losses = self._losses_by_device(loss, outputs, joined)
-        self._require_finite(losses, step)
-        gradient, scale = replica.learn(loss, joined.inputs)
+        with replica.unless_it_fails():
+            seed = seed_for(self._seed, self._round, noise, step, "back")
+            with seeded(seed, self.where), self._precision():
+                # A copy, because the back may begin with an operation in place.
+                outputs = replica.module(joined.inputs.clone())
+                loss = self._call_loss(outputs, joined.targets)
+            losses = self._losses_by_device(loss, outputs, joined)
+            self._require_finite(losses, step)
+            check = partial(self._require_finite_gradient, joined, step)
+            gradient, scale = replica.learn(loss, joined.inputs, check)
         answers = {}
         for device, part in joined.by_device(gradient):
             # The joint mean divides by everybody's examples; a device is handed the
@@ -233,6 +260,18 @@ class ServerHalf:
                 f"the loss is {named}, round {self._round}, step {step}; lower the "
                 "learning rate, clip gradients, or look at that device's data"
             )
+
+    def _require_finite_gradient(
+        self, joined: JoinedBatch, step: int, gradient: torch.Tensor
+    ) -> None:
+        if bool(torch.isfinite(gradient).all()):
+            return
+        bad = [d for d, g in joined.by_device(gradient) if not g.isfinite().all()]
+        raise DivergedError(
+            f"the cut-layer gradient of device {bad[0]}, round {self._round}, step "
+            f"{step} is NaN or infinite; lower the learning rate, clip gradients, or "
+            "look at that device's data"
+        )
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(

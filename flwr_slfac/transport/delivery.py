@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_slfac.errors import DeviceError
 from flwr_slfac.split import Lost
 from flwr_slfac.transport.records import SPLIT
 
@@ -62,10 +61,7 @@ class Delivery:
     ) -> dict[int, RecordDict | Lost]:
         """Deliver contents by node id and collect what the nodes answer.
 
-        Raises
-        ------
-        DeviceError
-            As soon as a device refuses.
+        A device that refuses is lost too, and at fault.
         """
         answers: dict[int, RecordDict | Lost] = {}
         waiting, tried = list(contents), set[int]()
@@ -185,13 +181,13 @@ class Delivery:
         return False
 
 
-def _accept(key: int, content: RecordDict) -> RecordDict:
-    """Return a reply's content, or raise what the device refused with."""
+def _accept(key: int, content: RecordDict) -> RecordDict | Lost:
+    """Return a reply's content, or that the device refused, and with what."""
     record = content.config_records.get(SPLIT, ConfigRecord())
     if REFUSED in record:
-        raise DeviceError(
-            f"device {record.get('device', key)!s} refused: {record[REFUSED]!s}"
-        )
+        device = record.get("device", key)
+        name = device if isinstance(device, int) else key
+        return Lost(f"refused: {record[REFUSED]!s}", name, at_fault=True)
     return content
 
 

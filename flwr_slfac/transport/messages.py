@@ -12,7 +12,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_slfac.errors import AllDevicesLostError, SettingError
+from flwr_slfac.errors import AllDevicesLostError, SettingError, SlfacError
 from flwr_slfac.split import (
     Description,
     EvaluateReply,
@@ -87,7 +87,8 @@ class MessageLink:
             if isinstance(answer, Lost):
                 reason = reason or f"node {key}: {answer.reason}"
             else:
-                partition = answer.config_records[SPLIT]["device"]
+                record = answer.config_records.get(SPLIT, ConfigRecord())
+                partition = record.get("device")
                 if isinstance(partition, int):
                     self._partitions[key] = partition
         if reason and not self._partitions:
@@ -108,8 +109,13 @@ class MessageLink:
             if isinstance(answer, Lost):
                 answers[key] = answer
                 continue
+            try:
+                described = to_description(answer)
+            except SlfacError as error:
+                answers[key] = _unreadable(error, self._partitions.get(key, key))
+                continue
             carried = _pieces(answer, "model-up")
-            answers[key] = replace(to_description(answer), carried=carried)
+            answers[key] = replace(described, carried=carried)
         return answers
 
     def train(
@@ -139,13 +145,25 @@ class MessageLink:
         contents = {key: write(request) for key, request in requests.items()}
         answers: dict[int, Reply | Lost] = {}
         for key, answer in self._delivery.exchange(contents, message_type).items():
+            known = self._partitions.get(key, key)
             if isinstance(answer, Lost):
-                answers[key] = Lost(answer.reason, self._partitions.get(key, key))
+                answers[key] = replace(answer, device=known)
                 continue
-            reply = read(answer)
-            self._partitions[key] = reply.device
+            try:
+                reply = read(answer)
+            except SlfacError as error:
+                answers[key] = _unreadable(error, known)
+                continue
+            if self._partitions.setdefault(key, reply.device) != reply.device:
+                reason = f"claims partition id {reply.device} now"
+                answers[key] = Lost(reason, known, at_fault=True)
+                continue
             answers[key] = replace(reply, carried=_carried(contents[key], answer))
         return answers
+
+
+def _unreadable(error: SlfacError, device: int) -> Lost:
+    return Lost(f"sent what cannot be read: {error}", device, at_fault=True)
 
 
 def _carried(request: RecordDict, reply: RecordDict) -> tuple[Piece, ...]:

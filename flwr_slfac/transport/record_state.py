@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from flwr.app import ArrayRecord
 
+from flwr_slfac.errors import DecodeError
 from flwr_slfac.states import State
 
 
@@ -17,7 +18,10 @@ class RecordState(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if self._tensors is None:
-            self._tensors = dict(self.record.to_torch_state_dict())
+            try:
+                self._tensors = dict(self.record.to_torch_state_dict())
+            except Exception as error:  # of Flower or NumPy, for bytes of anybody's
+                raise DecodeError(f"a model cannot be read: {error}") from error
         return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -19,7 +19,8 @@ from flwr_slfac.errors import (
 from flwr_slfac.lightweight.pruning import CutMask
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.features import CutFeature, Passage, ServerMemory, passages
-from flwr_slfac.split.place import Place
+from flwr_slfac.split.limits import CutSize
+from flwr_slfac.split.place import Moment, Place
 from flwr_slfac.split.protocol import Smashed
 
 
@@ -52,16 +53,26 @@ class ServerSide:
         Of the gradients.
     features : sequence of (CutFeature, ServerMemory)
         In the order of sending, each with what the run remembers of it.
-    max_elements : int
-        Largest tensor accepted from a device.
+    size : CutSize
+        How large the tensors of a device may be.
     where : torch.device
         Of the back.
     """
 
     down: Codec
     features: Sequence[tuple[CutFeature, ServerMemory]]
-    max_elements: int
+    size: CutSize
     where: torch.device
+
+    def end_step(self) -> None:
+        """Take note that all devices' smashed data of a step were trained on."""
+        for _, memory in self.features:
+            memory.end_step()
+
+    def forget(self, device: int) -> None:
+        """Forget what a device at fault sent in this step, by partition id."""
+        for _, memory in self.features:
+            memory.forget(device)
 
 
 class ServerEnd:
@@ -107,6 +118,8 @@ class ServerEnd:
         ------
         DeviceError
             If it cannot be decoded, or is not of one batch.
+        DivergedError
+            If the activations hold NaN or infinity.
         """
         return self._receive(smashed, step, self._side.features, self._up)
 
@@ -125,14 +138,19 @@ class ServerEnd:
         start = time.perf_counter()
         device, moment = self._place.device, self._place.at(step)
         try:
-            sent = self._decode(smashed.activations, memory)
-            targets = self._decode(smashed.targets, {})
-            activations = self._restore(sent, smashed.shape, step, features)
-        except (DecodeError, SettingError, TrainingError) as error:
+            # Targets first: their frame is at least as long as there are examples, so
+            # that a short frame of activations cannot claim many.
+            targets = self._decode(smashed.targets, {}, len(smashed.targets))
+            limit = self._side.size.limit(len(targets))
+            sent = self._decode(smashed.activations, memory, limit)
+            activations = self._restore(sent, smashed.shape, step, features, limit)
+        except (DecodeError, SettingError, TrainingError, TypeError) as error:
             raise DeviceError(
                 f"{moment} sent smashed data that cannot be decoded: {error}"
             ) from error
-        if not len(activations) == len(targets) == smashed.num_examples:
+        _require_finite(activations, moment)
+        num_examples = smashed.num_examples
+        if not len(activations) == len(targets) == num_examples > 0:
             raise DeviceError(
                 f"{moment} sent {len(activations)} activations and "
                 f"{len(targets)} targets for {smashed.num_examples} examples"
@@ -142,11 +160,10 @@ class ServerEnd:
         self._accounts.frame(device, "targets", smashed.targets, targets)
         return Batch(activations, targets, smashed.num_examples)
 
-    def _decode(self, frame: bytes, memory: Memory) -> torch.Tensor:
+    def _decode(self, frame: bytes, memory: Memory, limit: int) -> torch.Tensor:
         side = self._side
-        return decode(
-            frame, max_elements=side.max_elements, memory=memory, device=side.where
-        )
+        side.size.limits.require_frame(frame)
+        return decode(frame, max_elements=limit, memory=memory, device=side.where)
 
     def _restore(
         self,
@@ -154,13 +171,13 @@ class ServerEnd:
         shape: tuple[int, ...],
         step: int,
         features: Sequence[tuple[CutFeature, ServerMemory]],
+        limit: int,
     ) -> torch.Tensor:
         """Return activations of all channels from what was sent of them."""
         shape = shape or tuple(sent.shape)
-        if math.prod(shape) > self._side.max_elements:
+        if math.prod(shape) > limit:
             raise DecodeError(
-                f"activations of shape {shape} are above the limit of "
-                f"{self._side.max_elements} elements"
+                f"activations of shape {shape} are above the limit of {limit} elements"
             )
         moment = self._place.at(step)
         self._ways = passages([f for f, _ in features], shape, moment)
@@ -197,6 +214,14 @@ class ServerEnd:
         seconds = time.perf_counter() - start
         self._accounts.frame(self._place.device, "down", frame, gradient, seconds)
         return frame
+
+
+def _require_finite(activations: torch.Tensor, moment: Moment) -> None:
+    if activations.is_floating_point() and not bool(activations.isfinite().all()):
+        raise DivergedError(
+            f"the activations of {moment} hold NaN or infinity; lower the learning "
+            "rate, clip gradients, or look at that device's data"
+        )
 
 
 def require_places(features: Sequence[CutFeature], *codecs: Codec) -> None:

@@ -27,7 +27,10 @@ class ServerMemory:
     """What the server remembers of a feature during a run; the null form: nothing."""
 
     def end_step(self) -> None:
-        """Take note that the smashed data of one step of all devices was received."""
+        """Take note that all devices' smashed data of a step were trained on."""
+
+    def forget(self, device: int) -> None:
+        """Forget what a device sent in this step, by partition id: it is at fault."""
 
 
 class Passage:

@@ -56,7 +56,8 @@ class Dropout(CutFeature):
     def passage(self, shape: Shape, moment: Moment) -> Passage:
         """Return the way of a batch of which a random part is dropped."""
         seed = moment.seed_of("dropout")
-        return _Dropping(DropMask(shape, self.p, seed, self.unit, self.per))
+        mask = DropMask(shape, self.p, seed, self.unit, self.per)
+        return _Dropping(mask, moment.place.device)
 
     def memory(self) -> ServerMemory:
         """Return the running means of channels."""
@@ -70,11 +71,14 @@ class _Means(ServerMemory):
     def end_step(self) -> None:
         self.channels.end_step()
 
+    def forget(self, device: int) -> None:
+        self.channels.forget(device)
+
 
 class _Dropping(Passage):
-    def __init__(self, mask: DropMask) -> None:
+    def __init__(self, mask: DropMask, device: int) -> None:
         super().__init__(mask.kept_shape)
-        self._mask = mask
+        self._mask, self._device = mask, device
 
     def send(self, activations: torch.Tensor) -> torch.Tensor:
         return self._mask.gather(activations)
@@ -82,7 +86,7 @@ class _Dropping(Passage):
     def receive(
         self, sent: torch.Tensor, memory: "_Means", channels: CutMask
     ) -> torch.Tensor:
-        return memory.channels.restore(sent, self._mask, channels)
+        return memory.channels.restore(sent, self._mask, channels, self._device)
 
     def select(self, gradient: torch.Tensor) -> torch.Tensor:
         return self._mask.select(gradient)

@@ -1,0 +1,106 @@
+"""How much a server takes from one device before it calls that a fault."""
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import torch
+
+from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.errors import DeviceError, SettingError
+
+OnDeviceError = Literal["drop", "raise"]
+
+# Our choice: a batch may be four times as high and wide, or sixteen times as long, as
+# the largest one before it; padded text and images of several sizes are not.
+_GROWTH = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one device may send or ask for.
+
+    Parameters
+    ----------
+    max_elements : int (default: 2**28)
+        Values in one frame.
+    max_frame_bytes : int (default: 2**30)
+        Bytes of one frame: 2**28 values in float32.
+    max_steps : int (default: 1_000_000)
+        Steps of a device in a round, and test batches in an evaluation; our choice, far
+        above an epoch of small batches.
+
+    Raises
+    ------
+    SettingError
+        If a bound is below 1.
+    """
+
+    max_elements: int = DEFAULT_MAX_ELEMENTS
+    max_frame_bytes: int = 2**30
+    max_steps: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingError(
+                    f"{field.name} is {value!r}; give a whole number above 0"
+                )
+
+    def require_frame(self, frame: bytes) -> None:
+        """Raise DeviceError if a frame is too long."""
+        if len(frame) > self.max_frame_bytes:
+            raise DeviceError(
+                f"a frame has {len(frame)} bytes; max_frame_bytes is "
+                f"{self.max_frame_bytes}"
+            )
+
+    def require_steps(self, what: str, number: int) -> None:
+        """Raise DeviceError unless a device's number of steps is in bounds."""
+        if not 1 <= number <= self.max_steps:
+            raise DeviceError(
+                f"its number of {what} is {number}; it must be from 1 to "
+                f"max_steps={self.max_steps}"
+            )
+
+
+class CutSize:
+    """How large smashed data may be, from what was seen of it in the run.
+
+    Parameters
+    ----------
+    limits : Limits
+        Bounds whatever was seen.
+
+    Examples
+    --------
+    >>> size = CutSize(Limits(max_elements=10_000))
+    >>> size.limit(num_examples=4)
+    10000
+    >>> size.learn(torch.zeros(2, 5))
+    >>> size.limit(num_examples=4)
+    320
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._elements_per_example = 0
+
+    def limit(self, num_examples: int) -> int:
+        """Return how many values the smashed data of so many examples may have."""
+        if not self._elements_per_example:
+            return self.limits.max_elements
+        most = _GROWTH * self._elements_per_example * max(num_examples, 1)
+        return min(most, self.limits.max_elements)
+
+    def learn(self, activations: torch.Tensor) -> None:
+        """Take note of smashed data that was trained on."""
+        if len(activations):
+            size = activations.numel() // len(activations)
+            self._elements_per_example = max(self._elements_per_example, size)
+
+
+def require_on_device_error(value: str) -> None:
+    """Raise SettingError unless the value is known."""
+    if value not in get_args(OnDeviceError):
+        raise SettingError(f"on_device_error is {value!r}; use 'drop' or 'raise'")

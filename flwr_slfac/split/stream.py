@@ -1,0 +1,59 @@
+"""The server's notes on one device within a round."""
+
+from dataclasses import dataclass
+
+from flwr_slfac.errors import DeviceError
+from flwr_slfac.split.crossing import ServerEnd
+from flwr_slfac.split.protocol import TrainReply
+
+
+@dataclass
+class Stream:
+    """One device within a round.
+
+    Parameters
+    ----------
+    key : int
+        Of the link.
+    device : int
+        Partition id.
+    end : ServerEnd
+        The server's end of what crosses.
+    num_steps : int
+        Steps that the device said it takes.
+    num_examples : int
+        Examples that were trained on so far.
+    loss_sum : float
+        Training loss summed over them.
+    """
+
+    key: int
+    device: int
+    end: ServerEnd
+    num_steps: int
+    num_examples: int = 0
+    loss_sum: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss."""
+        return self.loss_sum / max(self.num_examples, 1)
+
+    def require_in_turn(self, reply: TrainReply, step: int) -> None:
+        """Raise DeviceError unless a reply is the one that follows."""
+        if reply.device != self.device:
+            raise DeviceError(
+                f"device {self.device} claims partition id {reply.device} now"
+            )
+        if reply.num_steps != self.num_steps:
+            raise DeviceError(
+                f"device {self.device} has {reply.num_steps} steps now, and had "
+                f"{self.num_steps}"
+            )
+        last = step == self.num_steps
+        if reply.done != last or (reply.smashed is None) != last:
+            raise DeviceError(
+                f"device {self.device}, of {self.num_steps} steps, sent "
+                f"{'its last' if reply.done else 'no last'} reply and "
+                f"{'no ' if reply.smashed is None else ''}smashed data at step {step}"
+            )
