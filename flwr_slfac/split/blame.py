@@ -5,12 +5,41 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from flwr_slfac.errors import DeviceError, SettingError, TrainingError
+from flwr_slfac.errors import DeviceError, SettingError, SlfacError, TrainingError
 from flwr_slfac.split.crossing import Batch
 from flwr_slfac.split.server_half import ServerHalf
 
 Answer = tuple[torch.Tensor, float]
 Kind = tuple[object, ...]
+
+
+def step_or_blame(
+    server: ServerHalf, step: int, batches: Mapping[int, Batch]
+) -> dict[int, Answer]:
+    """Let the back learn; should that fail, name a device whose fault it is.
+
+    Parameters
+    ----------
+    server, step, batches
+        As for `step_without_faults`.
+
+    Raises
+    ------
+    DeviceError
+        If a user's back or loss raises for the batch of a device.
+    SettingError, DivergedError
+        As `ServerHalf.step`.
+    """
+    if not batches:
+        return {}
+    try:
+        return server.step(step, batches)
+    except SlfacError:
+        raise
+    except Exception as error:  # whatever a back or a loss of the user's raises
+        for device, reason in faults(server, step, batches).items():
+            raise DeviceError(f"device {device}, step {step}: {reason}") from error
+        raise
 
 
 def step_without_faults(
@@ -40,8 +69,8 @@ def step_without_faults(
     Raises
     ------
     Exception
-        What the step raised, if no device, or every one, is at fault: then it is the
-        user's model, loss or learning rate.
+        What the step raised, if no device, or every one of several, is at fault: then
+        it is the user's model, loss or learning rate.
     """
     joint = server.scheme == "parallel"
     groups = [dict(batches)] if joint else [{d: b} for d, b in batches.items()]
@@ -60,7 +89,7 @@ def step_without_faults(
                     raise
                 blamed.update({d: _named(why, error) for d, why in bad.items()})
                 group = {d: b for d, b in group.items() if d not in bad}
-    if failures and not answers:
+    if failures and not answers and len(batches) > 1:
         raise failures[0]
     for device, reason in blamed.items():
         drop(device, reason)

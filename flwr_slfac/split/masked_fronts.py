@@ -70,6 +70,7 @@ class Fronts(ServerFronts):
         self._update = update_of(self._config)
         self._masks = MaskChoice(setting)
         self._version = 0
+        self._aggregate = True
         self._served: State = {}
         # By device: the version of the front that stays on it, what it was given.
         self._resident: dict[int, int] = {}
@@ -110,7 +111,8 @@ class Fronts(ServerFronts):
         """Return what a device is told at the start of training."""
         full = begin.front if self.hands_on and begin.front else self.full
         self._given[device] = full
-        begin = replace(begin, aggregate=self.aggregates(begin.server_round))
+        self._aggregate = self.aggregates(begin.server_round)
+        begin = replace(begin, aggregate=self._aggregate)
         return self._masked(device, begin, full)
 
     def begin_evaluation(self, device: int, begin: Begin) -> Begin:
@@ -149,7 +151,13 @@ class Fronts(ServerFronts):
         """
         mask, _ = self._masks.mask(device, self.full)
         given = self._given.pop(device)
-        if reply.update is None and reply.front is None:
+        came = reply.update is not None or reply.front is not None
+        if came != self._aggregate:
+            raise DeviceError(
+                f"device {device} {'sent' if came else 'did not send'} its front, and "
+                f"was {'not ' if came else ''}asked to"
+            )
+        if not came:
             self._resident[device] = self._version
             return None
         self._resident.pop(device, None)

@@ -8,7 +8,7 @@ from functools import partial
 from flwr_slfac.codec import Memory, restart
 from flwr_slfac.errors import AllDevicesLostError, DeviceError, DivergedError
 from flwr_slfac.split.accounts import Accounts
-from flwr_slfac.split.blame import Answer, step_without_faults
+from flwr_slfac.split.blame import Answer, step_or_blame, step_without_faults
 from flwr_slfac.split.crossing import Batch, ServerEnd, ServerSide
 from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.place import Place
@@ -272,7 +272,7 @@ class Round:
         if self._run.on_device_error == "drop":
             drop = partial(self._drop, step=step)
             return step_without_faults(self._server, step, batches, drop)
-        return self._server.step(step, batches) if batches else {}
+        return step_or_blame(self._server, step, batches)
 
     def _aggregate(self) -> None:
         """Average what the scheme averages; make every front whole."""

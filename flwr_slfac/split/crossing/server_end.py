@@ -150,10 +150,11 @@ class ServerEnd:
             ) from error
         _require_finite(activations, moment)
         num_examples = smashed.num_examples
-        if not len(activations) == len(targets) == num_examples > 0:
+        shapes = tuple(activations.shape), tuple(targets.shape)
+        if any(shape[:1] != (num_examples,) for shape in shapes) or num_examples < 1:
             raise DeviceError(
-                f"{moment} sent {len(activations)} activations and "
-                f"{len(targets)} targets for {smashed.num_examples} examples"
+                f"{moment} sent activations of shape {shapes[0]} and targets of shape "
+                f"{shapes[1]} for {num_examples} examples"
             )
         seconds = time.perf_counter() - start
         self._accounts.frame(device, "up", smashed.activations, activations, seconds)
@@ -175,14 +176,20 @@ class ServerEnd:
     ) -> torch.Tensor:
         """Return activations of all channels from what was sent of them."""
         shape = shape or tuple(sent.shape)
-        if math.prod(shape) > limit:
+        if min(shape, default=0) < 0 or math.prod(shape) > limit:
             raise DecodeError(
-                f"activations of shape {shape} are above the limit of {limit} elements"
+                f"activations of shape {shape} are no shape, or above the limit of "
+                f"{limit} elements"
             )
         moment = self._place.at(step)
         self._ways = passages([f for f, _ in features], shape, moment)
         memories = [memory for _, memory in features]
         for way, memory in zip(reversed(self._ways), reversed(memories), strict=True):
+            if tuple(sent.shape) != way.shape:
+                raise DecodeError(
+                    f"they have shape {tuple(sent.shape)}, which is not what is sent "
+                    f"of {shape}: {way.shape}"
+                )
             sent = way.receive(sent, memory, self._channels)
         return self._channels.scatter(sent)
 
