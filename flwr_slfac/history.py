@@ -5,12 +5,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from flwr_slfac.lightweight import StepCost
 from flwr_slfac.report import Callback, DeviceCost, RoundReport, table_head
 from flwr_slfac.split import RoundResult
+from flwr_slfac.spool import SpooledList
 from flwr_slfac.traffic import Traffic
 
 logger = logging.getLogger("flwr")
+
+# Our choice: those of some dozen rounds of a hundred devices; the rest is in a file.
+_COSTS_IN_MEMORY = 2000
 
 
 class History:
@@ -27,22 +33,24 @@ class History:
         Everything that crossed.
     reports : list of RoundReport
         One a round.
-    costs : list of DeviceCost
+    costs : sequence of DeviceCost
         What each round cost each device that told.
     """
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self.traffic = Traffic()
         self.reports: list[RoundReport] = []
-        self.costs: list[DeviceCost] = []
+        self.costs = SpooledList(asdict, _cost_of, _COSTS_IN_MEMORY)
         self._callbacks = list(callbacks)
 
     def trained(self, server_round: int, result: RoundResult) -> None:
         """Enter what a round of training came to."""
-        self.costs += [
-            DeviceCost.of(server_round, device, cost, self.traffic)
-            for device, cost in sorted(result.costs.items())
-        ]
+        self.costs.extend(
+            [
+                DeviceCost.of(server_round, device, cost, self.traffic)
+                for device, cost in sorted(result.costs.items())
+            ]
+        )
         report = RoundReport(
             server_round,
             num_devices=len(result.finished),
@@ -91,3 +99,7 @@ class History:
         if self.costs:
             costs = [asdict(cost) for cost in self.costs]
             (folder / "devices.json").write_text(json.dumps(costs, indent=1))
+
+
+def _cost_of(fields: Mapping[str, Any]) -> DeviceCost:
+    return DeviceCost(**{**fields, "step": StepCost(**fields["step"])})

@@ -135,8 +135,9 @@ class DeviceCost:
         """Join a device's own account with what crossed."""
         rows = {
             row.direction: row
-            for row in traffic.rows(server_round=server_round, phase="train")
-            if row.device == device
+            for row in traffic.rows(
+                server_round=server_round, device=device, phase="train"
+            )
         }
         crossed = {name: row.num_bytes for name, row in rows.items()}
         return cls(

@@ -109,7 +109,7 @@ class SplitFed(Strategy):
         One a round.
     arrays : ArrayRecord or None
         The device-side model after the last completed round; zero where it is pruned.
-    costs : list of DeviceCost
+    costs : sequence of DeviceCost
         Of lightweight training: what each round cost each device.
 
     Raises

@@ -8,9 +8,11 @@ names (`model-up`, `model-down`) and the small records around them (`control`).
 import csv
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from flwr_slfac.spool import Spool
 
 Direction = Literal["up", "down", "targets", "model-up", "model-down", "control"]
 Phase = Literal["train", "evaluate"]
@@ -45,8 +47,16 @@ class Crossing:
     seconds: float = 0.0
 
 
+_Entries = dict[tuple[Phase, Direction], Crossing]
+
+
 class Traffic:
     """A ledger of crossings.
+
+    Parameters
+    ----------
+    rounds_in_memory : int (default: 100)
+        Rounds before these wait in a temporary file; what is asked for is the same.
 
     Examples
     --------
@@ -57,8 +67,13 @@ class Traffic:
     (100, 8.0)
     """
 
-    def __init__(self) -> None:
-        self._crossings: dict[tuple[int, int, Phase, Direction], Crossing] = {}
+    def __init__(self, rounds_in_memory: int = 100) -> None:
+        self._most = rounds_in_memory
+        # By round and device.
+        self._rounds: dict[int, dict[int, _Entries]] = {}
+        self._spool = Spool()
+        # By round: what of it the spool holds.
+        self._spooled: dict[int, list[int]] = {}
 
     def add(
         self,
@@ -72,8 +87,7 @@ class Traffic:
         seconds: float = 0.0,
     ) -> None:
         """Enter one piece that crossed."""
-        key = (server_round, device, phase, direction)
-        crossing = self._crossings.setdefault(key, Crossing(*key))
+        crossing = self._crossing(server_round, device, phase, direction)
         crossing.num_messages += 1
         crossing.num_bytes += num_bytes
         crossing.raw_bytes += raw_bytes
@@ -88,24 +102,56 @@ class Traffic:
         seconds: float,
     ) -> None:
         """Enter time spent on pieces that were entered already."""
-        key = (server_round, device, phase, direction)
-        self._crossings.setdefault(key, Crossing(*key)).seconds += seconds
+        self._crossing(server_round, device, phase, direction).seconds += seconds
+
+    def _crossing(
+        self, server_round: int, device: int, phase: Phase, direction: Direction
+    ) -> Crossing:
+        """Return the entry to add to."""
+        if server_round not in self._rounds:
+            self._rounds[server_round] = {}
+            if len(self._rounds) > self._most:
+                self._put_away(min(self._rounds.keys() - {server_round}))
+        entries = self._rounds[server_round].setdefault(device, {})
+        key = (phase, direction)
+        if key not in entries:
+            entries[key] = Crossing(server_round, device, phase, direction)
+        return entries[key]
+
+    def _put_away(self, server_round: int) -> None:
+        """Move a round's entries to the file."""
+        devices = self._rounds.pop(server_round).values()
+        rows = [asdict(c) for entries in devices for c in entries.values()]
+        self._spooled.setdefault(server_round, []).append(self._spool.append(rows))
+
+    def _round(self, server_round: int, device: int | None) -> list[Crossing]:
+        """Return a round's entries, of one device or of all."""
+        book = self._rounds.get(server_round, {})
+        devices = book if device is None else {device: book.get(device, {})}
+        found = [c for entries in devices.values() for c in entries.values()]
+        for number in self._spooled.get(server_round, ()):
+            rows = [Crossing(**fields) for fields in self._spool.read(number)]
+            found += [c for c in rows if device in (None, c.device)]
+        return _merged(found)
 
     def rows(
         self,
         *,
         server_round: int | None = None,
+        device: int | None = None,
         phase: Phase | None = None,
         directions: Iterable[Direction] | None = None,
     ) -> list[Crossing]:
         """Return the entries, in order of round, device, phase and direction."""
         wanted = None if directions is None else set(directions)
+        rounds = sorted(self._rounds.keys() | self._spooled.keys())
+        if server_round is not None:
+            rounds = [server_round]
         return [
             c
-            for _, c in sorted(self._crossings.items())
-            if server_round in (None, c.server_round)
-            and phase in (None, c.phase)
-            and (wanted is None or c.direction in wanted)
+            for number in rounds
+            for c in self._round(number, device)
+            if phase in (None, c.phase) and (wanted is None or c.direction in wanted)
         ]
 
     def num_bytes(
@@ -147,3 +193,22 @@ class Traffic:
             writer.writerows(rows)
         paths[1].write_text(json.dumps(rows, indent=1))
         return paths
+
+
+def _merged(crossings: list[Crossing]) -> list[Crossing]:
+    """Return entries of one round in order, those of one kind as their sum."""
+    merged: dict[tuple[int, Phase, Direction], Crossing] = {}
+    for c in crossings:
+        key = (c.device, c.phase, c.direction)
+        if key not in merged:
+            merged[key] = c
+            continue
+        old = merged[key]
+        merged[key] = replace(
+            old,
+            num_messages=old.num_messages + c.num_messages,
+            num_bytes=old.num_bytes + c.num_bytes,
+            raw_bytes=old.raw_bytes + c.raw_bytes,
+            seconds=old.seconds + c.seconds,
+        )
+    return [merged[key] for key in sorted(merged)]

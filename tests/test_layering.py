@@ -12,7 +12,7 @@ PACKAGE = Path(flwr_slfac.__file__).parent
 
 # Each room imports only from itself and from rooms above it.
 ROOMS = (
-    ("errors", "_release", "states", "traffic"),
+    ("errors", "_release", "states", "spool", "traffic"),
     ("cutting",),
     ("codec",),
     ("lightweight",),

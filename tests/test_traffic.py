@@ -114,3 +114,21 @@ def test_tensorboard_gets_every_round(tmp_path: Path) -> None:
     assert [e.value for e in events.Scalars("train/loss")] == [1.0, 0.5]
     assert [e.value for e in events.Scalars("traffic/up_bytes")] == [300.0, 300.0]
     assert events.Scalars("evaluate/accuracy")[1].step == 2
+
+
+def test_old_rounds_in_a_file_are_as_good_as_in_memory() -> None:
+    """Whatever is asked of a ledger that put rounds away is what another one says."""
+    small, large = Traffic(rounds_in_memory=2), Traffic()
+    for traffic in (small, large):
+        for server_round in (1, 2, 3, 5, 4, 1, 6, 2):
+            for device in (1, 0):
+                place = (server_round, device, "train")
+                traffic.add(*place, "up", num_bytes=server_round, raw_bytes=device)
+                traffic.add(*place, "down", num_bytes=7)
+            traffic.add_seconds(server_round, 0, "evaluate", "up", 0.5)
+    assert small.rows() == large.rows()
+    assert small.rows(server_round=1, device=0) == large.rows(server_round=1, device=0)
+    assert small.num_bytes(directions=("up",)) == large.num_bytes(directions=("up",))
+    assert small.compression_ratio(phase="train") == large.compression_ratio(
+        phase="train"
+    )
