@@ -24,8 +24,8 @@ EXPECTED = {
 def job_of(bad: str) -> Job:
     """Return the job that goes wrong in this way."""
     if bad == "batch of one":
-        return Job(bad, batch_size=1)
-    return Job(bad, bad=bad)
+        return Job(bad, batch_size=1, on_device_error="raise")
+    return Job(bad, bad=bad, on_device_error="raise")
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,29 @@ JOBS = {
         "hangs", num_rounds=1, step_timeout_s=6.0, faults=[Fault(1, 1, 1, "hang")]
     ),
 }
+# What the device sends instead of an answer, and what is said of it.
+WRONG = {
+    "garbage": "cannot be decoded",
+    "no number": "not an integer",
+    "an impostor": "partition id 0",
+    "no record": "no 'split' record",
+}
+WRONG_AT_LAST = {"NaN": "NaN or infinity", "noise": "cannot be read"}
+JOBS |= {kind: Job(kind, faults=[Fault(1, 1, 1, kind)]) for kind in WRONG}
+JOBS |= {kind: Job(kind, faults=[Fault(1, 1, 2, kind)]) for kind in WRONG_AT_LAST}
+JOBS["no end"] = Job("no end", faults=[Fault(1, 1, 0, "no end")])
 LOSSES: dict[str, Losses] = dict.fromkeys(JOBS, ONE_LOST)
 LOSSES["two raise"] = {(0, 2): 0, (3, 2): 2}
-REASONS = {"raise": "the battery is flat", "die": "its process", "hang": "no answer"}
+LOSSES["no end"] = {(1, 1): 0}
+LOSSES |= {name: {(1, 1): 2} for name in WRONG_AT_LAST}
+REASONS = {
+    "raise": "the battery is flat",
+    "die": "its process",
+    "hang": "no answer",
+    "no end": "max_steps",
+    **WRONG,
+    **WRONG_AT_LAST,
+}
 ALL_LOST = Job("all lost", faults=[Fault(device, 2, 1, "raise") for device in range(4)])
 
 
@@ -63,7 +83,8 @@ def test_the_report_says_who_was_lost_and_why(outcome: Outcome, name: str) -> No
         faults = [f for f in JOBS[name].faults if f.server_round == server_round]
         assert sorted(lost) == sorted(str(f.device) for f in faults)
         for fault in faults:
-            assert REASONS[fault.kind.split()[0]] in lost[str(fault.device)]
+            kind = fault.kind if fault.kind in REASONS else fault.kind.split()[0]
+            assert REASONS[kind] in lost[str(fault.device)]
             told = f"round {server_round}, step {fault.step}: lost device"
             assert told in outcome.log
 

@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
 import torch
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch.utils.data import TensorDataset
 
@@ -56,17 +57,56 @@ def answer(message: Message, context: Context) -> Message:
     record = message.content.config_records["split"]
     notes["round"] = record.get("round", notes["round"])
     context.state["notes"] = notes
+    wrong = ""
     if message.metadata.message_type == "train.step":
         here = (context.node_config["partition-id"], notes["round"], record["step"])
         for fault in job.faults:
             if (fault.device, fault.server_round, fault.step) == here:
-                fail(fault, folder)
+                wrong = fault.kind if fault.kind in WRONG else fail(fault, folder)
     release = "9.9.9" if job.bad == "release" else flwr_slfac.__version__
     with mock.patch.object(flwr_slfac._release, "RELEASE", release):
-        return inner_app(text)(message, context)
+        reply = inner_app(text)(message, context)
+    return Message(WRONG[wrong](reply.content), reply_to=message) if wrong else reply
 
 
-def fail(fault: Fault, folder: Path) -> None:
+def with_value(key: str, value: object) -> Callable[[RecordDict], RecordDict]:
+    """Return what sets one value of a reply."""
+
+    def change(content: RecordDict) -> RecordDict:
+        content.config_records["split"][key] = value  # type: ignore[assignment]
+        return content
+
+    return change
+
+
+def with_nan(content: RecordDict) -> RecordDict:
+    """Return a last reply whose front is NaN."""
+    state = content.array_records["arrays"].to_torch_state_dict()
+    nan = {k: v * torch.nan if v.is_floating_point() else v for k, v in state.items()}
+    content["arrays"] = ArrayRecord(nan)
+    return content
+
+
+def with_noise(content: RecordDict) -> RecordDict:
+    """Return a last reply whose front is no array at all."""
+    name = next(iter(content.array_records["arrays"]))
+    array = Array("float32", (3,), "numpy.ndarray", b"no array")
+    content.array_records["arrays"][name] = array
+    return content
+
+
+WRONG: dict[str, Callable[[RecordDict], RecordDict]] = {
+    "garbage": with_value("activations", b"garbage"),
+    "no number": with_value("num-steps", "many"),
+    "no end": with_value("num-steps", 10**15),
+    "an impostor": with_value("device", 0),
+    "no record": lambda content: RecordDict({}),
+    "NaN": with_nan,
+    "noise": with_noise,
+}
+
+
+def fail(fault: Fault, folder: Path) -> str:
     """Raise, die, or answer not before the run is over."""
     with (folder / "faults.txt").open("a") as file:
         file.write(f"{fault.kind} {fault.device} {os.getpid()}\n")
@@ -80,6 +120,7 @@ def fail(fault: Fault, folder: Path) -> None:
     deadline = time.monotonic() + 120
     while not (folder / "over").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    return ""
 
 
 app.train("step")(answer)

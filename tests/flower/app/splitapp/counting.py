@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 
@@ -52,7 +52,7 @@ class CountingGrid(Grid):
 
     def _count(self, message: Message, way: str) -> None:
         content = message.content
-        split = content.config_records["split"]
+        split = content.config_records.get("split", ConfigRecord())
         if "device" in split:
             self.partitions[message.metadata.src_node_id] = int(split["device"])
         for record in content.array_records.values():

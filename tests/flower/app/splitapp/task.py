@@ -23,7 +23,7 @@ NUM_CLASSES = 4
 
 @dataclass
 class Fault:
-    """What a device does at a step of a round: raise, die or hang."""
+    """What a device does at a step of a round: raise, die, hang or answer wrongly."""
 
     device: int
     server_round: int
@@ -50,6 +50,7 @@ class Job:
     batch_size: int = BATCH_SIZE
     faults: list[Fault] = field(default_factory=list)
     bad: str = ""
+    on_device_error: str = "drop"
     lightweight: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
