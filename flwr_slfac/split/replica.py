@@ -51,9 +51,12 @@ class Replica:
         return other
 
     def learn(
-        self, loss: torch.Tensor, inputs: torch.Tensor
+        self,
+        loss: torch.Tensor,
+        inputs: torch.Tensor,
+        handed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """Take a step down a loss; return its gradient with respect to the inputs.
+        """Take a step down a loss; return a gradient with respect to the inputs.
 
         Parameters
         ----------
@@ -61,25 +64,39 @@ class Replica:
             A scalar, with its graph.
         inputs : Tensor
             A leaf of that graph.
+        handed : Tensor, optional
+            Another scalar of that graph, whose gradient is wanted instead.
 
         Returns
         -------
         gradient : Tensor
-            Of the shape of the inputs. Zeros where the loss scale overflowed: nobody
-            takes that step, and the scale shrinks.
+            Of the loss, or of `handed`; of the shape of the inputs. Zeros where the
+            loss scale overflowed: nobody takes that step, and the scale shrinks.
         scale : float
             What the loss, and so the gradient, was multiplied with.
         """
+        own = None
+        if handed is not None and inputs.requires_grad:
+            scaled = self._scaler.scale(handed) if self._scales else handed
+            (own,) = torch.autograd.grad(
+                scaled, inputs, retain_graph=True, allow_unused=True
+            )
         scale = self._step(loss)
-        gradient = torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
+        gradient = inputs.grad if own is None else own
+        gradient = torch.zeros_like(inputs) if gradient is None else gradient
         if self._scaler.is_enabled() and not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
         return gradient, scale
 
+    @property
+    def _scales(self) -> bool:
+        """Whether losses are scaled: in float16, if there is anything to train."""
+        return self._scaler.is_enabled() and self.tuning.optimizer is not None
+
     def _step(self, loss: torch.Tensor) -> float:
         """Backward and update; return the factor that the loss was scaled by."""
         scaler = self._scaler
-        if not scaler.is_enabled() or self.tuning.optimizer is None:
+        if not self._scales or self.tuning.optimizer is None:
             loss.backward()  # type: ignore[no-untyped-call]
             self.tuning.step()
             return 1.0

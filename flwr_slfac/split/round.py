@@ -1,5 +1,6 @@
 """One round: the lock-step loop over devices, written once for every transport."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,9 @@ class _Stream:
     end: ServerEnd
     num_steps: int = 0
     num_examples: int = 0
+    # Over the examples of batches that have a loss.
     loss_sum: float = 0.0
+    num_judged: int = 0
 
 
 class Round:
@@ -227,7 +230,7 @@ class Round:
             stream.device,
             front,
             stream.num_examples,
-            stream.loss_sum / max(stream.num_examples, 1),
+            stream.loss_sum / stream.num_judged if stream.num_judged else math.nan,
             reply.cost,
         )
 
@@ -248,7 +251,9 @@ class Round:
         for device, (gradient, loss) in self._server.step(step, batches).items():
             stream, num_examples = streams[device], batches[device].num_examples
             stream.num_examples += num_examples
-            stream.loss_sum += loss * num_examples
+            if not math.isnan(loss):
+                stream.loss_sum += loss * num_examples
+                stream.num_judged += num_examples
             frame = stream.end.send(gradient, step)
             requests[stream.key] = TrainRequest(step + 1, gradient=frame)
         return requests

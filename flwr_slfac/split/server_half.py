@@ -1,8 +1,9 @@
 """The server's side of a step: back, loss, backward, update, under any scheme."""
 
-import math
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,14 +17,16 @@ from flwr_slfac.split.device import (
     require_positive,
 )
 from flwr_slfac.split.joined import JoinedBatch
+from flwr_slfac.split.own_losses import Loss, OwnLosses, own_losses
 from flwr_slfac.split.place import seed_for, seeded
 from flwr_slfac.split.replica import MakeTuning, Replica
 from flwr_slfac.split.scheme import Scheme, require_scheme
 from flwr_slfac.split.tuning import Tuning
 from flwr_slfac.states import weighted_average
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Metric = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | float"]
+logger = logging.getLogger("flwr")
+
+Metric = Callable[[Any, torch.Tensor], "torch.Tensor | float"]
 _ALL_DEVICES = -1  # in place of a partition id, for noise that is nobody's own
 
 
@@ -35,7 +38,10 @@ class ServerHalf:
     back : nn.Module
         The server-side model, ``cut(model, at=...).back``; trained in place.
     loss : callable
-        From (outputs, targets) to a scalar, the mean over the batch.
+        From (outputs, targets) to a scalar, as a rule the mean over the batch. The
+        outputs are what the back gives; under ``parallel`` with several devices their
+        tensors (in tuples, lists, dicts, dataclasses) begin with the batch. Weights of
+        classes, ignored targets and sums are followed: see `step`.
     optimizer, scheduler, scheduler_per, clip_norm
         As in `Device`, for the back. The optimizer's state lives as long as the run,
         except under ``sflv1``, where each copy starts a round afresh.
@@ -82,6 +88,7 @@ class ServerHalf:
         self._seed = 0
         self._round = 0
         self._checked = False
+        self._said: set[int] = set()
 
     @property
     def back(self) -> nn.Module:
@@ -116,8 +123,13 @@ class ServerHalf:
         Returns
         -------
         dict of int to (Tensor, float)
-            For each device the gradient of its own mean loss with respect to its
-            activations, in their shape and dtype, and that loss.
+            For each device the gradient of its own loss with respect to its
+            activations, in their shape and dtype, and that loss: the loss function of
+            its own outputs and targets. A device whose targets are all ignored has
+            none: zeros, and NaN. Under ``parallel`` the back itself takes the step of
+            the loss of the joined batch; where it couples examples (BatchNorm), the
+            gradient is that of the mean of all own losses, weighted by examples, as
+            multiple of the device's own share.
 
         Raises
         ------
@@ -186,30 +198,22 @@ class ServerHalf:
             # A copy, because the back may begin with an operation in place.
             outputs = replica.module(joined.inputs.clone())
             loss = self._call_loss(outputs, joined.targets)
-        losses = self._losses_by_device(loss, outputs, joined)
-        self._require_finite(losses, step)
-        gradient, scale = replica.learn(loss, joined.inputs)
+        with self._precision():
+            own = own_losses(self._loss, loss, outputs, joined)
+        self._require_finite(own, step)
+        gradient, scale = replica.learn(loss, joined.inputs, own.mean)
         answers = {}
         for device, part in joined.by_device(gradient):
-            # The joint mean divides by everybody's examples; a device is handed the
-            # gradient of its own mean, so that it learns at the rate the user set.
+            # The mean divides by everybody's examples; a device is handed the gradient
+            # of its own loss, so that it learns at the rate the user set.
             factor = joined.num_examples / joined.sizes[device] / scale
-            answers[device] = (part if factor == 1 else part * factor, losses[device])
+            if device in own.undefined:
+                part = torch.zeros_like(part)
+            value = own.values[device]
+            answers[device] = (part if factor == 1 else part * factor, value)
         return answers
 
-    def _losses_by_device(
-        self, loss: torch.Tensor, outputs: torch.Tensor, joined: JoinedBatch
-    ) -> dict[int, float]:
-        if len(joined.sizes) == 1:
-            return dict.fromkeys(joined.sizes, float(loss.detach()))
-        targets = dict(joined.by_device(joined.targets))
-        with torch.no_grad(), self._precision():
-            return {
-                device: float(self._loss(part, targets[device]))
-                for device, part in joined.by_device(outputs.detach())
-            }
-
-    def _call_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _call_loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         try:
             loss = self._loss(outputs, targets)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -217,21 +221,30 @@ class ServerHalf:
                 raise
             raise SettingError(
                 f"the loss does not take these targets: {error} (outputs "
-                f"{tuple(outputs.shape)} {outputs.dtype}, targets "
-                f"{tuple(targets.shape)} {targets.dtype} on {targets.device})"
+                f"{_describe(outputs)}, targets {_describe(targets)} on "
+                f"{targets.device})"
             ) from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise SettingError("the loss must return one scalar tensor")
         self._checked = True
         return loss
 
-    def _require_finite(self, losses: Mapping[int, float], step: int) -> None:
-        bad = {k: v for k, v in losses.items() if not math.isfinite(v)}
-        if bad:
+    def _require_finite(self, own: OwnLosses, step: int) -> None:
+        if bad := own.not_finite:
             named = ", ".join(f"{v} on device {k}" for k, v in bad.items())
             raise DivergedError(
                 f"the loss is {named}, round {self._round}, step {step}; lower the "
                 "learning rate, clip gradients, or look at that device's data"
+            )
+        for device in sorted(own.undefined - self._said):
+            self._said.add(device)
+            logger.warning(
+                "round %d, step %d: all targets of device %d are ignored, its loss is "
+                "NaN: its gradient is zero and its loss is left out of the mean, here "
+                "and from now on",
+                self._round,
+                step,
+                device,
             )
 
     def _precision(self) -> torch.autocast:
@@ -240,6 +253,12 @@ class ServerHalf:
             dtype=self._autocast or torch.bfloat16,
             enabled=self._autocast is not None,
         )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    return f"of type {type(value).__name__}"
 
 
 def _require_settings(
