@@ -55,9 +55,18 @@ class TrainedNetwork:
         self.module.load_state_dict(in_dtypes_of(state, own))
 
     def part(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the state, on the CPU, as it travels."""
-        state = self.module.state_dict()
-        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        """Return a copy of the state, on the CPU, as it travels.
+
+        Names of one tied weight share their copy, so that they are coded alike.
+        """
+        copies: dict[tuple[object, ...], torch.Tensor] = {}
+        part = {}
+        for name, tensor in self.module.state_dict().items():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place not in copies:
+                copies[place] = tensor.detach().cpu().clone()
+            part[name] = copies[place]
+        return part
 
     def hold(self, optimizer: Optimizer | None) -> None:
         """Keep what is pruned as it is while this optimizer steps."""
@@ -136,4 +145,22 @@ def read_mask(
         return FullMask()
     if structured:
         return ChannelMask.from_bytes(data, channels())
+    _require_own_weights(full)
     return ElementMask.from_bytes(data, prunable_shapes(full.state_dict()))
+
+
+def _require_own_weights(full: nn.Module) -> None:
+    """Refuse what an unstructured mask would take for a weight of its own."""
+    own = dict(full.named_parameters())
+    shared = dict(full.named_parameters(remove_duplicate=False))
+    for name in prunable_shapes(full.state_dict()):
+        if name in own:
+            continue
+        what = "a buffer (register it with persistent=False"
+        if name in shared:
+            first = next(n for n, p in own.items() if p is shared[name])
+            what = f"tied to {first!r} (untie them"
+        raise SettingError(
+            f"the front's {name!r} cannot be pruned by weights: it is {what}, prune "
+            "channels with structured=True, or set prune=0)"
+        )

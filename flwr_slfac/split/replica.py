@@ -2,12 +2,16 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from flwr_slfac.split.device import has_batch_norm
 from flwr_slfac.split.tuning import Tuning
 
+# Of what torch says when a BatchNorm is given one value a channel.
+_ONE_VALUE = "Expected more than 1 value per channel"
 MakeTuning = Callable[[Iterable[nn.Parameter]], Tuning]
 
 
@@ -49,6 +53,25 @@ class Replica:
         other = Replica(module, self._make_tuning, self._precision, self._where)
         other.tuning.load(self.tuning.state(moments=False))
         return other
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        """Return what the model gives for a training batch.
+
+        None if it is one example that a BatchNorm cannot normalise; nothing has then
+        changed.
+        """
+        if len(inputs) > 1 or not has_batch_norm(self.module):
+            return self.module(inputs)
+        before = {name: b.clone() for name, b in self.module.named_buffers()}
+        try:
+            return self.module(inputs)
+        except ValueError as error:
+            if _ONE_VALUE not in str(error):
+                raise
+            with torch.no_grad():
+                for name, buffer in self.module.named_buffers():
+                    buffer.copy_(before[name])
+            return None
 
     def learn(
         self,

@@ -1,6 +1,7 @@
 """The server's side of a step: back, loss, backward, update, under any scheme."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -126,10 +127,11 @@ class ServerHalf:
             For each device the gradient of its own loss with respect to its
             activations, in their shape and dtype, and that loss: the loss function of
             its own outputs and targets. A device whose targets are all ignored has
-            none: zeros, and NaN. Under ``parallel`` the back itself takes the step of
-            the loss of the joined batch; where it couples examples (BatchNorm), the
-            gradient is that of the mean of all own losses, weighted by examples, as
-            multiple of the device's own share.
+            none: zeros, and NaN; nor has one that is alone in a step, under
+            ``parallel``, with one example that a BatchNorm cannot normalise. Under
+            ``parallel`` the back itself takes the step of the loss of the joined batch;
+            where it couples examples (BatchNorm), the gradient is that of the mean of
+            all own losses, weighted by examples, as multiple of the device's share.
 
         Raises
         ------
@@ -196,7 +198,9 @@ class ServerHalf:
         seed = seed_for(self._seed, self._round, noise, step, "back")
         with seeded(seed, self.where), self._precision():
             # A copy, because the back may begin with an operation in place.
-            outputs = replica.module(joined.inputs.clone())
+            outputs = replica.forward(joined.inputs.clone())
+            if outputs is None:
+                return self._left_out(joined, step)
             loss = self._call_loss(outputs, joined.targets)
         with self._precision():
             own = own_losses(self._loss, loss, outputs, joined)
@@ -212,6 +216,22 @@ class ServerHalf:
             value = own.values[device]
             answers[device] = (part if factor == 1 else part * factor, value)
         return answers
+
+    def _left_out(
+        self, joined: JoinedBatch, step: int
+    ) -> dict[int, tuple[torch.Tensor, float]]:
+        """Answer a step that nobody takes: its one example cannot be normalised."""
+        for device in joined.sizes:
+            logger.warning(
+                "round %d, step %d: device %d is alone with one example, which the "
+                "BatchNorm of the back cannot normalise; the step is left out (set "
+                "drop_last=True or another batch_size)",
+                self._round,
+                step,
+                device,
+            )
+        gradient = torch.zeros_like(joined.inputs)
+        return {k: (part, math.nan) for k, part in joined.by_device(gradient)}
 
     def _call_loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         try:
