@@ -108,9 +108,9 @@ class DeviceFront:
         for rule in self._rules:
             rule.start(self.network)
         self._tuning = self._new_tuning()
-        # Moments of another mask fit no more.
-        if _same_mask(begin, kept):
-            self._tuning.load(kept.get("tuning", {}))
+        # Moments of another mask fit no more; the schedule goes on.
+        same_mask = _same_mask(begin, kept)
+        self._tuning.load(kept.get("tuning", {}), moments=same_mask)
         self._tuning.start_round(begin.server_round)
 
     def forward(self, inputs: torch.Tensor, moment: Moment) -> torch.Tensor:

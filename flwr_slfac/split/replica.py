@@ -1,7 +1,7 @@
 """A server-side model with what trains it: one for all devices, or a copy for each."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,11 @@ class Replica:
         Mixed precision of the forward; torch.float16 wants a scaled loss.
     where : torch.device
         Where the model runs.
+
+    Attributes
+    ----------
+    num_steps : int
+        Steps that it learned from.
     """
 
     def __init__(
@@ -43,16 +48,32 @@ class Replica:
         self._scaler = torch.amp.GradScaler(
             where.type, enabled=precision is torch.float16
         )
+        self.num_steps = 0
 
     def copy(self) -> "Replica":
         """Return a replica on a copy of the model, at the same place of the schedule.
 
-        Its optimizer starts without moments.
+        Its optimizer starts without moments, its loss is scaled as here.
         """
         module = copy.deepcopy(self.module)
         other = Replica(module, self._make_tuning, self._precision, self._where)
         other.tuning.load(self.tuning.state(moments=False))
+        other._take_scale(self)
         return other
+
+    def go_on_from(self, copies: Sequence["Replica"]) -> None:
+        """Take over how far copies have come, but for their weights.
+
+        The schedule is that of the copy that took the most steps, the first of several;
+        the scale of the loss is the smallest, at which none of them overflowed.
+        """
+        longest = max(copies, key=lambda replica: replica.num_steps)
+        self.tuning.load(longest.tuning.state(moments=False))
+        self._take_scale(min(copies, key=lambda r: r._scaler.get_scale()))
+
+    def _take_scale(self, other: "Replica") -> None:
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(other._scaler.state_dict())
 
     def forward(self, inputs: torch.Tensor) -> Any:
         """Return what the model gives for a training batch.
@@ -105,6 +126,7 @@ class Replica:
                 scaled, inputs, retain_graph=True, allow_unused=True
             )
         scale = self._step(loss)
+        self.num_steps += 1
         gradient = inputs.grad if own is None else own
         gradient = torch.zeros_like(inputs) if gradient is None else gradient
         if self._scaler.is_enabled() and not bool(torch.isfinite(gradient).all()):

@@ -169,9 +169,7 @@ class ServerHalf:
             states = [self._copies[k].module.state_dict() for k in finished]
             weights = [num_examples[k] for k in finished]
             self.back.load_state_dict(weighted_average(states, weights))
-            # The schedule goes on from the device that took the most steps.
-            longest = self._copies[max(finished, key=lambda k: num_examples[k])]
-            self._main.tuning.load(longest.tuning.state(moments=False))
+            self._main.go_on_from([self._copies[k] for k in finished])
         self._copies = {}
 
     def evaluate(self, batch: Batch) -> dict[str, float]:

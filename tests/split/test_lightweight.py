@@ -153,6 +153,39 @@ def test_every_scheme_trains_and_needs_no_live_object(
     assert once.rounds[-1].loss < once.rounds[0].loss
 
 
+@pytest.mark.parametrize("structured", [True, False])
+def test_a_schedule_per_step_goes_on_under_another_mask(structured: bool) -> None:
+    """Masks change from round to round; the device's schedule does not restart."""
+    rates: list[float] = []
+
+    class Recording(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    front, back = net()
+    setting = Lightweight(prune=[0.5, 0.25, 0.5], structured=structured)
+    for keep in (True, False):
+        rates.clear()
+        train_locally(
+            builders.devices(
+                front,
+                [16],
+                optimizer=partial(Recording, lr=1.0, momentum=0.9),
+                scheduler=partial(StepLR, step_size=1, gamma=0.5),
+                scheduler_per="step",
+                keep_optimizer=keep,
+            ),
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=3,
+            lightweight=setting,
+            make_link=ForgetfulLink,
+            evaluate=False,
+        )
+        assert rates == pytest.approx([0.5**i for i in range(6)])
+
+
 def test_pruned_channels_are_zero_and_do_not_travel() -> None:
     """A device downloads, runs and uploads half the channels; the others are zero."""
     result = run(Lightweight(prune=0.5), num_rounds=1)
