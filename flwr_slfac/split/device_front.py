@@ -140,6 +140,7 @@ class DeviceFront:
         tuning.zero_grad()
         if sent.requires_grad:
             sent.backward(gradient)  # type: ignore[no-untyped-call]
+        self._trained.drop_gradients()
         for rule in self._rules:
             rule.apply(self.network, moment)
         tuning.step()

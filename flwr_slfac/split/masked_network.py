@@ -71,6 +71,9 @@ class TrainedNetwork:
     def hold(self, optimizer: Optimizer | None) -> None:
         """Keep what is pruned as it is while this optimizer steps."""
 
+    def drop_gradients(self) -> None:
+        """Drop the gradients of what is pruned, before anything is made of them."""
+
 
 class ZeroedNetwork(TrainedNetwork):
     """A whole network in which single weights are zero; the others travel.
@@ -107,6 +110,15 @@ class ZeroedNetwork(TrainedNetwork):
         """Keep pruned weights at zero while this optimizer steps."""
         if optimizer is not None:
             keep_pruned_zero(optimizer, self.module, self._mask)
+
+    @torch.no_grad()
+    def drop_gradients(self) -> None:
+        """Set the gradients of pruned weights to zero."""
+        own = dict(self.module.named_parameters())
+        for name, kept in self._mask.masks.items():
+            gradient = own[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(~kept.to(gradient.device), 0)
 
 
 def masked_network(full: nn.Module, mask: Mask) -> TrainedNetwork:
