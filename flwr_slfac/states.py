@@ -77,19 +77,22 @@ def weighted_average(
 ) -> dict[str, torch.Tensor]:
     """Average states by weight, summing in the order given, as Flower's FedAvg does.
 
-    Floating-point tensors keep their dtype; integer ones are averaged in float64 and
-    rounded.
+    Floating-point and complex tensors keep their dtype; integer ones are averaged in
+    float64 and rounded. A bool is what most of the weight says, False if it is even.
 
     Examples
     --------
     >>> weighted_average([{"w": torch.zeros(2)}, {"w": torch.ones(2)}], [1, 3])
     {'w': tensor([0.7500, 0.7500])}
+    >>> on, off = torch.tensor(True), torch.tensor(False)
+    >>> weighted_average([{"on": on}, {"on": off}], [3, 1])
+    {'on': tensor(True)}
     """
     total = sum(weights)
     factors = [w / total for w in weights]
     average = {}
     for name, first in states[0].items():
-        floating = first.is_floating_point()
+        floating = first.is_floating_point() or first.is_complex()
         summed: torch.Tensor | None = None
         for state, factor in zip(states, factors, strict=True):
             value = state[name] if floating else state[name].double()

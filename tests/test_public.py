@@ -54,8 +54,8 @@ PUBLIC = {
         channel_groups
     """,
     "flwr_slfac.lightweight.quantization": """
-        pack_update qsgd_variance quantize quantize_gradients unpack_update
-        update_variance
+        pack_update qsgd_variance quantize quantize_gradients require_sendable
+        unpack_update update_variance
     """,
     "flwr_slfac.split": """
         SCHEMES Batch Begin CutFeature Description Device DeviceHalf

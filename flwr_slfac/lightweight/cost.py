@@ -85,14 +85,24 @@ def step_cost(
 def _count(front: nn.Module, inputs: torch.Tensor) -> tuple[int, int, int]:
     """Count operations and saved bytes on tensors that have a shape and no values.
 
-    So a device need not bear the whole front to tell what it would cost.
+    So a device need not bear the whole front to tell what it would cost. A front that
+    asks for values, or makes tensors of its own, runs on a copy with values.
     """
-    meta = copy.deepcopy(front).to("meta").train()
+    try:
+        meta = copy.deepcopy(front).to("meta")
+        return _count_on(meta, inputs.detach().to("meta"))
+    except (RuntimeError, NotImplementedError):
+        cuda = [inputs.device] if inputs.is_cuda else []
+        with torch.random.fork_rng(devices=cuda):
+            return _count_on(copy.deepcopy(front), inputs.detach())
+
+
+def _count_on(front: nn.Module, inputs: torch.Tensor) -> tuple[int, int, int]:
     with (
         FlopCounterMode(display=False) as forward,
-        saved_in_8_bits(meta, enabled=False) as saved,
+        saved_in_8_bits(front, enabled=False) as saved,
     ):
-        out = meta(inputs.detach().to("meta"))
+        out = front.train()(inputs)
     if not out.requires_grad:
         return forward.get_total_flops(), 0, saved.raw_num_bytes
     with FlopCounterMode(display=False) as backward:

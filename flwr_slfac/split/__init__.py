@@ -28,6 +28,7 @@ from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
 from flwr_slfac.split.masked_fronts import Fronts, fronts_for
 from flwr_slfac.split.metrics import accuracy
+from flwr_slfac.split.own_losses import Loss
 from flwr_slfac.split.place import Moment, Place, seed_for
 from flwr_slfac.split.protocol import (
     Begin,
@@ -46,7 +47,7 @@ from flwr_slfac.split.results import DeviceResult, RoundResult
 from flwr_slfac.split.rounds import Rounds
 from flwr_slfac.split.scheme import SCHEMES, Scheme
 from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
-from flwr_slfac.split.server_half import Loss, Metric, ServerHalf
+from flwr_slfac.split.server_half import Metric, ServerHalf
 
 __all__ = [
     "SCHEMES",

@@ -10,6 +10,7 @@ from torch import nn
 from flwr_slfac.errors import SettingError, TrainingError
 from flwr_slfac.lightweight import StepCost, step_cost
 from flwr_slfac.lightweight.pruning import Channels, FullMask, channel_groups
+from flwr_slfac.split.buffers import changed_buffers, put_buffers, unsent_buffers
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.front_features import (
     Activations,
@@ -32,7 +33,8 @@ class DeviceFront:
 
     Between rounds it has no state of its own: what the device keeps is a mapping that
     `finish` returns and `take` and `start` are given, with the keys ``front`` (of a
-    front that stays on the device), ``mask``, ``residual`` and ``tuning``.
+    front that stays on the device), ``mask``, ``residual``, ``tuning`` and ``buffers``
+    (those that are not persistent, if they changed).
 
     Parameters
     ----------
@@ -49,6 +51,8 @@ class DeviceFront:
         self._full = device.front.to(self._where)
         self._mask = b""
         self._trained = masked_network(self._full, FullMask())
+        # Of buffers that no state dict names, those that the front came with.
+        self._unsent_full = self._unsent = unsent_buffers(self._full)
         self._activations = Activations()
         self._rules: list[GradientRule] = []
         self._update = FrontUpdate()
@@ -91,6 +95,8 @@ class DeviceFront:
             front = resident["state"]
         self._configure(begin)
         self._trained.load(front, who)
+        own = kept.get("buffers", {}) if _same_mask(begin, kept) else {}
+        put_buffers(self.network, {**self._unsent, **own})
         return True
 
     def start(self, begin: Begin, kept: Kept) -> None:
@@ -102,9 +108,9 @@ class DeviceFront:
         for rule in self._rules:
             rule.start(self.network)
         self._tuning = self._new_tuning()
-        # Moments of another mask fit no more.
-        if _same_mask(begin, kept):
-            self._tuning.load(kept.get("tuning", {}))
+        # Moments of another mask fit no more; the schedule goes on.
+        same_mask = _same_mask(begin, kept)
+        self._tuning.load(kept.get("tuning", {}), moments=same_mask)
         self._tuning.start_round(begin.server_round)
 
     def forward(self, inputs: torch.Tensor, moment: Moment) -> torch.Tensor:
@@ -134,6 +140,7 @@ class DeviceFront:
         tuning.zero_grad()
         if sent.requires_grad:
             sent.backward(gradient)  # type: ignore[no-untyped-call]
+        self._trained.drop_gradients()
         for rule in self._rules:
             rule.apply(self.network, moment)
         tuning.step()
@@ -170,6 +177,9 @@ class DeviceFront:
             keeps["tuning"] = tuning.state(moments=d.keep_optimizer)
         if begin.mask:
             keeps["mask"] = begin.mask
+        buffers = changed_buffers(self.network, self._unsent)
+        if unsent := {n: b for n, b in buffers.items() if n not in part}:
+            keeps["buffers"] = unsent
         return sent, keeps
 
     def cost(self, begin: Begin, inputs: Callable[[], torch.Tensor]) -> StepCost | None:
@@ -189,7 +199,7 @@ class DeviceFront:
         self._update = FrontUpdate()
 
     def state(self) -> dict[str, Any]:
-        """Return the state of the round in progress, for `restore`."""
+        """Return the state of the round in progress; with buffers, for `restore`."""
         return {
             "front": self.network.state_dict(),
             "rules": [rule.state() for rule in self._rules],
@@ -203,6 +213,7 @@ class DeviceFront:
         """Take up the round that `state` describes."""
         self._configure(begin)
         self.network.load_state_dict(state["front"])
+        self.load_buffers(state["buffers"])
         for rule, own in zip(self._rules, state["rules"], strict=True):
             rule.load(own, self._where)
         self._update.reference = state["reference"]
@@ -212,17 +223,12 @@ class DeviceFront:
             self._tuning.load(state["tuning"])
 
     def buffers(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the buffers that a forward may change."""
-        state = self.network.state_dict()
-        names = {n for n, _ in self.network.named_buffers()}
-        return {n: t.clone() for n, t in state.items() if n in names}
+        """Return a copy of the buffers that a forward may change, or has changed."""
+        return changed_buffers(self.network, self._unsent)
 
     def load_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
         """Bring back what `buffers` returned."""
-        own = dict(self.network.named_buffers())
-        with torch.no_grad():
-            for name, value in buffers.items():
-                own[name].copy_(value)
+        put_buffers(self.network, {**self._unsent, **buffers})
 
     def _configure(self, begin: Begin) -> None:
         """Take over the configuration and the mask of a round."""
@@ -232,13 +238,16 @@ class DeviceFront:
         if begin.mask != self._mask:
             # The whole front, should the mask be refused.
             self._trained, self._mask = masked_network(self._full, FullMask()), b""
+            self._unsent = self._unsent_full
             mask = read_mask(
                 begin.mask,
                 self._full,
                 lambda: self.channels,
                 structured=begin.config.structured,
             )
+            put_buffers(self._full, self._unsent_full)
             self._trained, self._mask = masked_network(self._full, mask), begin.mask
+            self._unsent = unsent_buffers(self.network)
 
     def _new_tuning(self) -> Tuning:
         d = self._device

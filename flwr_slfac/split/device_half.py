@@ -13,7 +13,7 @@ import torch
 
 from flwr_slfac._release import require_release
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.split.batches import BatchOrder, Pair, fetch, require_batches
+from flwr_slfac.split.batches import fetch, require_batches
 from flwr_slfac.split.crossing import DeviceEnd
 from flwr_slfac.split.device import Device, has_batch_norm
 from flwr_slfac.split.device_front import DeviceFront
@@ -28,6 +28,7 @@ from flwr_slfac.split.protocol import (
     TrainReply,
     TrainRequest,
 )
+from flwr_slfac.split.reading import BatchReader
 
 _FIRST_FORWARD = -1  # "no forward has run yet in this round"
 
@@ -39,7 +40,7 @@ class _Round:
     begin: Begin
     place: Place
     end: DeviceEnd
-    order: BatchOrder | None = None
+    batches: BatchReader | None = None
 
 
 class DeviceHalf:
@@ -98,24 +99,24 @@ class DeviceHalf:
         start = time.perf_counter()
         if request.begin is not None and not self._begin_round(request.begin):
             return TrainReply(self.partition, 0, wants_front=True)
-        if self._round is None or self._round.order is None:
+        if self._round is None or self._round.batches is None:
             raise TrainingError(
                 f"{self._who} was asked for step {request.step} of a round that it did "
                 "not begin"
             )
-        now, order = self._round, self._round.order
+        now, batches = self._round, self._round.batches
         now.end.seconds = 0.0
         if request.gradient is not None:
-            self._backward(now, order, request.step - 1, request.gradient)
+            self._backward(now, batches, request.step - 1, request.gradient)
         smashed, results = None, {}
-        if request.step < order.num_steps:
-            smashed = self._forward(now, order, request.step)
+        if request.step < batches.order.num_steps:
+            smashed = self._forward(now, batches, request.step)
         else:
-            results = self._finish(now, order)
+            results = self._finish(now, batches)
         codec_s = now.end.seconds
         return TrainReply(
             device=self.partition,
-            num_steps=order.num_steps,
+            num_steps=batches.order.num_steps,
             smashed=smashed,
             done=smashed is None,
             **results,
@@ -166,11 +167,10 @@ class DeviceHalf:
         """
         if self._round is None:
             return None
-        front = self._front.state()
-        front["front"] = {**front["front"], **self._buffers_before}
+        front = {**self._front.state(), "buffers": self._buffers_before}
         now, begin = self._round, replace(self._round.begin, front=None)
-        trains = now.order is not None
-        return Snapshot(begin, trains, self._step, front, now.end.state())
+        mark = None if now.batches is None else now.batches.mark
+        return Snapshot(begin, mark, self._step, front, now.end.state())
 
     def restore(self, snapshot: Snapshot | None) -> None:
         """Take up the round that `snapshot` describes; the graph is lost."""
@@ -180,8 +180,9 @@ class DeviceHalf:
             return
         self._front.restore(snapshot.begin, snapshot.front)
         self._buffers_before = self._front.buffers()
-        order = self._batches(snapshot.begin) if snapshot.trains else None
-        self._round = self._open(snapshot.begin, order)
+        mark = snapshot.batch
+        batches = None if mark is None else self._batches(snapshot.begin, mark)
+        self._round = self._open(snapshot.begin, batches)
         self._round.end.load(snapshot.memory)
         self._step = snapshot.step
 
@@ -189,24 +190,25 @@ class DeviceHalf:
     def _who(self) -> str:
         return f"device {self.partition}"
 
-    def _open(self, begin: Begin, order: BatchOrder | None) -> _Round:
+    def _open(self, begin: Begin, batches: BatchReader | None) -> _Round:
         """Open this device's end of the stream for training or evaluation."""
         place = Place(begin.seed, begin.server_round, self.partition)
-        trains, memory = order is not None, (self.kept or {}).get("memory", {})
+        trains, memory = batches is not None, (self.kept or {}).get("memory", {})
         features = [f for f in begin.cut_features if trains or f.in_evaluation]
-        return _Round(begin, place, DeviceEnd(begin.up, features, place, memory), order)
+        end = DeviceEnd(begin.up, features, place, memory)
+        return _Round(begin, place, end, batches)
 
     def _begin_round(self, begin: Begin) -> bool:
         """Take up a round; return False if its front is not here."""
         require_release(begin.release, self._who)
-        order = self._batches(begin)
+        batches = self._batches(begin)
         kept = self.kept or {}
         if not self._front.take(begin, kept, self._who):
             return False
         smallest = max(begin.min_batch, 2 if has_batch_norm(self.front) else 1)
-        require_batches(order, smallest, self._who)
+        require_batches(batches.order, smallest, self._who)
         self._graph, self._step = None, _FIRST_FORWARD
-        self._round = self._open(begin, order)
+        self._round = self._open(begin, batches)
         self._front.start(begin, kept)
         self._buffers_before = self._front.buffers()
         return True
@@ -216,26 +218,28 @@ class DeviceHalf:
         if not self._front.take(begin, self.kept or {}, self._who):
             raise TrainingError(f"{self._who} lacks the front that it is to test")
         self._round = self._open(begin, None)
+        self._buffers_before = self._front.buffers()
 
-    def _forward(self, now: _Round, order: BatchOrder, step: int) -> Smashed:
+    def _forward(self, now: _Round, batches: BatchReader, step: int) -> Smashed:
         """Run the front over a batch and code what comes out."""
         if step == self._step + 1:
             self._buffers_before = self._front.buffers()
             now.end.mark()
+            inputs, targets = batches.read(step)
         elif step == self._step:
             self._front.load_buffers(self._buffers_before)
             now.end.rewind()
+            inputs, targets = batches.again(step)
         else:
             raise self._out_of_step(step)
         self._step = step
-        inputs, targets = self._batch(now, order, step)
         out = self._front.forward(inputs, now.place.at(step))
         sent = now.end.apply(out, step)
         self._graph = self._front.handle(sent)
         return now.end.send(sent, targets, step, out.shape)
 
     def _backward(
-        self, now: _Round, order: BatchOrder, step: int, frame: bytes
+        self, now: _Round, batches: BatchReader, step: int, frame: bytes
     ) -> None:
         """Take the step that a gradient asks for, unless it was taken already."""
         if step == self._step - 1 and step >= 0:
@@ -245,17 +249,17 @@ class DeviceHalf:
         moment = now.place.at(step)
         if self._graph is None:
             self._front.load_buffers(self._buffers_before)
-            out = self._front.forward(self._batch(now, order, step)[0], moment)
+            out = self._front.forward(batches.again(step)[0], moment)
             self._graph = self._front.handle(now.end.apply(out, step))
         gradient = now.end.receive(frame, self._graph, step)
         self._front.step(self._graph, gradient, moment)
         self._graph = None
 
-    def _finish(self, now: _Round, order: BatchOrder) -> dict[str, Any]:
+    def _finish(self, now: _Round, batches: BatchReader) -> dict[str, Any]:
         """Return what the last reply holds, and keep what outlives the round."""
         begin, moment = now.begin, now.place.at(self._step)
         sent, keeps = self._front.finish(begin, moment, self.kept or {})
-        sent["cost"] = self._front.cost(begin, lambda: self._batch(now, order, 0)[0])
+        sent["cost"] = self._front.cost(begin, lambda: batches.example(0)[0])
         if memory := now.end.lasting:
             keeps["memory"] = memory
         self.kept = keeps or None
@@ -274,22 +278,20 @@ class DeviceHalf:
             inputs, _ = fetch(self.device.train_set, torch.tensor([0]))
         return inputs.to(self._where)
 
-    def _batch(self, now: _Round, order: BatchOrder, step: int) -> Pair:
-        with seeded(now.place.at(step).seed_of("data"), self._where):
-            return fetch(self.device.train_set, order.indices(step))
-
     def _test_batch(self, now: _Round, index: int, sizes: list[int]) -> Smashed:
         if self.device.test_set is None:
             raise self._out_of_step(index)
-        first = sum(sizes[:index])
-        indices = torch.arange(first, first + sizes[index])
+        indices = torch.arange(sizes[index]) + sum(sizes[:index])
         with seeded(now.place.at(index).seed_of("test"), self._where):
             inputs, targets = fetch(self.device.test_set, indices)
             out = self._front.test(inputs)
         return now.end.send_test(out, targets, index)
 
-    def _batches(self, begin: Begin) -> BatchOrder:
-        return self.device.batches(begin.seed, begin.server_round, self.partition)
+    def _batches(self, begin: Begin, mark: str = "") -> BatchReader:
+        device = self.device
+        place = Place(begin.seed, begin.server_round, self.partition)
+        order = device.batches(place.seed, place.server_round, place.device)
+        return BatchReader(device.train_set, order, place, self._where, mark)
 
     def _out_of_step(self, step: int) -> TrainingError:
         return TrainingError(

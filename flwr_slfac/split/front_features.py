@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from flwr_slfac.errors import DeviceError
+from flwr_slfac.errors import DeviceError, SettingError
 from flwr_slfac.lightweight import FULL_BITS, DeviceConfig
 from flwr_slfac.lightweight.activations import saved_in_8_bits, without_values
 from flwr_slfac.lightweight.quantization import (
     pack_update,
     quantize_gradients,
+    require_sendable,
     unpack_update,
 )
 from flwr_slfac.split.place import Moment
@@ -117,6 +118,21 @@ class QuantizedGradients(GradientRule):
     def __init__(self, bits: int, bucket: int) -> None:
         self._bits, self._bucket = bits, bucket
 
+    def start(self, network: nn.Module) -> None:
+        """Refuse weights whose gradients cannot be quantized.
+
+        Raises
+        ------
+        SettingError
+            If a weight is complex.
+        """
+        for name, p in network.named_parameters():
+            if p.is_complex() and p.requires_grad:
+                raise SettingError(
+                    f"the front's {name!r} is {p.dtype}, whose gradient is not "
+                    "quantized; set gradient_bits=32"
+                )
+
     def apply(self, network: nn.Module, moment: Moment) -> None:
         """Quantize the gradients of all parameters."""
         generator = moment.generator("gradient")
@@ -205,8 +221,15 @@ class QuantizedUpdate(FrontUpdate):
         self._bits, self._bucket, self._feedback = bits, bucket, error_feedback
 
     def start(self, part: Callable[[], State]) -> None:
-        """Keep the front that was sent."""
+        """Keep the front that was sent.
+
+        Raises
+        ------
+        SettingError
+            If updates of such a front cannot be quantized.
+        """
         self.reference = part()
+        require_sendable(self.reference)
 
     def pack(
         self, part: State, moment: Moment, residual: dict[str, torch.Tensor]

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from flwr_slfac.errors import SettingError
 from flwr_slfac.split.crossing import Batch
+from flwr_slfac.split.outputs import split_outputs
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class JoinedBatch:
         rows_per_example = len(tensor) // self.num_examples
         rows = [size * rows_per_example for size in self.sizes.values()]
         yield from zip(self.sizes, torch.split(tensor, rows), strict=True)
+
+    def outputs_by_device(self, outputs: Any) -> Iterator[tuple[int, Any]]:
+        """Yield each device's part of what the back gave.
+
+        Raises
+        ------
+        SettingError
+            If there is none.
+        """
+        parts = split_outputs(outputs, list(self.sizes.values()))
+        yield from zip(self.sizes, parts, strict=True)
 
 
 def _join(tensors: dict[int, torch.Tensor], what: str) -> torch.Tensor:

@@ -55,12 +55,24 @@ class TrainedNetwork:
         self.module.load_state_dict(in_dtypes_of(state, own))
 
     def part(self) -> dict[str, torch.Tensor]:
-        """Return a copy of the state, on the CPU, as it travels."""
-        state = self.module.state_dict()
-        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        """Return a copy of the state, on the CPU, as it travels.
+
+        Names of one tied weight share their copy, so that they are coded alike.
+        """
+        copies: dict[tuple[object, ...], torch.Tensor] = {}
+        part = {}
+        for name, tensor in self.module.state_dict().items():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if place not in copies:
+                copies[place] = tensor.detach().cpu().clone()
+            part[name] = copies[place]
+        return part
 
     def hold(self, optimizer: Optimizer | None) -> None:
         """Keep what is pruned as it is while this optimizer steps."""
+
+    def drop_gradients(self) -> None:
+        """Drop the gradients of what is pruned, before anything is made of them."""
 
 
 class ZeroedNetwork(TrainedNetwork):
@@ -99,6 +111,15 @@ class ZeroedNetwork(TrainedNetwork):
         if optimizer is not None:
             keep_pruned_zero(optimizer, self.module, self._mask)
 
+    @torch.no_grad()
+    def drop_gradients(self) -> None:
+        """Set the gradients of pruned weights to zero."""
+        own = dict(self.module.named_parameters())
+        for name, kept in self._mask.masks.items():
+            gradient = own[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(~kept.to(gradient.device), 0)
+
 
 def masked_network(full: nn.Module, mask: Mask) -> TrainedNetwork:
     """Return the network that a device trains under a mask."""
@@ -136,4 +157,22 @@ def read_mask(
         return FullMask()
     if structured:
         return ChannelMask.from_bytes(data, channels())
+    _require_own_weights(full)
     return ElementMask.from_bytes(data, prunable_shapes(full.state_dict()))
+
+
+def _require_own_weights(full: nn.Module) -> None:
+    """Refuse what an unstructured mask would take for a weight of its own."""
+    own = dict(full.named_parameters())
+    shared = dict(full.named_parameters(remove_duplicate=False))
+    for name in prunable_shapes(full.state_dict()):
+        if name in own:
+            continue
+        what = "a buffer (register it with persistent=False"
+        if name in shared:
+            first = next(n for n, p in own.items() if p is shared[name])
+            what = f"tied to {first!r} (untie them"
+        raise SettingError(
+            f"the front's {name!r} cannot be pruned by weights: it is {what}, prune "
+            "channels with structured=True, or set prune=0)"
+        )

@@ -210,18 +210,18 @@ class Snapshot:
     ----------
     begin : Begin
         What it was told at the start, without the front.
-    trains : bool
-        Whether it trains in the round, or evaluates.
+    batch : str or None
+        Fingerprint of the batch of its last forward; None if it evaluates.
     step : int
         Its last forward, -1 before the first.
     front : dict
-        `DeviceFront.state`, with the buffers that were before that forward.
+        `DeviceFront.state`, and the ``buffers`` that were before that forward.
     memory : tuple of dict
         `DeviceEnd.state`.
     """
 
     begin: Begin
-    trains: bool
+    batch: str | None
     step: int
     front: dict[str, Any]
     memory: tuple[Memory, Memory, Memory]

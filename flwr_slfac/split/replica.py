@@ -1,14 +1,18 @@
 """A server-side model with what trains it: one for all devices, or a copy for each."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from flwr_slfac.split.device import has_batch_norm
 from flwr_slfac.split.tuning import Tuning
 
+# Of what torch says when a BatchNorm is given one value a channel.
+_ONE_VALUE = "Expected more than 1 value per channel"
 MakeTuning = Callable[[Iterable[nn.Parameter]], Tuning]
 Check = Callable[[torch.Tensor], None]
 
@@ -26,6 +30,11 @@ class Replica:
         Mixed precision of the forward; torch.float16 wants a scaled loss.
     where : torch.device
         Where the model runs.
+
+    Attributes
+    ----------
+    num_steps : int
+        Steps that it learned from.
     """
 
     def __init__(
@@ -41,21 +50,60 @@ class Replica:
         self._scaler = torch.amp.GradScaler(
             where.type, enabled=precision is torch.float16
         )
+        self.num_steps = 0
 
     def copy(self) -> "Replica":
         """Return a replica on a copy of the model, at the same place of the schedule.
 
-        Its optimizer starts without moments.
+        Its optimizer starts without moments, its loss is scaled as here.
         """
         module = copy.deepcopy(self.module)
         other = Replica(module, self._make_tuning, self._precision, self._where)
         other.tuning.load(self.tuning.state(moments=False))
+        other._take_scale(self)
         return other
 
+    def go_on_from(self, copies: Sequence["Replica"]) -> None:
+        """Take over how far copies have come, but for their weights.
+
+        The schedule is that of the copy that took the most steps, the first of several;
+        the scale of the loss is the smallest, at which none of them overflowed.
+        """
+        longest = max(copies, key=lambda replica: replica.num_steps)
+        self.tuning.load(longest.tuning.state(moments=False))
+        self._take_scale(min(copies, key=lambda r: r._scaler.get_scale()))
+
+    def _take_scale(self, other: "Replica") -> None:
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(other._scaler.state_dict())
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        """Return what the model gives for a training batch.
+
+        None if it is one example that a BatchNorm cannot normalise; nothing has then
+        changed.
+        """
+        if len(inputs) > 1 or not has_batch_norm(self.module):
+            return self.module(inputs)
+        before = {name: b.clone() for name, b in self.module.named_buffers()}
+        try:
+            return self.module(inputs)
+        except ValueError as error:
+            if _ONE_VALUE not in str(error):
+                raise
+            with torch.no_grad():
+                for name, buffer in self.module.named_buffers():
+                    buffer.copy_(before[name])
+            return None
+
     def learn(
-        self, loss: torch.Tensor, inputs: torch.Tensor, check: Check
+        self,
+        loss: torch.Tensor,
+        inputs: torch.Tensor,
+        check: Check,
+        handed: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
-        """Take a step down a loss; return its gradient with respect to the inputs.
+        """Take a step down a loss; return a gradient with respect to the inputs.
 
         Parameters
         ----------
@@ -65,17 +113,32 @@ class Replica:
             A leaf of that graph.
         check : callable
             Given the gradient before the update; raises if that is not to be taken.
+        handed : Tensor, optional
+            Another scalar of that graph, whose gradient is wanted instead.
 
         Returns
         -------
         gradient : Tensor
-            Of the shape of the inputs. Zeros where the loss scale overflowed: nobody
-            takes that step, and the scale shrinks.
+            Of the loss, or of `handed`; of the shape of the inputs. Zeros where the
+            loss scale overflowed: nobody takes that step, and the scale shrinks.
         scale : float
             What the loss, and so the gradient, was multiplied with.
         """
-        scale = self._step(loss, inputs, check)
-        gradient = _gradient_of(inputs)
+        own = None
+        if handed is not None and inputs.requires_grad:
+            scaled = self._scaler.scale(handed) if self._scales else handed
+            (own,) = torch.autograd.grad(
+                scaled, inputs, retain_graph=True, allow_unused=True
+            )
+        scale = self._scaler.get_scale() if self._scales else 1.0
+        scaled_loss = self._scaler.scale(loss) if self._scales else loss
+        scaled_loss.backward()  # type: ignore[no-untyped-call]
+        gradient = inputs.grad if own is None else own
+        gradient = torch.zeros_like(inputs) if gradient is None else gradient
+        if not self._scaler.is_enabled():
+            check(gradient)
+        self._update()
+        self.num_steps += 1
         if self._scaler.is_enabled() and not bool(torch.isfinite(gradient).all()):
             gradient = torch.zeros_like(gradient)
         return gradient, scale
@@ -93,23 +156,18 @@ class Replica:
                     own[name].copy_(value)
             raise
 
-    def _step(self, loss: torch.Tensor, inputs: torch.Tensor, check: Check) -> float:
-        """Backward and update; return the factor that the loss was scaled by."""
-        scaler = self._scaler
-        if not scaler.is_enabled() or self.tuning.optimizer is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            check(_gradient_of(inputs))
+    @property
+    def _scales(self) -> bool:
+        """Whether losses are scaled: in float16, if there is anything to train."""
+        return self._scaler.is_enabled() and self.tuning.optimizer is not None
+
+    def _update(self) -> None:
+        """Take the step that the gradients ask for, unless the scale overflowed."""
+        if not self._scales or self.tuning.optimizer is None:
             self.tuning.step()
-            return 1.0
-        scale = scaler.get_scale()
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.unscale_(self.tuning.optimizer)
+            return
+        self._scaler.unscale_(self.tuning.optimizer)
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         if all(bool(torch.isfinite(g).all()) for g in gradients):
             self.tuning.step()
-        scaler.update()
-        return float(scale)
-
-
-def _gradient_of(inputs: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
+        self._scaler.update()

@@ -1,6 +1,7 @@
 """What a round came to."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 from flwr_slfac.lightweight import StepCost
@@ -22,7 +23,8 @@ class DeviceResult:
     num_examples : int
         Examples that it trained on, counted in each epoch.
     loss : float
-        Mean training loss over those examples.
+        Mean training loss over those examples; batches whose targets are all ignored
+        have none, and if all are such it is NaN.
     cost : StepCost or None
         What a step cost the device, if it told.
     """
@@ -64,12 +66,12 @@ class RoundResult:
 
     @property
     def loss(self) -> float:
-        """Mean training loss over all examples; NaN if no device finished."""
-        total = sum(r.num_examples for r in self.finished.values())
+        """Mean training loss over all examples; NaN if no device has one."""
+        judged = [r for r in self.finished.values() if not math.isnan(r.loss)]
+        total = sum(r.num_examples for r in judged)
         if not total:
             return float("nan")
-        weighted = (r.loss * r.num_examples for r in self.finished.values())
-        return sum(weighted) / total
+        return sum(r.loss * r.num_examples for r in judged) / total
 
     @property
     def costs(self) -> dict[int, StepCost]:

@@ -260,8 +260,7 @@ class Round:
         requests = {}
         for device, (gradient, loss) in self._step(step, batches).items():
             stream, num_examples = streams[device], batches[device].num_examples
-            stream.num_examples += num_examples
-            stream.loss_sum += loss * num_examples
+            stream.learned(loss, num_examples)
             self._run.side.size.learn(batches[device].activations)
             frame = stream.end.send(gradient, step)
             requests[stream.key] = TrainRequest(step + 1, gradient=frame)

@@ -1,13 +1,14 @@
 """The server's side of a step: back, loss, backward, update, under any scheme."""
 
-import math
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from flwr_slfac.errors import DivergedError, SettingError
+from flwr_slfac.errors import SettingError
 from flwr_slfac.split.crossing import Batch
 from flwr_slfac.split.device import (
     OptimizerFactory,
@@ -16,14 +17,17 @@ from flwr_slfac.split.device import (
     require_positive,
 )
 from flwr_slfac.split.joined import JoinedBatch
+from flwr_slfac.split.own_losses import Loss, own_losses
 from flwr_slfac.split.place import seed_for, seeded
 from flwr_slfac.split.replica import MakeTuning, Replica
 from flwr_slfac.split.scheme import Scheme, require_scheme
+from flwr_slfac.split.step_checks import StepChecks
 from flwr_slfac.split.tuning import Tuning
 from flwr_slfac.states import weighted_average
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Metric = Callable[[torch.Tensor, torch.Tensor], "torch.Tensor | float"]
+logger = logging.getLogger("flwr")
+
+Metric = Callable[[Any, torch.Tensor], "torch.Tensor | float"]
 _ALL_DEVICES = -1  # in place of a partition id, for noise that is nobody's own
 
 
@@ -35,7 +39,10 @@ class ServerHalf:
     back : nn.Module
         The server-side model, ``cut(model, at=...).back``; trained in place.
     loss : callable
-        From (outputs, targets) to a scalar, the mean over the batch.
+        From (outputs, targets) to a scalar, as a rule the mean over the batch. The
+        outputs are what the back gives; under ``parallel`` with several devices their
+        tensors (in tuples, lists, dicts, dataclasses) begin with the batch. Weights of
+        classes, ignored targets and sums are followed: see `step`.
     optimizer, scheduler, scheduler_per, clip_norm
         As in `Device`, for the back. The optimizer's state lives as long as the run,
         except under ``sflv1``, where each copy starts a round afresh.
@@ -82,6 +89,7 @@ class ServerHalf:
         self._seed = 0
         self._round = 0
         self._checked = False
+        self._checks = StepChecks()
 
     @property
     def back(self) -> nn.Module:
@@ -116,8 +124,14 @@ class ServerHalf:
         Returns
         -------
         dict of int to (Tensor, float)
-            For each device the gradient of its own mean loss with respect to its
-            activations, in their shape and dtype, and that loss.
+            For each device the gradient of its own loss with respect to its
+            activations, in their shape and dtype, and that loss: the loss function of
+            its own outputs and targets. A device whose targets are all ignored has
+            none: zeros, and NaN; nor has one that is alone in a step, under
+            ``parallel``, with one example that a BatchNorm cannot normalise. Under
+            ``parallel`` the back itself takes the step of the loss of the joined batch;
+            where it couples examples (BatchNorm), the gradient is that of the mean of
+            all own losses, weighted by examples, as multiple of the device's share.
 
         Raises
         ------
@@ -155,9 +169,7 @@ class ServerHalf:
             states = [self._copies[k].module.state_dict() for k in finished]
             weights = [num_examples[k] for k in finished]
             self.back.load_state_dict(weighted_average(states, weights))
-            # The schedule goes on from the device that took the most steps.
-            longest = self._copies[max(finished, key=lambda k: num_examples[k])]
-            self._main.tuning.load(longest.tuning.state(moments=False))
+            self._main.go_on_from([self._copies[k] for k in finished])
         self._copies = {}
 
     def evaluate(self, batch: Batch) -> dict[str, float]:
@@ -178,18 +190,19 @@ class ServerHalf:
         nothing is changed.
         """
         replica = self._copies.get(device, self._main)
-        joined = JoinedBatch.of({device: batch})
+        joined, at = JoinedBatch.of({device: batch}), self._at(step)
         replica.module.eval()
         try:
             with replica.unless_it_fails(), self._precision():
                 outputs = replica.module(joined.inputs.clone())
                 loss = self._call_loss(outputs, joined.targets)
-                self._require_finite({device: float(loss.detach())}, step)
+                own = own_losses(self._loss, loss, outputs, joined)
+                self._checks.require_finite(own, at)
                 if joined.inputs.requires_grad:
                     gradients = torch.autograd.grad(
                         loss, joined.inputs, allow_unused=True, materialize_grads=True
                     )
-                    self._require_finite_gradient(joined, step, *gradients)
+                    self._checks.require_finite_gradient(joined, own, at, *gradients)
         except Exception as error:  # whatever a back or a loss of the user's raises
             return f"{type(error).__name__}: {error}"
         finally:
@@ -204,39 +217,33 @@ class ServerHalf:
         self, replica: Replica, step: int, batches: Mapping[int, Batch], noise: int
     ) -> dict[int, tuple[torch.Tensor, float]]:
         """One update of one server-side model on the joined batches."""
-        joined = JoinedBatch.of(batches)
+        joined, at = JoinedBatch.of(batches), self._at(step)
         replica.tuning.zero_grad()
         with replica.unless_it_fails():
             seed = seed_for(self._seed, self._round, noise, step, "back")
             with seeded(seed, self.where), self._precision():
                 # A copy, because the back may begin with an operation in place.
-                outputs = replica.module(joined.inputs.clone())
+                outputs = replica.forward(joined.inputs.clone())
+                if outputs is None:
+                    return self._checks.left_out(joined, at)
                 loss = self._call_loss(outputs, joined.targets)
-            losses = self._losses_by_device(loss, outputs, joined)
-            self._require_finite(losses, step)
-            check = partial(self._require_finite_gradient, joined, step)
-            gradient, scale = replica.learn(loss, joined.inputs, check)
+            with self._precision():
+                own = own_losses(self._loss, loss, outputs, joined)
+            self._checks.require_finite(own, at)
+            check = partial(self._checks.require_finite_gradient, joined, own, at)
+            gradient, scale = replica.learn(loss, joined.inputs, check, own.mean)
         answers = {}
         for device, part in joined.by_device(gradient):
-            # The joint mean divides by everybody's examples; a device is handed the
-            # gradient of its own mean, so that it learns at the rate the user set.
+            # The mean divides by everybody's examples; a device is handed the gradient
+            # of its own loss, so that it learns at the rate the user set.
             factor = joined.num_examples / joined.sizes[device] / scale
-            answers[device] = (part if factor == 1 else part * factor, losses[device])
+            if device in own.undefined:
+                part = torch.zeros_like(part)
+            value = own.values[device]
+            answers[device] = (part if factor == 1 else part * factor, value)
         return answers
 
-    def _losses_by_device(
-        self, loss: torch.Tensor, outputs: torch.Tensor, joined: JoinedBatch
-    ) -> dict[int, float]:
-        if len(joined.sizes) == 1:
-            return dict.fromkeys(joined.sizes, float(loss.detach()))
-        targets = dict(joined.by_device(joined.targets))
-        with torch.no_grad(), self._precision():
-            return {
-                device: float(self._loss(part, targets[device]))
-                for device, part in joined.by_device(outputs.detach())
-            }
-
-    def _call_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _call_loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         try:
             loss = self._loss(outputs, targets)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -244,34 +251,16 @@ class ServerHalf:
                 raise
             raise SettingError(
                 f"the loss does not take these targets: {error} (outputs "
-                f"{tuple(outputs.shape)} {outputs.dtype}, targets "
-                f"{tuple(targets.shape)} {targets.dtype} on {targets.device})"
+                f"{_describe(outputs)}, targets {_describe(targets)} on "
+                f"{targets.device})"
             ) from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise SettingError("the loss must return one scalar tensor")
         self._checked = True
         return loss
 
-    def _require_finite(self, losses: Mapping[int, float], step: int) -> None:
-        bad = {k: v for k, v in losses.items() if not math.isfinite(v)}
-        if bad:
-            named = ", ".join(f"{v} on device {k}" for k, v in bad.items())
-            raise DivergedError(
-                f"the loss is {named}, round {self._round}, step {step}; lower the "
-                "learning rate, clip gradients, or look at that device's data"
-            )
-
-    def _require_finite_gradient(
-        self, joined: JoinedBatch, step: int, gradient: torch.Tensor
-    ) -> None:
-        if bool(torch.isfinite(gradient).all()):
-            return
-        bad = [d for d, g in joined.by_device(gradient) if not g.isfinite().all()]
-        raise DivergedError(
-            f"the cut-layer gradient of device {bad[0]}, round {self._round}, step "
-            f"{step} is NaN or infinite; lower the learning rate, clip gradients, or "
-            "look at that device's data"
-        )
+    def _at(self, step: int) -> str:
+        return f"round {self._round}, step {step}"
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(
@@ -279,6 +268,12 @@ class ServerHalf:
             dtype=self._autocast or torch.bfloat16,
             enabled=self._autocast is not None,
         )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    return f"of type {type(value).__name__}"
 
 
 def _require_settings(

@@ -1,5 +1,6 @@
 """The server's notes on one device within a round."""
 
+import math
 from dataclasses import dataclass
 
 from flwr_slfac.errors import DeviceError
@@ -24,7 +25,9 @@ class Stream:
     num_examples : int
         Examples that were trained on so far.
     loss_sum : float
-        Training loss summed over them.
+        Training loss summed over the examples of batches that have one.
+    num_judged : int
+        How many those are.
     """
 
     key: int
@@ -33,11 +36,19 @@ class Stream:
     num_steps: int
     num_examples: int = 0
     loss_sum: float = 0.0
+    num_judged: int = 0
 
     @property
     def loss(self) -> float:
-        """Mean training loss."""
-        return self.loss_sum / max(self.num_examples, 1)
+        """Mean training loss; NaN if no batch had one."""
+        return self.loss_sum / self.num_judged if self.num_judged else math.nan
+
+    def learned(self, loss: float, num_examples: int) -> None:
+        """Take note of a batch that was trained on; its loss may be NaN."""
+        self.num_examples += num_examples
+        if not math.isnan(loss):
+            self.loss_sum += loss * num_examples
+            self.num_judged += num_examples
 
     def require_in_turn(self, reply: TrainReply, step: int) -> None:
         """Raise DeviceError unless a reply is the one that follows."""

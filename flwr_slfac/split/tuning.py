@@ -72,10 +72,13 @@ class Tuning:
         schedule = self.scheduler.state_dict() if self.scheduler else None
         return {"optimizer": optimizer, "scheduler": schedule}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state` returned."""
+    def load(self, state: dict[str, Any], *, moments: bool = True) -> None:
+        """Go on from a state that `state` returned; without its moments if asked."""
         if not state or not self.optimizer:
             return
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        self.optimizer.load_state_dict(
+            optimizer if moments else {**optimizer, "state": {}}
+        )
         if self.scheduler and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])

@@ -5,6 +5,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr_slfac.errors import SlfacError
 from flwr_slfac.split import DeviceHalf
 from flwr_slfac.transport.delivery import REFUSED
+from flwr_slfac.transport.record_state import require_recordable
 from flwr_slfac.transport.records import (
     SPLIT,
     from_description,
@@ -16,8 +17,17 @@ from flwr_slfac.transport.records import (
 
 
 def answer_train(half: DeviceHalf, content: RecordDict) -> RecordDict:
-    """Answer ``train.step``."""
-    return from_train_reply(half.train(to_train_request(content)))
+    """Answer ``train.step``.
+
+    Raises
+    ------
+    SettingError
+        Before training, if Flower could not carry the front back.
+    """
+    request = to_train_request(content)
+    if request.begin is not None:
+        require_recordable(half.front.state_dict())
+    return from_train_reply(half.train(request))
 
 
 def answer_evaluate(half: DeviceHalf, content: RecordDict) -> RecordDict:

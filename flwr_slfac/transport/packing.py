@@ -1,10 +1,10 @@
 """Training state to bytes and back, bit-exactly and without pickle.
 
 Layout: 4 bytes little-endian length of a JSON text, the text, then one `Identity`
-frame per tensor. In the JSON a tensor is ``{"$tensor": i}``, bytes are
-``{"$bytes": hex}``, a tuple is ``{"$tuple": [...]}`` and a dict
-``{"$dict": [[key, value], ...]}``, so that keys keep their type (an optimizer's state
-has integer keys).
+frame per tensor. In the JSON a tensor is ``{"$tensor": i}``, a complex one
+``{"$complex": {"$tensor": i}}``, bytes are ``{"$bytes": hex}``, a tuple is
+``{"$tuple": [...]}`` and a dict ``{"$dict": [[key, value], ...]}``, so that keys keep
+their type (an optimizer's state has integer keys).
 """
 
 import json
@@ -70,6 +70,8 @@ def _take(view: memoryview, start: int) -> tuple[memoryview, int]:
 
 
 def _flatten(value: Any, frames: list[bytes]) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_complex():
+        return {"$complex": _flatten(torch.view_as_real(value.resolve_conj()), frames)}
     if isinstance(value, torch.Tensor):
         frames.append(encode(value, Identity()))
         return {"$tensor": len(frames) - 1}
@@ -100,6 +102,8 @@ def _restore(value: Any, tensors: list[torch.Tensor]) -> Any:
         return value
     if "$tensor" in value:
         return tensors[value["$tensor"]]
+    if "$complex" in value:
+        return torch.view_as_complex(_restore(value["$complex"], tensors))
     if "$bytes" in value:
         return bytes.fromhex(value["$bytes"])
     if "$tuple" in value:

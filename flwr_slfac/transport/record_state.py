@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from flwr.app import ArrayRecord
 
-from flwr_slfac.errors import DecodeError
+from flwr_slfac.errors import DecodeError, SettingError
 from flwr_slfac.states import State
 
 
@@ -31,8 +31,26 @@ class RecordState(Mapping[str, torch.Tensor]):
         return len(self.record)
 
 
+def require_recordable(state: State) -> None:
+    """Raise SettingError if Flower's records, which are NumPy's, lack a dtype."""
+    for name, tensor in state.items():
+        if tensor.dtype is torch.bfloat16:
+            raise SettingError(
+                f"the front's {name!r} is {tensor.dtype}, which Flower's records do "
+                "not carry; keep the weights in float32 and run the front's forward "
+                "under torch.autocast"
+            )
+
+
 def as_record(state: State) -> ArrayRecord:
-    """Return a state dict as an ArrayRecord, without work if it is one already."""
+    """Return a state dict as an ArrayRecord, without work if it is one already.
+
+    Raises
+    ------
+    SettingError
+        If Flower has no record of a tensor.
+    """
     if isinstance(state, RecordState):
         return state.record
+    require_recordable(state)
     return ArrayRecord(dict(state))

@@ -20,7 +20,7 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
         {
             "begin": begin_to_fields(snapshot.begin),
             "mask": snapshot.begin.mask,
-            "trains": snapshot.trains,
+            "batch": snapshot.batch,
             "step": snapshot.step,
             "front": snapshot.front,
             "memory": snapshot.memory,
@@ -39,7 +39,7 @@ def unpack_snapshot(data: bytes) -> Snapshot:
     state = unpack_state(data)
     try:
         begin = replace(begin_of_fields(state["begin"]), mask=state["mask"])
-        parts = ("trains", "step", "front", "memory")
+        parts = ("batch", "step", "front", "memory")
         return Snapshot(begin, *(state[name] for name in parts))
     except (KeyError, TypeError) as error:
         raise DecodeError(f"the bytes are not a snapshot: {error}") from error

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import TensorDataset
 
 from flwr_slfac import Lightweight, Traffic, cut
 from flwr_slfac._release import RELEASE
@@ -27,11 +28,13 @@ from flwr_slfac.lightweight.pruning import (
     shrink,
 )
 from flwr_slfac.split import (
+    Device,
     DeviceHalf,
     Fronts,
     LocalLink,
     LocalResult,
     Rounds,
+    ServerHalf,
     TrainRequest,
     train_locally,
 )
@@ -151,6 +154,118 @@ def test_every_scheme_trains_and_needs_no_live_object(
     again = run(setting, scheme, ForgetfulLink, evaluate=False)
     builders.assert_same(dict(once.front), dict(again.front))
     assert once.rounds[-1].loss < once.rounds[0].loss
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_a_schedule_per_step_goes_on_under_another_mask(structured: bool) -> None:
+    """Masks change from round to round; the device's schedule does not restart."""
+    rates: list[float] = []
+
+    class Recording(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    front, back = net()
+    setting = Lightweight(prune=[0.5, 0.25, 0.5], structured=structured)
+    for keep in (True, False):
+        rates.clear()
+        train_locally(
+            builders.devices(
+                front,
+                [16],
+                optimizer=partial(Recording, lr=1.0, momentum=0.9),
+                scheduler=partial(StepLR, step_size=1, gamma=0.5),
+                scheduler_per="step",
+                keep_optimizer=keep,
+            ),
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=3,
+            lightweight=setting,
+            make_link=ForgetfulLink,
+            evaluate=False,
+        )
+        assert rates == pytest.approx([0.5**i for i in range(6)])
+
+
+def test_a_front_that_asks_for_values_has_a_cost() -> None:
+    """What a step costs is counted, too, where the forward makes or reads tensors."""
+
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+            return self.layers(x) if float(x.sum()) > -1e9 else x
+
+    front, x = Asking(), torch.randn(2, 1, 6, 6)
+    state = torch.get_rng_state()
+    cost = step_cost(front, front, x, saved_bits=8)
+    plain = step_cost(front.layers, front.layers, x, saved_bits=8)
+    assert cost == plain
+    assert cost.forward_flops > 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("how", ["clipped", "quantized"])
+def test_gradients_of_pruned_weights_count_for_nothing(how: str) -> None:
+    """Neither the norm that is clipped nor a quantizer's scale sees pruned weights.
+
+    The pruned weight's gradient is a thousand times that of the others.
+    """
+
+    class Loud(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.0, 2.0, 0.1, 3.0]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            factor = torch.tensor([1.0, 0.5, 1000.0, 0.25])
+            return x * (self.weight * factor).sum()
+
+    bits = 4 if how == "quantized" else 32
+    setting = Lightweight(
+        prune=0.25, structured=False, gradient_bits=bits, update_bits=32
+    )
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 3), torch.randn(4, 3)
+    device = Device(
+        Loud(),
+        partial(torch.optim.SGD, lr=1.0),
+        TensorDataset(x, y),
+        batch_size=4,
+        shuffle=False,
+        clip_norm=0.5 if how == "clipped" else None,
+    )
+    server = ServerHalf(nn.Identity(), nn.MSELoss(), partial(torch.optim.SGD, lr=0.0))
+    result = train_locally(
+        [device],
+        Loud().state_dict(),
+        server,
+        num_rounds=1,
+        lightweight=setting,
+        evaluate=False,
+    )
+    own = Loud()
+    kept = torch.tensor([[True, True, False, True]])
+    with torch.no_grad():
+        own.weight.mul_(kept)
+    before = own.weight.detach().clone()
+    nn.functional.mse_loss(own(x), y).backward()
+    assert own.weight.grad is not None
+    gradient = own.weight.grad * kept
+    if how == "clipped":
+        gradient = gradient / gradient.norm() * 0.5
+    step = before - result.front["weight"]
+    assert float(step[0, 2]) == 0
+    # A quantizer of 4 bits has 7 levels, the largest gradient being the last.
+    largest = gradient.abs().max()
+    tolerance = 1e-5 if how == "clipped" else float(largest) / 7
+    torch.testing.assert_close(step, gradient, rtol=1e-4, atol=tolerance)
+    assert int(step.count_nonzero()) == 3
 
 
 def test_pruned_channels_are_zero_and_do_not_travel() -> None:

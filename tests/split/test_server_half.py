@@ -222,6 +222,68 @@ def test_schedules_of_the_back(scheme: Scheme, per: str, want: list[float]) -> N
     assert rates == pytest.approx(want)
 
 
+def test_under_sflv1_the_schedule_follows_the_most_steps() -> None:
+    """The back's schedule goes on from the copy of most steps, not of most examples."""
+    rates = []
+
+    class Recording(SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+            super().step()
+
+    front, back = builders.halves()
+    server = builders.server(
+        back,
+        "sflv1",
+        optimizer=partial(Recording, lr=1e-3),
+        scheduler=partial(StepLR, step_size=1, gamma=0.5),
+        scheduler_per="step",
+    )
+    devices = builders.devices(front, [32, 16, 24])
+    devices[0].batch_size, devices[1].batch_size = 32, 4
+    train_locally(devices, front.state_dict(), server, num_rounds=2, evaluate=False)
+    # One step of 32 examples, four of 4, three of 8: the second round begins after 4.
+    assert max(rates[8:]) == pytest.approx(1e-3 * 0.5**4)
+
+
+@pytest.mark.parametrize("scheme", ["sflv1", "sflv2", "parallel"])
+def test_the_scale_of_float16_is_found_once(scheme: Scheme) -> None:
+    """Steps lost to the loss's scale are lost in the first round, not in each."""
+    taken = []
+
+    class Counting(SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            taken.append(1)
+            super().step()
+
+    front, back = builders.halves(norm=False)
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return 1000 * nn.functional.cross_entropy(outputs.float(), targets)
+
+    counts = []
+    for num_rounds in (1, 3):
+        taken.clear()
+        server = ServerHalf(
+            copy.deepcopy(back),
+            loss,
+            partial(Counting, lr=1e-6),
+            scheme=scheme,
+            autocast=torch.float16,
+        )
+        train_locally(
+            builders.devices(front, [96, 96], optimizer=partial(SGD, lr=1e-6)),
+            front.state_dict(),
+            server,
+            num_rounds=num_rounds,
+            evaluate=False,
+        )
+        counts.append(len(taken))
+    steps_per_round = 12 if scheme == "parallel" else 24
+    assert counts[0] < steps_per_round
+    assert counts[1] - counts[0] >= 2 * steps_per_round - 2
+
+
 def test_divergence_names_device_round_and_step() -> None:
     """A NaN loss stops training with the device, round and step in the message."""
     _, back = builders.halves()

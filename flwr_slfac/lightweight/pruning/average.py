@@ -79,11 +79,12 @@ def _average(
     previous: Tensor,
 ) -> Tensor:
     where = previous.device
-    summed = torch.zeros(previous.shape, dtype=torch.float64, device=where)
-    weight = torch.zeros_like(summed)
+    wide = torch.complex128 if previous.is_complex() else torch.float64
+    summed = torch.zeros(previous.shape, dtype=wide, device=where)
+    weight = torch.zeros(previous.shape, dtype=torch.float64, device=where)
     nothing = torch.zeros_like(summed)
     for value, own, mask in zip(values, weights, masks, strict=True):
-        summed += own * mask.put(name, value.to(where).double(), nothing)
+        summed += own * mask.put(name, value.to(where, wide), nothing)
         weight += own * mask.held(name, tuple(previous.shape)).to(where)
     held = weight > 0
     # Not a number where nobody holds it, which has no integer.

@@ -13,6 +13,7 @@ from flwr_slfac.lightweight.quantization.gradients import quantize, quantize_gra
 from flwr_slfac.lightweight.quantization.qsgd import qsgd_variance
 from flwr_slfac.lightweight.quantization.update_pack import (
     pack_update,
+    require_sendable,
     update_variance,
 )
 from flwr_slfac.lightweight.quantization.update_unpack import unpack_update
@@ -22,6 +23,7 @@ __all__ = [
     "qsgd_variance",
     "quantize",
     "quantize_gradients",
+    "require_sendable",
     "unpack_update",
     "update_variance",
 ]

@@ -72,6 +72,16 @@ def update_variance(bits: int, bucket: int = DEFAULT_BUCKET) -> float:
     return min(bucket * c**2 / (4 * s**2), c * (1 + math.sqrt(bucket)) / (2 * s))
 
 
+def require_sendable(state: State) -> None:
+    """Raise SettingError if an update of a state cannot be packed, by its dtypes."""
+    for name, tensor in state.items():
+        if tensor.dtype not in DTYPES:
+            raise SettingError(
+                f"{name!r} is {tensor.dtype}, which a quantized update does not carry; "
+                "set update_bits=32"
+            )
+
+
 def pack_update(
     new: State,
     reference: State,
@@ -132,6 +142,7 @@ def pack_update(
     """
     require_qsgd(bits, bucket)
     _require_alike(new, reference)
+    require_sendable(reference)
     coder = _Coder(bits, bucket, generator, residual)
     for name, old in reference.items():
         coder.add(name, new[name].detach(), old.detach(), _is_statistic(name))
@@ -152,6 +163,8 @@ class _Coder:
     scales: list[torch.Tensor] = field(default_factory=list)
     codes: list[torch.Tensor] = field(default_factory=list)
     exact: list[memoryview] = field(default_factory=list)
+    # Codes by where the new values are: tied weights are one tensor of two names.
+    drawn: dict[tuple[int, torch.Size], torch.Tensor] = field(default_factory=dict)
 
     @property
     def num_codes(self) -> int:
@@ -166,7 +179,8 @@ class _Coder:
         elif exact:
             self._add_exact(name, new)
         else:
-            self._add_quantized(name, _difference(new, old), unsent)
+            place = (new.data_ptr(), new.shape)
+            self._add_quantized(name, _difference(new, old), unsent, place)
 
     def sections(self) -> list[bytes | memoryview]:
         """Return scales, codes and exact values as bytes."""
@@ -185,7 +199,11 @@ class _Coder:
         self.exact.append(as_bytes(new))
 
     def _add_quantized(
-        self, name: str, update: torch.Tensor, unsent: torch.Tensor | None
+        self,
+        name: str,
+        update: torch.Tensor,
+        unsent: torch.Tensor | None,
+        place: tuple[int, torch.Size],
     ) -> None:
         if unsent is not None:
             update = update + unsent.to(update)
@@ -196,7 +214,10 @@ class _Coder:
             raise DivergedError(f"the update of {name!r}: {error}") from error
         wide = scales.to(buckets.dtype)
         if self.residual is None:
-            codes = stochastic_codes(buckets, wide, self.bits, self.generator)
+            if place not in self.drawn:
+                codes = stochastic_codes(buckets, wide, self.bits, self.generator)
+                self.drawn[place] = codes
+            codes = self.drawn[place]
         else:
             codes = nearest_codes(buckets, wide, self.bits)
             sent = code_values(codes, wide, self.bits).reshape(-1)[: update.numel()]
@@ -226,5 +247,3 @@ def _require_alike(new: State, reference: State) -> None:
         dtype = new[name].dtype
         if dtype != old.dtype:
             raise SettingError(f"{name!r} is {dtype}, in the reference {old.dtype}")
-        if dtype not in DTYPES:
-            raise SettingError(f"{name!r} is {dtype}, which is not sent")
