@@ -15,11 +15,10 @@ from flwr_slfac.split.device import Device
 from flwr_slfac.split.front_features import (
     Activations,
     FrontUpdate,
-    GradientRule,
     activations_of,
-    gradient_rules,
     update_of,
 )
+from flwr_slfac.split.gradient_rules import GradientRule, gradient_rules
 from flwr_slfac.split.masked_network import masked_network, read_mask
 from flwr_slfac.split.place import Moment, seeded
 from flwr_slfac.split.protocol import Begin
@@ -100,13 +99,24 @@ class DeviceFront:
         return True
 
     def start(self, begin: Begin, kept: Kept) -> None:
-        """Make ready to train from what `take` loaded."""
+        """Make ready to train from what `take` loaded.
+
+        What refers to the server's front refers to the one that was sent last, also
+        where the device goes on with its own.
+
+        Raises
+        ------
+        SettingError
+            If the front cannot be trained as asked.
+        """
         if begin.front is not None:
             self._update.start(self._trained.part)
         else:
             self._update.reference = kept["front"]["reference"]
         for rule in self._rules:
             rule.start(self.network)
+            if begin.front is None:
+                rule.go_on(kept["front"]["rules"], self._where)
         self._tuning = self._new_tuning()
         # Moments of another mask fit no more; the schedule goes on.
         same_mask = _same_mask(begin, kept)
@@ -169,6 +179,7 @@ class DeviceFront:
                 "state": part,
                 "version": begin.version,
                 "reference": self._update.reference,
+                "rules": {rule.name: rule.state() for rule in self._rules},
             }
         if residual:
             keeps["residual"] = residual

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from flwr_slfac.codec import Memory, restart
-from flwr_slfac.errors import AllDevicesLostError, DeviceError
+from flwr_slfac.errors import AllDevicesLostError, DeviceError, SettingError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing import ServerEnd, ServerSide
 from flwr_slfac.split.place import Place
@@ -99,16 +99,22 @@ class Round:
 
         Raises
         ------
-        AllDevicesLostError, DeviceError, DivergedError
+        AllDevicesLostError, DeviceError, DivergedError, SettingError
             As there.
         """
         start = time.perf_counter()
         begin, result, fronts = self._begin, self._result, self._fronts
+        result.handed_on = self._relay and fronts.hands_on
+        if result.handed_on and begin.proximal_mu and len(keys) > 1:
+            raise SettingError(
+                f"proximal-mu is {begin.proximal_mu} and scheme 'sequential' hands the "
+                "front from device to device, so a device does not have the global "
+                "front that FedProx pulls to; use another scheme, or another strategy"
+            )
         self._server.begin_round(begin.server_round, begin.seed)
         if self._asks_first:
             keys = self._reach(keys)
         result.aggregates = fronts.aggregates(begin.server_round)
-        result.handed_on = self._relay and fronts.hands_on
         front = begin.front
         for group in [[key] for key in keys] if self._relay else [keys]:
             self._lockstep(group, replace(begin, front=front))
