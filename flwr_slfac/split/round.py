@@ -9,6 +9,7 @@ from flwr_slfac.codec import Memory, restart
 from flwr_slfac.errors import AllDevicesLostError, DeviceError, SettingError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing import ServerEnd, ServerSide
+from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
     Begin,
@@ -216,12 +217,13 @@ class Round:
                 "own partition-id in the node config"
             )
         run, begin = self._run, self._begin
+        channels = self._fronts.at_cut(device)
         end = ServerEnd(
             run.side,
             Place(begin.seed, begin.server_round, device),
-            self._fronts.at_cut(device),
+            channels,
             self._accounts,
-            run.lasting.pop(device, {}),
+            recalled(run.lasting.pop(device, {}), channels),
         )
         self._streams[key] = _Stream(key, device, end)
         return self._streams[key]
@@ -229,7 +231,8 @@ class Round:
     def _finish(self, stream: _Stream, reply: TrainReply) -> None:
         """Take a device's last reply."""
         if lasting := restart(stream.end.down):
-            self._run.lasting[stream.device] = lasting
+            channels = self._fronts.at_cut(stream.device)
+            self._run.lasting[stream.device] = remembered(lasting, channels)
         front = self._fronts.receive(stream.device, reply)
         self._accounts.finished(stream.device, reply, front)
         self._result.finished[stream.key] = DeviceResult(
