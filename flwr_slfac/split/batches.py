@@ -105,6 +105,17 @@ def require_batches(order: BatchOrder, smallest: int, who: str) -> None:
         )
 
 
+def require_batch(out: Any, num_examples: int) -> None:
+    """Raise SettingError unless a front gave one tensor, batch first."""
+    shaped = isinstance(out, torch.Tensor) and out.ndim > 0
+    if not shaped or len(out) != num_examples:
+        raise SettingError(
+            "the front must give one tensor whose first dimension is the batch; "
+            f"for {num_examples} examples it gave "
+            f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out)}"
+        )
+
+
 def fetch(dataset: Dataset[Any], indices: torch.Tensor) -> Pair:
     """Collate the examples at `indices` into one (inputs, targets) pair.
 

@@ -7,19 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from flwr_slfac.errors import SettingError, TrainingError
+from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight import StepCost, step_cost
-from flwr_slfac.lightweight.pruning import Channels, FullMask, channel_groups
+from flwr_slfac.lightweight.pruning import (
+    Channels,
+    CutMask,
+    FullCutMask,
+    FullMask,
+    channel_groups,
+)
+from flwr_slfac.split.batches import require_batch
 from flwr_slfac.split.buffers import changed_buffers, put_buffers, unsent_buffers
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.front_features import (
     Activations,
     FrontUpdate,
-    GradientRule,
     activations_of,
-    gradient_rules,
     update_of,
 )
+from flwr_slfac.split.gradient_rules import GradientRule, gradient_rules
 from flwr_slfac.split.masked_network import masked_network, read_mask
 from flwr_slfac.split.place import Moment, seeded
 from flwr_slfac.split.protocol import Begin
@@ -42,6 +48,11 @@ class DeviceFront:
         The front and how it is trained.
     example : callable
         Returns one input, batch first; called when channels are first asked for.
+
+    Attributes
+    ----------
+    channels_sent : CutMask
+        Which channels of the smashed data the network computes.
     """
 
     def __init__(self, device: Device, example: Callable[[], torch.Tensor]) -> None:
@@ -50,6 +61,7 @@ class DeviceFront:
         self._example = example
         self._full = device.front.to(self._where)
         self._mask = b""
+        self.channels_sent: CutMask = FullCutMask()
         self._trained = masked_network(self._full, FullMask())
         # Of buffers that no state dict names, those that the front came with.
         self._unsent_full = self._unsent = unsent_buffers(self._full)
@@ -100,13 +112,24 @@ class DeviceFront:
         return True
 
     def start(self, begin: Begin, kept: Kept) -> None:
-        """Make ready to train from what `take` loaded."""
+        """Make ready to train from what `take` loaded.
+
+        What refers to the server's front refers to the one that was sent last, also
+        where the device goes on with its own.
+
+        Raises
+        ------
+        SettingError
+            If the front cannot be trained as asked.
+        """
         if begin.front is not None:
             self._update.start(self._trained.part)
         else:
             self._update.reference = kept["front"]["reference"]
         for rule in self._rules:
             rule.start(self.network)
+            if begin.front is None:
+                rule.go_on(kept["front"]["rules"], self._where)
         self._tuning = self._new_tuning()
         # Moments of another mask fit no more; the schedule goes on.
         same_mask = _same_mask(begin, kept)
@@ -127,7 +150,7 @@ class DeviceFront:
             self._activations.holding(self.network),
         ):
             out = self.network(inputs.to(self._where))
-        _require_batch(out, len(inputs))
+        require_batch(out, len(inputs))
         return out  # type: ignore[no-any-return]
 
     def handle(self, sent: torch.Tensor) -> torch.Tensor:
@@ -169,6 +192,7 @@ class DeviceFront:
                 "state": part,
                 "version": begin.version,
                 "reference": self._update.reference,
+                "rules": {rule.name: rule.state() for rule in self._rules},
             }
         if residual:
             keeps["residual"] = residual
@@ -238,7 +262,7 @@ class DeviceFront:
         if begin.mask != self._mask:
             # The whole front, should the mask be refused.
             self._trained, self._mask = masked_network(self._full, FullMask()), b""
-            self._unsent = self._unsent_full
+            self._unsent, self.channels_sent = self._unsent_full, FullCutMask()
             mask = read_mask(
                 begin.mask,
                 self._full,
@@ -247,6 +271,7 @@ class DeviceFront:
             )
             put_buffers(self._full, self._unsent_full)
             self._trained, self._mask = masked_network(self._full, mask), begin.mask
+            self.channels_sent = mask.cut
             self._unsent = unsent_buffers(self.network)
 
     def _new_tuning(self) -> Tuning:
@@ -270,13 +295,3 @@ class DeviceFront:
 def _same_mask(begin: Begin, kept: Kept) -> bool:
     """Say whether what was kept from the last round is under this round's mask."""
     return bool(kept.get("mask", b"") == begin.mask)
-
-
-def _require_batch(out: Any, num_examples: int) -> None:
-    shaped = isinstance(out, torch.Tensor) and out.ndim > 0
-    if not shaped or len(out) != num_examples:
-        raise SettingError(
-            "the front must give one tensor whose first dimension is the batch; "
-            f"for {num_examples} examples it gave "
-            f"{tuple(out.shape) if isinstance(out, torch.Tensor) else type(out)}"
-        )

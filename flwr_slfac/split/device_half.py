@@ -7,6 +7,7 @@ from the same weights, buffers, batch and noise, and gives the same graph.
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from flwr_slfac.split.batches import fetch, require_batches
 from flwr_slfac.split.crossing import DeviceEnd
 from flwr_slfac.split.device import Device, has_batch_norm
 from flwr_slfac.split.device_front import DeviceFront
+from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.split.place import Place, seeded
 from flwr_slfac.split.protocol import (
     Begin,
@@ -28,7 +30,7 @@ from flwr_slfac.split.protocol import (
     TrainReply,
     TrainRequest,
 )
-from flwr_slfac.split.reading import BatchReader
+from flwr_slfac.split.reading import BatchReader, first_input
 
 _FIRST_FORWARD = -1  # "no forward has run yet in this round"
 
@@ -64,7 +66,8 @@ class DeviceHalf:
         self.partition = partition
         self.kept: dict[str, Any] | None = None
         self._where = torch.device(device.device)
-        self._front = DeviceFront(device, self._example)
+        example = partial(first_input, device.train_set, self._where)
+        self._front = DeviceFront(device, example)
         self._round: _Round | None = None
         self._step = _FIRST_FORWARD
         self._graph: torch.Tensor | None = None
@@ -193,7 +196,10 @@ class DeviceHalf:
     def _open(self, begin: Begin, batches: BatchReader | None) -> _Round:
         """Open this device's end of the stream for training or evaluation."""
         place = Place(begin.seed, begin.server_round, self.partition)
-        trains, memory = batches is not None, (self.kept or {}).get("memory", {})
+        trains = batches is not None
+        memory = recalled(
+            (self.kept or {}).get("memory", {}), self._front.channels_sent
+        )
         features = [f for f in begin.cut_features if trains or f.in_evaluation]
         end = DeviceEnd(begin.up, features, place, memory)
         return _Round(begin, place, end, batches)
@@ -261,7 +267,7 @@ class DeviceHalf:
         sent, keeps = self._front.finish(begin, moment, self.kept or {})
         sent["cost"] = self._front.cost(begin, lambda: batches.example(0)[0])
         if memory := now.end.lasting:
-            keeps["memory"] = memory
+            keeps["memory"] = remembered(memory, self._front.channels_sent)
         self.kept = keeps or None
         self._forget_round()
         return sent
@@ -271,12 +277,6 @@ class DeviceHalf:
         self._step = _FIRST_FORWARD
         self._buffers_before = {}
         self._front.forget_round()
-
-    def _example(self) -> torch.Tensor:
-        """Return one training input, for the analysis of the front."""
-        with seeded(0, self._where):
-            inputs, _ = fetch(self.device.train_set, torch.tensor([0]))
-        return inputs.to(self._where)
 
     def _test_batch(self, now: _Round, index: int, sizes: list[int]) -> Smashed:
         if self.device.test_set is None:

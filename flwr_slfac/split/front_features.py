@@ -5,24 +5,23 @@
     forward ─Activations─► backward ─GradientRules─► optimizer ─FrontUpdate─► server
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from flwr_slfac.errors import DeviceError, SettingError
+from flwr_slfac.errors import DeviceError
 from flwr_slfac.lightweight import FULL_BITS, DeviceConfig
 from flwr_slfac.lightweight.activations import saved_in_8_bits, without_values
 from flwr_slfac.lightweight.quantization import (
     pack_update,
-    quantize_gradients,
     require_sendable,
     unpack_update,
 )
 from flwr_slfac.split.place import Moment
-from flwr_slfac.split.protocol import Begin, TrainReply
+from flwr_slfac.split.protocol import TrainReply
 from flwr_slfac.states import State
 
 
@@ -53,101 +52,6 @@ class CodedActivations(Activations):
 def activations_of(config: DeviceConfig) -> Activations:
     """Return how a configuration holds activations."""
     return Activations() if config.saved_bits == FULL_BITS else CodedActivations()
-
-
-class GradientRule:
-    """What becomes of gradients before the optimizer's step; null form: nothing."""
-
-    def start(self, network: nn.Module) -> None:
-        """Take note of the weights that a round begins with."""
-
-    def apply(self, network: nn.Module, moment: Moment) -> None:
-        """Change the gradients that backward left."""
-
-    def state(self) -> dict[str, Any]:
-        """Return what `load` restores."""
-        return {}
-
-    def load(self, state: Mapping[str, Any], where: torch.device) -> None:
-        """Go on from a state."""
-
-
-class ProximalTerm(GradientRule):
-    """The gradient of ``mu/2 |w - w_start|^2``.
-
-    Li et al., Federated Optimization in Heterogeneous Networks (FedProx), MLSys 2020.
-
-    Parameters
-    ----------
-    mu : float
-        Weight of the term, above 0.
-    """
-
-    def __init__(self, mu: float) -> None:
-        self._mu = mu
-        self._anchor: dict[str, torch.Tensor] = {}
-
-    def start(self, network: nn.Module) -> None:
-        """Anchor the term at the weights of now."""
-        self._anchor = {n: p.detach().clone() for n, p in network.named_parameters()}
-
-    def apply(self, network: nn.Module, moment: Moment) -> None:
-        """Add the term's gradient."""
-        for name, p in network.named_parameters():
-            if p.grad is not None:
-                p.grad.add_(p.detach() - self._anchor[name], alpha=self._mu)
-
-    def state(self) -> dict[str, Any]:
-        """Return the anchor."""
-        return self._anchor
-
-    def load(self, state: Mapping[str, Any], where: torch.device) -> None:
-        """Restore the anchor."""
-        self._anchor = {name: tensor.to(where) for name, tensor in state.items()}
-
-
-class QuantizedGradients(GradientRule):
-    """Gradients quantized without bias, after Zhang, Ni and Wang (see `Lightweight`).
-
-    Parameters
-    ----------
-    bits, bucket : int
-        As ``gradient_bits`` and ``bucket`` of `Lightweight`.
-    """
-
-    def __init__(self, bits: int, bucket: int) -> None:
-        self._bits, self._bucket = bits, bucket
-
-    def start(self, network: nn.Module) -> None:
-        """Refuse weights whose gradients cannot be quantized.
-
-        Raises
-        ------
-        SettingError
-            If a weight is complex.
-        """
-        for name, p in network.named_parameters():
-            if p.is_complex() and p.requires_grad:
-                raise SettingError(
-                    f"the front's {name!r} is {p.dtype}, whose gradient is not "
-                    "quantized; set gradient_bits=32"
-                )
-
-    def apply(self, network: nn.Module, moment: Moment) -> None:
-        """Quantize the gradients of all parameters."""
-        generator = moment.generator("gradient")
-        quantize_gradients(network.parameters(), self._bits, generator, self._bucket)
-
-
-def gradient_rules(begin: Begin) -> list[GradientRule]:
-    """Return the rules of a round, in the order in which they apply."""
-    rules: list[GradientRule] = []
-    if begin.proximal_mu:
-        rules.append(ProximalTerm(begin.proximal_mu))
-    config = begin.config
-    if config.gradient_bits < FULL_BITS:
-        rules.append(QuantizedGradients(config.gradient_bits, config.bucket))
-    return rules
 
 
 class FrontUpdate:

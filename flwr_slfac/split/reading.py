@@ -86,6 +86,13 @@ class BatchReader:
         return fingerprint(*batch)
 
 
+def first_input(dataset: Dataset[Any], where: torch.device) -> torch.Tensor:
+    """Return one training input, batch first, for the analysis of a front."""
+    with seeded(0, where):
+        inputs, _ = fetch(dataset, torch.tensor([0]))
+    return inputs.to(where)
+
+
 def fingerprint(*tensors: torch.Tensor) -> str:
     """Return a text that other values, or their other order, would change.
 

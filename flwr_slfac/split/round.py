@@ -6,10 +6,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from flwr_slfac.codec import Memory, restart
-from flwr_slfac.errors import AllDevicesLostError, DeviceError, DivergedError
+from flwr_slfac.errors import (
+    AllDevicesLostError,
+    DeviceError,
+    DivergedError,
+    SettingError,
+)
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.blame import Answer, step_or_blame, step_without_faults
 from flwr_slfac.split.crossing import Batch, ServerEnd, ServerSide
+from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
@@ -91,16 +97,22 @@ class Round:
 
         Raises
         ------
-        AllDevicesLostError, DeviceError, DivergedError
+        AllDevicesLostError, DeviceError, DivergedError, SettingError
             As there.
         """
         start = time.perf_counter()
         begin, result, fronts = self._begin, self._result, self._fronts
+        result.handed_on = self._relay and fronts.hands_on
+        if result.handed_on and begin.proximal_mu and len(keys) > 1:
+            raise SettingError(
+                f"proximal-mu is {begin.proximal_mu} and scheme 'sequential' hands the "
+                "front from device to device, so a device does not have the global "
+                "front that FedProx pulls to; use another scheme, or another strategy"
+            )
         self._server.begin_round(begin.server_round, begin.seed)
         if self._asks_first:
             keys = self._reach(keys)
         result.aggregates = fronts.aggregates(begin.server_round)
-        result.handed_on = self._relay and fronts.hands_on
         front = begin.front
         for group in [[key] for key in keys] if self._relay else [keys]:
             self._lockstep(group, replace(begin, front=front))
@@ -221,12 +233,13 @@ class Round:
                 "own partition-id in the node config"
             )
         run, begin = self._run, self._begin
+        channels = self._fronts.at_cut(device)
         end = ServerEnd(
             run.side,
             Place(begin.seed, begin.server_round, device),
-            self._fronts.at_cut(device),
+            channels,
             self._accounts,
-            run.lasting.pop(device, {}),
+            recalled(run.lasting.pop(device, {}), channels),
         )
         self._streams[key] = Stream(key, device, end, reply.num_steps)
         return self._streams[key]
@@ -234,7 +247,8 @@ class Round:
     def _finish(self, stream: Stream, reply: TrainReply) -> None:
         """Take a device's last reply."""
         if lasting := restart(stream.end.down):
-            self._run.lasting[stream.device] = lasting
+            channels = self._fronts.at_cut(stream.device)
+            self._run.lasting[stream.device] = remembered(lasting, channels)
         front = self._fronts.receive(stream.device, reply)
         self._accounts.finished(stream.device, reply, front)
         self._result.finished[stream.key] = DeviceResult(

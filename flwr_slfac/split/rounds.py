@@ -100,6 +100,8 @@ class Rounds:
             If a device refuses, or sends what cannot be used.
         DivergedError
             If a loss or a gradient is NaN or infinite.
+        SettingError
+            If a relay is asked for FedProx's proximal term.
         """
         begin = replace(begin, cut_features=self._features)
         return Round(self._run, link, begin, progress).train(list(keys))

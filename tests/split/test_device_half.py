@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,15 +12,19 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, StepLR
 from torch.utils.data import TensorDataset
 
+from flwr_slfac import Lightweight
+from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Identity, encode
 from flwr_slfac.errors import DecodeError, SettingError, TrainingError
 from flwr_slfac.split import (
     Begin,
     Device,
     DeviceHalf,
+    Fronts,
     LocalLink,
     LocalResult,
     Rounds,
+    Scheme,
     TrainRequest,
     train_locally,
 )
@@ -182,6 +187,76 @@ def test_proximal_term_pulls_towards_the_global_front() -> None:
         return sum(float((result.front[k] - before[k]).norm()) for k in before)
 
     assert moved(500.0) < 0.5 * moved(0.0)
+
+
+@pytest.mark.parametrize("make_link", [LocalLink, ForgetfulLink])
+@pytest.mark.parametrize("update_bits", [32, 8])
+@pytest.mark.parametrize("scheme", ["parallel", "sequential"])
+def test_the_proximal_term_pulls_to_the_front_of_the_last_aggregation(
+    scheme: Scheme, update_bits: int, make_link: type[LocalLink]
+) -> None:
+    """Where fronts stay on devices for rounds, the anchor stays what the server sent.
+
+    With one device and SGD, three rounds of one step are three steps of a plain loop
+    anchored at the start.
+    """
+    front, back = builders.halves(norm=False)
+    mu, plain = 0.7, partial(SGD, lr=0.1)
+    device = builders.devices(front, [8], optimizer=plain, shuffle=False)[0]
+    result = train_locally(
+        [copy.deepcopy(device)],
+        front.state_dict(),
+        builders.server(back, scheme, optimizer=plain),
+        num_rounds=3,
+        proximal_mu=mu,
+        lightweight=Lightweight(aggregate_every=3, update_bits=update_bits),
+        make_link=make_link,
+        evaluate=False,
+    )
+    anchor = copy.deepcopy(front)
+    tuned = plain([*front.parameters(), *back.parameters()])
+    x, y = device.train_set[:]
+    for _ in range(3):
+        tuned.zero_grad()
+        nn.functional.cross_entropy(back(front(x)), y).backward()
+        for p, start in zip(front.parameters(), anchor.parameters(), strict=True):
+            assert p.grad is not None
+            p.grad.add_(p.detach() - start.detach(), alpha=mu)
+        tuned.step()
+    for name, want in front.state_dict().items():
+        if update_bits == 32:
+            assert torch.equal(result.front[name], want)
+        else:
+            moved = (want - anchor.state_dict()[name]).abs().max()
+            assert (result.front[name] - want).abs().max() < 0.02 * moved
+
+
+def test_a_proximal_term_in_the_midst_of_a_period_is_refused() -> None:
+    """A device that kept no anchor says so instead of pulling to its own front."""
+    front, back = builders.halves(norm=False)
+    fronts = Fronts(Lightweight(aggregate_every=3), relay=False)
+    rounds = Rounds(builders.server(back), Identity(), Traffic(), 10**6, fronts)
+    whole = fronts.take(front.state_dict())
+    link = LocalLink([DeviceHalf(builders.devices(front, [8])[0], 0)])
+    begin = Begin(1, 0, whole, Identity(), RELEASE)
+    rounds.train(link, [0], begin)
+    with pytest.raises(SettingError, match="proximal-mu was 0"):
+        rounds.train(link, [0], replace(begin, server_round=2, proximal_mu=0.1))
+
+
+def test_a_relay_refuses_a_proximal_term_before_training() -> None:
+    """In the relay no device but the first has the front that FedProx pulls to."""
+    front, back = builders.halves(norm=False)
+    server = builders.server(back, "sequential")
+    with pytest.raises(SettingError, match=r"proximal-mu is 0\.5.*'sequential'"):
+        train_locally(
+            builders.devices(front, [8, 8]),
+            front.state_dict(),
+            server,
+            num_rounds=1,
+            proximal_mu=0.5,
+        )
+    builders.assert_same(server.snapshot(), dict(back.state_dict()))
 
 
 def test_out_of_order_requests_are_refused() -> None:

@@ -23,6 +23,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
+from flwr_slfac.lightweight.activations.bearing import NOTHING, rule_of
 from flwr_slfac.lightweight.activations.chunked import (
     batch_norm,
     conv2d,
@@ -40,7 +41,9 @@ def saved_in_8_bits(
 
     Only the forward need run inside. Floating tensors of 1024 elements and more are
     coded (see `AffineTensor` for the error), once each, even if several operations
-    save them; integers (the indices of a pooling) are narrowed without loss;
+    save them, where the operation is known to bear it (products, norms of layers,
+    smooth activations and attention within limits: see `bearing`); what others save
+    stays exact. Integers (the indices of a pooling) are narrowed without loss;
     parameters, buffers, booleans, small and expanded tensors, and tensors with NaN or
     infinity stay as they are. The forward, the masks of ReLUs (in place or not) and the
     winners of poolings are those of plain training, bit for bit; so are gradients that
@@ -141,12 +144,18 @@ class _InChunks(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
         own = _OPERATIONS.get(func)
-        if own is not None and torch.is_grad_enabled():
+        if own is not None:
             result = own(self._store, *args, **kwargs)
             if result is not None:
                 return result
-        return func(*args, **kwargs)
+        self._store.rule = rule_of(func, args, kwargs)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._store.rule = NOTHING
 
 
 _OPERATIONS: dict[Callable[..., Any], Callable[..., torch.Tensor | None]] = {

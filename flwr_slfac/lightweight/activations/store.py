@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight.activations.affine import AffineTensor, to_affine
+from flwr_slfac.lightweight.activations.bearing import ALL, NOTHING, Rule, storage_of
 
 # Elements from which on a tensor is coded. Our choice: 4 KiB and less save little, and
 # many so small are statistics of norms, which stay exact.
@@ -117,35 +118,50 @@ class ActivationStore:
     def __init__(self, module: nn.Module | None, enabled: bool) -> None:
         self.bytes = SavedBytes()
         self._enabled = enabled
+        # Of the operation that is running; each sets its own.
+        self.rule = NOTHING
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._storages: dict[int, StorageWeakRef] = {}
+        self._exact: set[int] = set()
         buffers = () if module is None else module.buffers()
         # Storages that are not activations: buffers, and what was coded or narrowed.
-        self._own = {_storage(b) for b in buffers}
+        self._own = {storage_of(b) for b in buffers}
         # Alive as long as their storages are in `_own`.
         self._alive: list[torch.Tensor] = []
 
     def coded(self, tensor: torch.Tensor) -> AffineTensor | None:
         """Return an activation in 8 bits, or None if it stays as it is."""
-        packed, _ = self.pack(tensor)
+        packed, _ = self._pack(tensor, ALL)
         if isinstance(packed, AffineTensor) and packed.codes.shape == tensor.shape:
             return packed
         return None
 
     def pack(self, tensor: torch.Tensor) -> tuple[Stored, torch.Size | None]:
-        """Return what the graph holds for a tensor."""
+        """Return what the graph holds for a tensor of the running operation."""
+        return self._pack(tensor, self.rule)
+
+    def _pack(
+        self, tensor: torch.Tensor, rule: Rule
+    ) -> tuple[Stored, torch.Size | None]:
         if self._is_known(tensor) or tensor.layout is not torch.strided:
             return ExactTensor(tensor, tensor._version), None
         reference, key = _identity(tensor)
         entry = self._entries.get(key)
-        if entry is None:
-            packed = self._to_store(tensor.detach())
+        found = None if entry is None else entry.packed
+        if found is None and reference.cdata in self._exact:
+            # Held as it is for another operation, it would only take more memory.
+            return ExactTensor(tensor, tensor._version), None
+        packed = found if found is not None else self._to_store(tensor.detach(), rule)
+        if not _bears(rule, tensor, packed):
+            packed = ExactTensor(tensor, tensor._version)
+        if packed is not found:
             self._count(tensor, reference, packed)
-            if isinstance(packed, ExactTensor):
-                return ExactTensor(tensor, tensor._version), None
-            entry = self._entries[key] = _Entry(reference, packed)
+        if isinstance(packed, ExactTensor):
+            return ExactTensor(tensor, tensor._version), None
+        if packed is not found:
+            self._entries[key] = _Entry(reference, packed)
             self._claim(*packed.tensors)
-        return entry.packed, tensor.shape
+        return packed, tensor.shape
 
     def narrow(self, indices: torch.Tensor) -> torch.Tensor:
         """Return integers, narrowed, that an operation will save itself."""
@@ -164,11 +180,12 @@ class ActivationStore:
         """Let go of everything, so that only the graph holds it."""
         self._entries.clear()
         self._storages.clear()
+        self._exact.clear()
         self._alive.clear()
 
     def _claim(self, *tensors: torch.Tensor) -> None:
         self._alive += tensors
-        self._own |= {_storage(t) for t in tensors}
+        self._own |= {storage_of(t) for t in tensors}
 
     def _is_known(self, tensor: torch.Tensor) -> bool:
         """Say whether a tensor is a parameter, a buffer, or stored here already."""
@@ -177,15 +194,15 @@ class ActivationStore:
             origin.is_leaf and origin.requires_grad
         ):
             return True
-        return _storage(tensor) in self._own
+        return storage_of(tensor) in self._own
 
-    def _to_store(self, tensor: torch.Tensor) -> Stored:
+    def _to_store(self, tensor: torch.Tensor, rule: Rule) -> Stored:
         num_bytes = tensor.numel() * tensor.element_size()
         expanded = tensor.untyped_storage().nbytes() < num_bytes
         if self._enabled and tensor.numel() >= _SMALL and not expanded:
             if tensor.dtype in (torch.int64, torch.int32):
                 return to_narrow(tensor)
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and rule.codes:
                 affine = to_affine(tensor)
                 if affine is not None:
                     return affine
@@ -198,8 +215,11 @@ class ActivationStore:
         self._storages[reference.cdata] = reference
         if first:
             self.bytes.raw_num_bytes += tensor.untyped_storage().nbytes()
-        if first or not isinstance(packed, ExactTensor):
+        exact = isinstance(packed, ExactTensor)
+        if not exact or reference.cdata not in self._exact:
             self.bytes.num_bytes += packed.num_bytes
+        if exact:
+            self._exact.add(reference.cdata)
 
 
 def unpack(saved: tuple[Stored, torch.Size | None]) -> torch.Tensor:
@@ -209,9 +229,16 @@ def unpack(saved: tuple[Stored, torch.Size | None]) -> torch.Tensor:
     return tensor if shape is None else tensor.reshape(shape)
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    # Its identity while a tensor of it lives; an address would be 0 without values.
-    return int(tensor.untyped_storage()._cdata)
+def _bears(rule: Rule, tensor: torch.Tensor, packed: Stored) -> bool:
+    """Say whether an operation bears a tensor that is stored so."""
+    if not isinstance(packed, AffineTensor):
+        return True
+    if not rule.codes:
+        return False
+    if rule.storages is not None and storage_of(tensor) not in rule.storages:
+        return False
+    limit = rule.largest_step
+    return limit is None or bool((packed.step <= limit).all())
 
 
 def _identity(tensor: torch.Tensor) -> tuple[StorageWeakRef, tuple[Any, ...]]:
