@@ -75,7 +75,7 @@ PUBLIC = {
     """,
     "flwr_slfac.transport": """
         MessageLink NodeState RecordState answer_describe answer_evaluate
-        answer_partition answer_train as_record refusal
+        answer_partition answer_train as_record begin_of change_front refusal
     """,
     "flwr_slfac.codec.wire": """
         DEFAULT_MAX_ELEMENTS DTYPES MAGIC MAX_DIMS MAX_SECTIONS VERSION Frame

@@ -1,7 +1,9 @@
 """What a round came to."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.states import State
@@ -25,6 +27,8 @@ class DeviceResult:
         Mean training loss over those examples.
     cost : StepCost or None
         What a step cost the device, if it told.
+    metrics : mapping
+        What the device added to the metrics of the round.
     """
 
     device: int
@@ -32,6 +36,7 @@ class DeviceResult:
     num_examples: int
     loss: float
     cost: StepCost | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -229,6 +229,7 @@ class Round:
             stream.num_examples,
             stream.loss_sum / max(stream.num_examples, 1),
             reply.cost,
+            reply.metrics,
         )
 
     def _learn(

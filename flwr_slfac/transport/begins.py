@@ -8,6 +8,7 @@ from flwr_slfac.codec import format_codec, parse_codec
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.lightweight import DeviceConfig
 from flwr_slfac.split import Begin, CutFeature, feature_fields, feature_of
+from flwr_slfac.transport.told import told_of_text, told_to_text
 
 _PLAIN = ("seed", "release", "version", "aggregate")
 _RENAMED = {
@@ -22,12 +23,15 @@ def begin_to_fields(begin: Begin) -> dict[str, Any]:
     """Return what a Begin says but its front and mask: numbers, bools and texts."""
     fields = {key: getattr(begin, name) for name, key in _KEYS.items()}
     features = [feature_fields(feature) for feature in begin.cut_features]
-    return {
+    fields = {
         **fields,
         "up": format_codec(begin.up),
         "config": _config_to_text(begin.config),
         "features": json.dumps(features) if features else "",
     }
+    if begin.told:
+        fields["told"] = told_to_text(begin.told)
+    return fields
 
 
 def begin_of_fields(fields: dict[str, Any]) -> Begin:
@@ -54,6 +58,7 @@ def begin_of_fields(fields: dict[str, Any]) -> Begin:
         up=parse_codec(str(fields["up"])),
         config=_config_of_text(str(fields["config"])),
         cut_features=_features_of_text(str(fields["features"])),
+        told=told_of_text(str(fields.get("told", "{}"))),
     )
 
 

@@ -51,6 +51,10 @@ class Job:
     faults: list[Fault] = field(default_factory=list)
     bad: str = ""
     lightweight: dict[str, Any] = field(default_factory=dict)
+    around: str = ""
+    mods: list[str] = field(default_factory=list)
+    configure: bool = False
+    start: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the job as JSON text."""
