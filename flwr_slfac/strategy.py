@@ -216,8 +216,7 @@ class SplitFed(Strategy):
         logger.info("\t├──> Split learning (flwr-slfac %s):", RELEASE)
         for line in self._rounds.summary():
             logger.info("\t│\t%s", line)
-        logger.info("\t├──> Fronts: %s", self._wrapped.name)
-        self._wrapped.inner.summary()
+        self._wrapped.summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

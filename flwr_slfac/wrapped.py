@@ -1,5 +1,6 @@
 """The Flower strategy inside `SplitFed`: it samples devices and aggregates fronts."""
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.flower_parts import InconsistentMessageReplies, said_in
+from flwr_slfac.flower_parts import InconsistentMessageReplies, chain, said_in
 from flwr_slfac.mean_probe import probe_mean
 from flwr_slfac.sampled import Offered, Sampled, as_floats
 from flwr_slfac.split import DeviceResult, RoundResult, ServerFronts, seed_for
 from flwr_slfac.transport import as_record
+
+logger = logging.getLogger("flwr")
 
 Devices = Callable[[Grid, list[int]], dict[int, int]]
 
@@ -63,6 +66,19 @@ class WrappedStrategy:
     def name(self) -> str:
         """Name of the strategy's class."""
         return type(self.inner).__name__
+
+    def summary(self) -> None:
+        """Log the strategy's settings, and what its privacy does not cover."""
+        logger.info("\t├──> Fronts: %s", self.name)
+        self.inner.summary()
+        private = [type(each).__name__ for each in chain(self.inner)]
+        if any(name.startswith("DifferentialPrivacy") for name in private):
+            logger.warning(
+                "%s protects the device-side models that are averaged; smashed data and "
+                "targets cross as they are, and the back is trained on them without "
+                "clipping or noise",
+                self.name,
+            )
 
     def sample(
         self,
