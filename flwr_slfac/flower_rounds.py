@@ -1,13 +1,17 @@
 """Rounds of split training on Flower's nodes."""
 
+import logging
 from collections.abc import Sequence
 
+import torch
 from flwr.serverapp import Grid
 
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Codec
+from flwr_slfac.codec import Codec, format_codec
 from flwr_slfac.errors import SettingError
+from flwr_slfac.node_link import NodeLink
 from flwr_slfac.progress import step_progress
+from flwr_slfac.sampled import Sampled
 from flwr_slfac.split import (
     Begin,
     CutFeature,
@@ -17,11 +21,13 @@ from flwr_slfac.split import (
     Rounds,
     ServerFronts,
     ServerHalf,
+    WholeFronts,
     require_places,
 )
 from flwr_slfac.traffic import Traffic
 from flwr_slfac.transport import MessageLink
-from flwr_slfac.wrapped import Sampled
+
+logger = logging.getLogger("flwr")
 
 
 class FlowerRounds:
@@ -75,14 +81,39 @@ class FlowerRounds:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
         require_places((*cut_features, *fronts.cut_features), up, down)
         self._server = server
-        self._up = up
+        self._up, self._down = up, down
         self._rounds = Rounds(
             server, down, traffic, limits, fronts, cut_features, on_device_error
         )
+        self._fronts = fronts
+        self._before: dict[str, torch.Tensor] = {}
         self._seed = seed
         self._step_timeout_s = step_timeout_s
         self._evaluate_bytes = evaluate_bytes
         self._link: MessageLink | None = None
+        self._round_timeout_s: float | None = None
+
+    def summary(self) -> list[str]:
+        """Return the settings, a line each."""
+        settings = (
+            f"Scheme: {self._server.scheme}",
+            f"Codec up: {format_codec(self._up)}",
+            f"Codec down: {format_codec(self._down)}",
+            *self._fronts.summary(),
+        )
+        return [*(f"├── {line}" for line in settings), f"└── Seed: {self._seed}"]
+
+    def limit(self, timeout_s: float | None) -> None:
+        """Bound a round's training, and its evaluation; None for any time.
+
+        Raises
+        ------
+        SettingError
+            If the bound is not above 0.
+        """
+        if timeout_s is not None and not timeout_s > 0:
+            raise SettingError(f"timeout is {timeout_s} s; it must be above 0")
+        self._round_timeout_s = timeout_s
 
     def devices(self, grid: Grid, nodes: list[int]) -> dict[int, int]:
         """Return the partition ids of the nodes that answer."""
@@ -95,36 +126,65 @@ class FlowerRounds:
         ------
         AllDevicesLostError, DeviceError, DivergedError
             As `Rounds.train`.
+        SettingError
+            If the strategy sends a front that cannot be carried here.
         """
         begin = self._begin(server_round, sampled)
-        before = self._server.snapshot()
-        link = self._link_to(grid)
+        self._before = self._server.snapshot()
+        link = NodeLink(self._link_to(grid), sampled, self._round_timeout_s)
         try:
             with step_progress(f"round {server_round}") as progress:
                 return self._rounds.train(link, sampled.nodes, begin, progress)
         except Exception:
-            self._server.back.load_state_dict(before)
+            self._server.back.load_state_dict(self._before)
             raise
+
+    def undo(self, why: str) -> None:
+        """Bring the back to where it was before the last round of training."""
+        logger.warning("%s: the back is again that of the round before", why)
+        self._server.back.load_state_dict(self._before)
 
     def evaluate(
         self, grid: Grid, server_round: int, sampled: Sampled
     ) -> dict[int, dict[str, float]]:
         """Evaluate through the split; return each device's metrics by node id."""
         begin = self._begin(server_round, sampled)
-        link = self._link_to(grid)
+        link = NodeLink(self._link_to(grid), sampled, self._round_timeout_s)
         return self._rounds.evaluate(link, sampled.nodes, begin, self._evaluate_bytes)
 
     def _begin(self, server_round: int, sampled: Sampled) -> Begin:
-        """Return what devices are told, from what the wrapped strategy wants."""
+        """Return what all devices are told; a `NodeLink` adds what each one is."""
+        self._require_carried(sampled)
         return Begin(
             server_round=server_round,
             seed=self._seed,
-            front=sampled.front,
+            front=sampled.of(sampled.nodes[0]).front,
             up=self._up,
             release=RELEASE,
             min_batch=self._server.min_batch,
-            proximal_mu=sampled.proximal_mu,
         )
+
+    def _require_carried(self, sampled: Sampled) -> None:
+        """Refuse fronts of the strategy's own where something else decides on them.
+
+        Raises
+        ------
+        SettingError
+            If there are some.
+        """
+        whole = isinstance(self._fronts, WholeFronts)
+        if not whole and not sampled.sends_offered:
+            raise SettingError(
+                "the strategy sends devices another front than the one that it was "
+                "given, and with lightweight= masks decide what devices are given; "
+                "leave lightweight out, or let the strategy send what it is given"
+            )
+        if self._server.scheme == "sequential" and not sampled.is_uniform:
+            raise SettingError(
+                "the strategy sends unlike fronts to devices, and in the relay of "
+                "scheme='sequential' a device goes on with the front of the one "
+                "before; use scheme='parallel', 'sflv1' or 'sflv2'"
+            )
 
     def _link_to(self, grid: Grid) -> MessageLink:
         if self._link is None:

@@ -13,7 +13,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Codec, Waterfill, as_codec, format_codec
+from flwr_slfac.codec import Codec
+from flwr_slfac.default_codecs import codecs_of
 from flwr_slfac.errors import SettingError
 from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
@@ -33,15 +34,9 @@ from flwr_slfac.split import (
     fronts_for,
 )
 from flwr_slfac.transport import RecordState, as_record
-from flwr_slfac.wrapped import WrappedStrategy
+from flwr_slfac.wrapped import WRAPPED_AROUND, WrappedStrategy
 
 logger = logging.getLogger("flwr")
-
-
-# Chosen by tests/bench/results/training_parity.md; gradients bear more error than
-# activations do.
-DEFAULT_UP = Waterfill(nrmse=0.1)
-DEFAULT_DOWN = Waterfill(nrmse=0.4)
 
 
 class SplitFed(Strategy):
@@ -56,7 +51,7 @@ class SplitFed(Strategy):
     Parameters
     ----------
     strategy : Strategy
-        Any Flower strategy; FedProx's ``proximal-mu`` reaches the devices.
+        Any Flower strategy; what works with which scheme: ``STRATEGIES.md``.
     back : nn.Module
         The server-side model, ``cut(model, at=...).back``.
     loss : callable
@@ -68,13 +63,12 @@ class SplitFed(Strategy):
     scheduler, scheduler_per, clip_norm
         As in `Device`, for the back.
     metrics : dict of str to callable, optional
-        Each from (outputs, targets) to a mean over the batch, for evaluation; by
-        default ``{"accuracy": accuracy}``.
+        Each from (outputs, targets) to a mean; by default ``accuracy``.
     autocast : torch.dtype, optional
         Run the back in mixed precision (torch.bfloat16 or torch.float16).
     device : torch.device or str (default: "cpu")
         Where the back runs.
-    up, down : Codec or str (default: `DEFAULT_UP`, `DEFAULT_DOWN`)
+    up, down : Codec or str (default: waterfill, ``nrmse`` 0.1 and 0.4)
         How activations and cut-layer gradients are coded; text is read by
         `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
     lightweight : Lightweight, optional
@@ -84,20 +78,18 @@ class SplitFed(Strategy):
     transport : {"auto", "messages"} (default: "auto")
         What carries the steps; "auto" takes "messages".
     step_timeout_s : float (default: 600)
-        A device that does not answer a step for this long is lost for the round. In
-        deployment stay above 120: Flower itself needs up to 66 s to see a dead node.
+        A device that does not answer a step for this long is lost for the round. Above
+        120 in deployment: Flower needs up to 66 s to see that a node is dead.
     on_device_error : {"drop", "raise"} (default: "drop")
-        Whether a device that refuses, or sends what cannot be used, is lost for the
-        round with its reason, or ends the run.
+        Whether a device that refuses, or answers wrongly, is lost or ends the run.
     limits : Limits, optional
-        What is taken from one device: steps, elements and bytes of a frame.
+        What is taken from one device.
     evaluate_bytes : int (default: 8 MiB)
         Smashed test data that a device sends per message: a few batches.
     seed : int (default: 0)
         Seed of the run: batch order, noise, sampling of devices.
     seeded_sampling : bool (default: True)
-        Make the wrapped strategy's sampling a function of `seed`: nodes, each asked
-        once, are listed by partition id, and Python's `random` is seeded meanwhile.
+        Make sampling a function of `seed`: nodes are listed by partition id.
     callbacks : sequence of Callback
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
 
@@ -150,8 +142,7 @@ class SplitFed(Strategy):
                 f"transport {transport!r} is not known; use 'auto' or 'messages'"
             )
         self._seed = int(seed)
-        self._up = as_codec(DEFAULT_UP if up is None else up)
-        self._down = as_codec(DEFAULT_DOWN if down is None else down)
+        codecs = codecs_of(up, down)
         self._server = ServerHalf(
             back,
             loss,
@@ -168,11 +159,10 @@ class SplitFed(Strategy):
         self.traffic, self.reports = self._history.traffic, self._history.reports
         self.costs = self._history.costs
         self.arrays: ArrayRecord | None = None
-        self._fronts = fronts_for(lightweight, scheme, self._up, self._down)
+        self._fronts = fronts_for(lightweight, scheme, *codecs)
         self._rounds = FlowerRounds(
             self._server,
-            self._up,
-            self._down,
+            *codecs,
             self._fronts,
             cut_features,
             self.traffic,
@@ -185,10 +175,9 @@ class SplitFed(Strategy):
         self._wrapped = WrappedStrategy(
             strategy, self._rounds.devices, self._seed, seeded=seeded_sampling
         )
-        self._wrapped.require_fit(self._fronts)
-        self._aggregates = True
-        self._train_replies: list[Message] = []
-        self._evaluate_replies: list[Message] = []
+        self._wrapped.require_fit(self._fronts, scheme)
+        self._started, self._aggregates = False, True
+        self._train_replies = self._evaluate_replies = list[Message]()
 
     def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
         """Run the rounds, as `flwr.serverapp.strategy.Strategy.start` does.
@@ -199,11 +188,23 @@ class SplitFed(Strategy):
             Flower's access to the nodes.
         *args, **kwargs
             Those of Flower's `start`: ``initial_arrays``, ``num_rounds`` (default: 3),
-            ``timeout``, ``train_config``, ``evaluate_config``, ``evaluate_fn``.
+            ``timeout``, ``train_config``, ``evaluate_config``, ``evaluate_fn``. Who is
+            not done with a round's training, or evaluation, within `timeout` seconds
+            is lost; without one only ``step_timeout_s`` holds.
+
+        Raises
+        ------
+        SettingError
+            If the timeout is not above 0, or strategy and scheme do not go together.
         """
         bound = inspect.signature(super().start).bind(grid, *args, **kwargs)
+        # Flower's own default, an hour, is one for a single message.
+        self._rounds.limit(bound.arguments.get("timeout"))
         bound.apply_defaults()
+        arrays = bound.arguments["initial_arrays"]
         self._fronts.last_round = bound.arguments["num_rounds"]
+        self._wrapped.require_fit(self._fronts, self._server.scheme, arrays)
+        self._started = True
         return super().start(grid, *args, **kwargs)
 
     def back_state(self) -> dict[str, torch.Tensor]:
@@ -217,14 +218,9 @@ class SplitFed(Strategy):
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
         logger.info("\t├──> Split learning (flwr-slfac %s):", RELEASE)
-        logger.info("\t│\t├── Scheme: %s", self._server.scheme)
-        logger.info("\t│\t├── Codec up: %s", format_codec(self._up))
-        logger.info("\t│\t├── Codec down: %s", format_codec(self._down))
-        for line in self._fronts.summary():
-            logger.info("\t│\t├── %s", line)
-        logger.info("\t│\t└── Seed: %d", self._seed)
-        logger.info("\t├──> Fronts: %s", self._wrapped.name)
-        self._wrapped.inner.summary()
+        for line in self._rounds.summary():
+            logger.info("\t│\t%s", line)
+        self._wrapped.summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -235,11 +231,13 @@ class SplitFed(Strategy):
         ------
         AllDevicesLostError
             If no device finishes; back and fronts are those of the round before.
-        DeviceError
-            If a device refuses: its settings or data cannot be trained with.
-        DivergedError
-            If a loss is NaN or infinite.
+        DeviceError, DivergedError
+            If a device refuses, or a loss is NaN, and that is to end the run.
+        SettingError
+            If another strategy is around this one.
         """
+        if not self._started:
+            raise SettingError(WRAPPED_AROUND)
         self._train_replies = []
         # The wrapped strategy goes on from the weights that masks left out, too.
         whole = as_record(self._fronts.take(RecordState(arrays)))
@@ -272,6 +270,8 @@ class SplitFed(Strategy):
         if arrays is not None:
             arrays = as_record(self._fronts.advance(RecordState(arrays)))
             self.arrays = arrays
+        elif self._train_replies:
+            self._rounds.undo(f"{self._wrapped.name} aggregated no front")
         if metrics is not None:
             metrics.update(self._history.train_metrics())
         self._train_replies = []
@@ -281,12 +281,10 @@ class SplitFed(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy sample, and evaluate through the split."""
-        self._evaluate_replies = []
         sampled = self._wrapped.sample("evaluate", server_round, arrays, config, grid)
-        if not sampled.nodes:
-            return []
-        metrics = self._rounds.evaluate(grid, server_round, sampled)
-        self._evaluate_replies = self._wrapped.evaluate_replies(sampled, metrics)
+        if sampled.nodes:
+            metrics = self._rounds.evaluate(grid, server_round, sampled)
+            self._evaluate_replies = self._wrapped.evaluate_replies(sampled, metrics)
         return []
 
     def aggregate_evaluate(

@@ -1,72 +1,42 @@
 """The Flower strategy inside `SplitFed`: it samples devices and aggregates fronts."""
 
+import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
-from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.split import RoundResult, ServerFronts, seed_for
-from flwr_slfac.transport import RecordState, as_record
+from flwr_slfac.flower_parts import InconsistentMessageReplies, chain, said_in
+from flwr_slfac.mean_probe import probe_mean
+from flwr_slfac.sampled import Offered, Sampled, as_floats
+from flwr_slfac.split import DeviceResult, RoundResult, ServerFronts, seed_for
+from flwr_slfac.transport import as_record
+
+logger = logging.getLogger("flwr")
 
 Devices = Callable[[Grid, list[int]], dict[int, int]]
 
-# Strategies that rank, clip or weigh whole states, which no mean by coordinate serves.
-_NOT_BY_COORDINATE = (
-    flower.Bulyan,
-    flower.DifferentialPrivacyClientSideAdaptiveClipping,
-    flower.DifferentialPrivacyClientSideFixedClipping,
-    flower.DifferentialPrivacyServerSideAdaptiveClipping,
-    flower.DifferentialPrivacyServerSideFixedClipping,
-    flower.FedMedian,
-    flower.FedTrimmedAvg,
-    flower.Krum,
-    flower.MultiKrum,
-    flower.QFedAvg,
+# What a strategy is tried with before the front is known.
+_TINY = ArrayRecord({"weight": Array(np.zeros(8, np.float32))})
+WRAPPED_AROUND = (
+    "SplitFed trains when its own start() was called, and here another strategy is "
+    "around it, which would see no reply: no clipping, no selection, noise on a model "
+    "that is not the one trained; put it inside, SplitFed(Outer(FedAvg(), ...), ...)"
 )
-
-
-class Sampled:
-    """What the wrapped strategy wants of a round.
-
-    Parameters
-    ----------
-    messages : iterable of Message
-        One a device, as the strategy configured them.
-    """
-
-    def __init__(self, messages: Iterable[Message]) -> None:
-        self._by_node = {m.metadata.dst_node_id: m for m in messages}
-
-    @property
-    def nodes(self) -> list[int]:
-        """Node ids of the sampled devices."""
-        return list(self._by_node)
-
-    @property
-    def front(self) -> RecordState:
-        """The front that devices are to be given."""
-        return RecordState(next(iter(self._content.array_records.values())))
-
-    @property
-    def proximal_mu(self) -> float:
-        """Weight of FedProx's proximal term; 0 under other strategies."""
-        configs = self._content.config_records.values()
-        config = next(iter(configs), ConfigRecord())
-        return float(cast(float, config.get("proximal-mu", 0.0)))
-
-    @property
-    def _content(self) -> RecordDict:
-        return next(iter(self._by_node.values())).content
-
-    def reply(self, node: int, content: RecordDict) -> Message:
-        """Return what Flower takes for a node's answer."""
-        return Message(content, reply_to=self._by_node[node])
+_AVERAGING = "FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi"
 
 
 class WrappedStrategy:
@@ -97,6 +67,19 @@ class WrappedStrategy:
         """Name of the strategy's class."""
         return type(self.inner).__name__
 
+    def summary(self) -> None:
+        """Log the strategy's settings, and what its privacy does not cover."""
+        logger.info("\t├──> Fronts: %s", self.name)
+        self.inner.summary()
+        private = [type(each).__name__ for each in chain(self.inner)]
+        if any(name.startswith("DifferentialPrivacy") for name in private):
+            logger.warning(
+                "%s protects the device-side models that are averaged; smashed data "
+                "and targets cross as they are, and the back is trained on them without "
+                "clipping or noise",
+                self.name,
+            )
+
     def sample(
         self,
         what: Literal["train", "evaluate"],
@@ -113,27 +96,51 @@ class WrappedStrategy:
             What they are sampled for.
         server_round, arrays, config, grid
             As Flower hands them to a strategy.
+
+        Raises
+        ------
+        SettingError
+            If the strategy does not go with such a front, or sends what split training
+            cannot carry.
         """
-        inner = self.inner
+        inner, offered = self.inner, Offered(arrays)
         configure = inner.configure_train
         if what == "evaluate":
             configure = inner.configure_evaluate
-        with self._sampling(server_round, what, grid) as ordered:
-            return Sampled(configure(server_round, arrays, config, ordered))
+        try:
+            with self._sampling(server_round, what, grid) as ordered:
+                messages = configure(server_round, offered.record(), config, ordered)
+                return Sampled(messages, offered, server_round, self.name)
+        except InconsistentMessageReplies as error:
+            raise SettingError(
+                f"{self.name} does not go with a front of {len(arrays)} tensors: "
+                f"{error}; use a strategy for state dicts of PyTorch models "
+                f"({_AVERAGING}, ...)"
+            ) from error
 
     def train_replies(self, sampled: Sampled, result: RoundResult) -> list[Message]:
         """Return a round's fronts as replies that any strategy aggregates."""
         ordered = sorted(result.finished.items(), key=lambda item: item[1].device)
         if result.handed_on:
             ordered = ordered[-1:]
-        key = getattr(self.inner, "arrayrecord_key", "arrays")
+        key = said_in(self.inner, "arrayrecord_key", "arrays")
         replies = []
         for node, r in ordered:
-            metrics = {"num-examples": r.num_examples, "train-loss": r.loss}
-            content = self._metrics(metrics)
-            content[key] = as_record(r.front or {})
+            content = self._metrics(self._train_metrics(r))
+            # A record of the strategy's own: some empty what they are given.
+            content[key] = as_floats(as_record(r.front or {}))
             replies.append(sampled.reply(node, content))
         return replies
+
+    def _train_metrics(self, result: DeviceResult) -> dict[str, float | list[float]]:
+        """Return a device's metrics; the loss also under the strategy's name for it."""
+        loss_key = said_in(self.inner, "train_loss_key", "train-loss")
+        return {
+            **result.metrics,
+            "num-examples": result.num_examples,
+            "train-loss": result.loss,
+            loss_key: result.loss,
+        }
 
     def evaluate_replies(
         self, sampled: Sampled, metrics: Mapping[int, Mapping[str, float]]
@@ -144,28 +151,54 @@ class WrappedStrategy:
             for node, values in metrics.items()
         ]
 
-    def _metrics(self, metrics: Mapping[str, float]) -> RecordDict:
+    def _metrics(self, metrics: Mapping[str, float | list[float]]) -> RecordDict:
         """Return metrics as a record, the weight named as the strategy wants it."""
-        weight = str(getattr(self.inner, "weighted_by_key", "num-examples"))
+        weight = said_in(self.inner, "weighted_by_key", "num-examples")
         record = MetricRecord()
         for name, value in metrics.items():
             record[weight if name == "num-examples" else name] = value
         return RecordDict({"metrics": record})
 
-    def require_fit(self, fronts: ServerFronts) -> None:
-        """Refuse strategies that compare whole states, where devices hold unlike parts.
+    def require_fit(
+        self, fronts: ServerFronts, scheme: str, arrays: ArrayRecord | None = None
+    ) -> None:
+        """Refuse strategies that need every device's whole front, where they see less.
+
+        Parameters
+        ----------
+        fronts : ServerFronts
+            Who is given which front.
+        scheme : str
+            As in `flwr_slfac.split.scheme`.
+        arrays : ArrayRecord, optional
+            The front; without it what cannot be found out yet is let pass.
 
         Raises
         ------
         SettingError
             If this is one.
         """
-        if fronts.unlike_parts and isinstance(self.inner, _NOT_BY_COORDINATE):
+        relay = scheme == "sequential" and fronts.hands_on
+        if not (relay or fronts.unlike_parts):
+            return
+        found = probe_mean(self.inner, _TINY if arrays is None else as_floats(arrays))
+        reason = found.refused
+        if not reason and arrays is not None and found.unclear:
+            reason = f"whether it averages fronts cannot be found out: {found.unclear}"
+        if not reason:
+            return
+        if relay:
             raise SettingError(
-                f"{self.name} compares whole fronts, but with prune as a function "
-                "devices hold unlike parts; use a strategy that averages (FedAvg, "
-                "FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi) or one share for all"
+                f"{self.name} is given one front a round in the relay of "
+                f"scheme='sequential', that of its last device, which would void it: "
+                f"{reason}; use scheme='parallel', 'sflv1' or 'sflv2', or a strategy "
+                f"that averages ({_AVERAGING})"
             )
+        raise SettingError(
+            f"{self.name} compares whole fronts, but with prune as a function "
+            f"devices hold unlike parts: {reason}; use a strategy that averages "
+            f"({_AVERAGING}) or one share for all"
+        )
 
     @contextmanager
     def _sampling(self, server_round: int, what: str, grid: Grid) -> Iterator[Grid]:

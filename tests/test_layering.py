@@ -18,11 +18,13 @@ ROOMS = (
     ("lightweight",),
     ("split",),
     ("transport",),
-    ("report", "progress"),
+    ("flower_parts", "report", "progress"),
+    ("front_mods",),
     ("client",),
-    ("history", "wrapped"),
+    ("history", "mean_probe", "sampled"),
+    ("node_link", "wrapped"),
     ("flower_rounds",),
-    ("strategy", "run"),
+    ("default_codecs", "strategy", "run"),
 )
 # The same within a room, for those that have rooms of their own.
 INNER = {

@@ -59,12 +59,12 @@ PUBLIC = {
     """,
     "flwr_slfac.split": """
         SCHEMES Batch Begin CutFeature Description Device DeviceHalf
-        DeviceResult Dropout EvaluateReply EvaluateRequest Fronts Link LocalLink
-        LocalResult Loss Lost Metric Moment OptimizerFactory Passage Piece Place
-        RoundResult Rounds SchedulerFactory Scheme ServerFronts ServerHalf
-        ServerMemory Smashed Snapshot TrainReply TrainRequest WholeFronts
-        accuracy feature_fields feature_of fronts_for register_feature
-        require_places seed_for train_locally
+        DeviceResult Dropout EvaluateReply EvaluateRequest Fronts Limits Link
+        LocalLink LocalResult Loss Lost Metric Moment OnDeviceError
+        OptimizerFactory Passage Piece Place RoundResult Rounds SchedulerFactory
+        Scheme ServerFronts ServerHalf ServerMemory Smashed Snapshot TrainReply
+        TrainRequest WholeFronts accuracy feature_fields feature_of fronts_for
+        register_feature require_places seed_for train_locally
     """,
     "flwr_slfac.split.crossing": """
         Batch DeviceEnd ServerEnd ServerSide require_places
@@ -75,7 +75,7 @@ PUBLIC = {
     """,
     "flwr_slfac.transport": """
         MessageLink NodeState RecordState answer_describe answer_evaluate
-        answer_partition answer_train as_record refusal
+        answer_partition answer_train as_record begin_of change_front refusal
     """,
     "flwr_slfac.codec.wire": """
         DEFAULT_MAX_ELEMENTS DTYPES MAGIC MAX_DIMS MAX_SECTIONS VERSION Frame

@@ -53,6 +53,8 @@ class Begin:
         Number of the aggregated front that the device's front comes from.
     aggregate : bool
         Whether the front travels up at the end of the round, or stays on the device.
+    told : mapping of str to number, bool, text, bytes or list of one of these
+        What else the server's strategy says to the device.
     """
 
     server_round: int
@@ -67,6 +69,7 @@ class Begin:
     mask: bytes = b""
     version: int = 0
     aggregate: bool = True
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class TrainReply:
         The device does not have the front that it is to go on with; nothing was done.
     cost : StepCost or None
         In the last reply, where asked for: what a step costs.
+    metrics : mapping of str to number or list of numbers
+        In the last reply: what the device adds to the metrics of the round.
     compute_s, codec_s : float
         Seconds that the device spent on forward and backward, and on its codec.
     carried : tuple of Piece
@@ -153,6 +158,7 @@ class TrainReply:
     update: bytes | None = None
     wants_front: bool = False
     cost: StepCost | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     compute_s: float = 0.0
     codec_s: float = 0.0
     carried: tuple[Piece, ...] = ()

@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.states import State
@@ -27,6 +29,8 @@ class DeviceResult:
         have none, and if all are such it is NaN.
     cost : StepCost or None
         What a step cost the device, if it told.
+    metrics : mapping
+        What the device added to the metrics of the round.
     """
 
     device: int
@@ -34,6 +38,7 @@ class DeviceResult:
     num_examples: int
     loss: float
     cost: StepCost | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

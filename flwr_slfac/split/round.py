@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
-from flwr_slfac.codec import Memory, restart
+from flwr_slfac.codec import restart
 from flwr_slfac.errors import (
     AllDevicesLostError,
     DeviceError,
@@ -14,9 +14,8 @@ from flwr_slfac.errors import (
 )
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.blame import Answer, step_or_blame, step_without_faults
-from flwr_slfac.split.crossing import Batch, ServerEnd, ServerSide
+from flwr_slfac.split.crossing import Batch, ServerEnd
 from flwr_slfac.split.lasting import recalled, remembered
-from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
     Begin,
@@ -28,41 +27,11 @@ from flwr_slfac.split.protocol import (
     TrainRequest,
 )
 from flwr_slfac.split.results import DeviceResult, RoundResult, log_lost
-from flwr_slfac.split.server_fronts import ServerFronts
-from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.split.server_run import ServerRun
 from flwr_slfac.split.stream import Stream
 from flwr_slfac.states import State
-from flwr_slfac.traffic import Traffic
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ServerRun:
-    """The server's side of a run, which outlives its rounds.
-
-    Parameters
-    ----------
-    server : ServerHalf
-        The back and how it learns.
-    fronts : ServerFronts
-        Who is given which front.
-    traffic : Traffic
-        Where what crosses is entered.
-    side : ServerSide
-        What the ends of all devices share.
-    on_device_error : {"drop", "raise"}
-        What becomes of a device at fault.
-    lasting : dict of int to dict
-        Of gradient codecs, by device: what outlives a round, a residual for example.
-    """
-
-    server: ServerHalf
-    fronts: ServerFronts
-    traffic: Traffic
-    side: ServerSide
-    on_device_error: OnDeviceError = "raise"
-    lasting: dict[int, Memory] = field(default_factory=dict)
 
 
 class Round:
@@ -257,6 +226,7 @@ class Round:
             stream.num_examples,
             stream.loss,
             reply.cost,
+            reply.metrics,
         )
 
     def _learn(

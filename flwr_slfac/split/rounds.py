@@ -16,9 +16,10 @@ from flwr_slfac.split.limits import (
 )
 from flwr_slfac.split.protocol import Begin, Link
 from flwr_slfac.split.results import RoundResult
-from flwr_slfac.split.round import Progress, Round, ServerRun
+from flwr_slfac.split.round import Progress, Round
 from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
 from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.split.server_run import ServerRun
 from flwr_slfac.traffic import Traffic
 
 

@@ -12,6 +12,8 @@ from flwr_slfac.transport.answers import (
     answer_evaluate,
     answer_partition,
     answer_train,
+    begin_of,
+    change_front,
     refusal,
 )
 from flwr_slfac.transport.messages import MessageLink
@@ -27,5 +29,7 @@ __all__ = [
     "answer_partition",
     "answer_train",
     "as_record",
+    "begin_of",
+    "change_front",
     "refusal",
 ]

@@ -1,19 +1,51 @@
 """What a device answers to the server's messages, records in and out."""
 
-from flwr.app import ConfigRecord, RecordDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from flwr_slfac.errors import SlfacError
-from flwr_slfac.split import DeviceHalf
+from flwr_slfac.split import Begin, DeviceHalf
 from flwr_slfac.transport.delivery import REFUSED
 from flwr_slfac.transport.record_state import require_recordable
 from flwr_slfac.transport.records import (
+    ARRAYS,
     SPLIT,
     from_description,
     from_evaluate_reply,
     from_train_reply,
+    get_begin,
     to_evaluate_request,
     to_train_request,
 )
+from flwr_slfac.transport.told import metrics_to_text
+
+
+def begin_of(content: RecordDict) -> Begin | None:
+    """Return what a request tells a device at the start of its work, or None."""
+    return get_begin(content)
+
+
+def change_front(
+    content: RecordDict,
+    change: Callable[[ArrayRecord], tuple[ArrayRecord, Mapping[str, Any]]],
+) -> None:
+    """Change the front in a reply to ``train.step``, and add metrics; if there is one.
+
+    Parameters
+    ----------
+    content : RecordDict
+        The reply.
+    change : callable
+        From the front to what is sent instead, and metrics.
+    """
+    front = content.array_records.get(ARRAYS)
+    if front is None:
+        return
+    content[ARRAYS], metrics = change(front)
+    if metrics:
+        content.config_records[SPLIT]["metrics"] = metrics_to_text(metrics)
 
 
 def answer_train(half: DeviceHalf, content: RecordDict) -> RecordDict:

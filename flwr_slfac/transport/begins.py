@@ -8,6 +8,7 @@ from flwr_slfac.codec import format_codec, parse_codec
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.lightweight import DeviceConfig
 from flwr_slfac.split import Begin, CutFeature, feature_fields, feature_of
+from flwr_slfac.transport.told import told_of_text, told_to_text
 
 _PLAIN = ("seed", "release", "version", "aggregate")
 _RENAMED = {
@@ -22,12 +23,14 @@ def begin_to_fields(begin: Begin) -> dict[str, Any]:
     """Return what a Begin says but its front and mask: numbers, bools and texts."""
     fields = {key: getattr(begin, name) for name, key in _KEYS.items()}
     features = [feature_fields(feature) for feature in begin.cut_features]
-    return {
-        **fields,
-        "up": format_codec(begin.up),
+    texts = {
         "config": _config_to_text(begin.config),
         "features": json.dumps(features) if features else "",
+        "told": told_to_text(begin.told) if begin.told else "",
     }
+    # Flower's message_size_mod refuses to measure empty texts.
+    present = {key: text for key, text in texts.items() if text}
+    return {**fields, "up": format_codec(begin.up), **present}
 
 
 def begin_of_fields(fields: dict[str, Any]) -> Begin:
@@ -45,15 +48,16 @@ def begin_of_fields(fields: dict[str, Any]) -> Begin:
     SettingError
         If the codec, the configuration or a feature is not known here.
     """
-    expected = [*_KEYS.values(), "up", "config", "features"]
+    expected = [*_KEYS.values(), "up"]
     if missing := [key for key in expected if key not in fields]:
         raise DecodeError(f"the start of a round lacks {', '.join(missing)}")
     return Begin(
         **{name: fields[key] for name, key in _KEYS.items()},
         front=None,
         up=parse_codec(str(fields["up"])),
-        config=_config_of_text(str(fields["config"])),
-        cut_features=_features_of_text(str(fields["features"])),
+        config=_config_of_text(str(fields.get("config", ""))),
+        cut_features=_features_of_text(str(fields.get("features", ""))),
+        told=told_of_text(str(fields.get("told", "{}"))),
     )
 
 

@@ -7,6 +7,7 @@ and no more messages are under way than were answered alive, which leaves the de
 actors at the bottom of the stack.
 """
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -47,9 +48,15 @@ class Delivery:
         Flower's access to the nodes.
     timeout_s : float
         A node that does not answer for this long is lost.
+
+    Attributes
+    ----------
+    deadline : float
+        As `time.monotonic` counts: from then on, no answer is waited for.
     """
 
     def __init__(self, grid: Grid, timeout_s: float) -> None:
+        self.deadline = math.inf
         self._grid = grid
         self._timeout_s = timeout_s
         self._unanswered: dict[int, str] = {}
@@ -134,7 +141,7 @@ class Delivery:
         answers: dict[int, RecordDict | Lost] = {}
         failures: list[_Failure] = []
         pending = self._push(messages, answers)
-        deadline = time.monotonic() + self._timeout_s
+        deadline = min(self.deadline, time.monotonic() + self._timeout_s)
         wait_s = _FIRST_WAIT_S
         while pending and time.monotonic() < deadline:
             replies = list(self._grid.pull_messages(list(pending)))

@@ -69,6 +69,10 @@ class MessageLink:
         self._delivery = Delivery(grid, timeout_s)
         self._partitions: dict[int, int] = {}
 
+    def finish_by(self, deadline: float) -> None:
+        """Wait for no answer after a deadline, as `time.monotonic` counts."""
+        self._delivery.deadline = deadline
+
     def devices(self, keys: list[int]) -> dict[int, int]:
         """Ask nodes for their partition ids, each node once.
 

@@ -24,6 +24,7 @@ from flwr_slfac.split import (
 from flwr_slfac.transport.begins import begin_of_fields, begin_to_fields
 from flwr_slfac.transport.channels import channels_of_text, channels_to_text
 from flwr_slfac.transport.record_state import RecordState, as_record
+from flwr_slfac.transport.told import metrics_of_text, metrics_to_text
 
 SPLIT, ARRAYS, FRAMES = "split", "arrays", "frames"
 STYPE = "slfac.v1"
@@ -63,7 +64,7 @@ def to_train_request(content: RecordDict) -> TrainRequest:
     config = _split(content)
     return TrainRequest(
         step=_int(config, "step"),
-        begin=_get_begin(content),
+        begin=get_begin(content),
         gradient=get_frame(content, "gradient"),
     )
 
@@ -83,6 +84,8 @@ def from_train_reply(reply: TrainReply) -> RecordDict:
             config[name] = True
     if reply.cost is not None:
         config["cost"] = json.dumps(asdict(reply.cost))
+    if reply.metrics:
+        config["metrics"] = metrics_to_text(reply.metrics)
     content = RecordDict({SPLIT: config})
     if reply.smashed is not None:
         _put_smashed(content, "", reply.smashed)
@@ -106,6 +109,7 @@ def to_train_reply(content: RecordDict) -> TrainReply:
         update=get_frame(content, "update"),
         wants_front=bool(config.get("wants-front", False)),
         cost=_get_cost(config),
+        metrics=metrics_of_text(str(config.get("metrics", "{}"))),
         compute_s=_float(config, "compute-s"),
         codec_s=_float(config, "codec-s"),
     )
@@ -125,7 +129,7 @@ def to_evaluate_request(content: RecordDict) -> EvaluateRequest:
     return EvaluateRequest(
         first=_int(config, "first"),
         max_bytes=_int(config, "max-bytes"),
-        begin=_get_begin(content),
+        begin=get_begin(content),
     )
 
 
@@ -182,7 +186,8 @@ def _put_begin(content: RecordDict, begin: Begin | None) -> None:
         content[ARRAYS] = as_record(begin.front)
 
 
-def _get_begin(content: RecordDict) -> Begin | None:
+def get_begin(content: RecordDict) -> Begin | None:
+    """Read what a request says at the start of a round, or None."""
     config = _split(content)
     if "release" not in config:
         return None

@@ -1,14 +1,16 @@
 """The same jobs in one process, without Flower: what every run must come to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
-from flwr_slfac import accuracy, cut
+from flwr_slfac import Device, accuracy, cut
 from flwr_slfac.codec import parse_codec
 from flwr_slfac.split import (
+    Begin,
     DeviceHalf,
     LocalLink,
     LocalResult,
@@ -36,13 +38,18 @@ class LossyLink(LocalLink):
         The devices.
     losses : mapping of (int, int) to int
         First step that is lost, by (device, round).
+    tell : callable
+        From a device and what it is told to what it is told instead.
     """
 
     def __init__(
-        self, halves: Sequence[DeviceHalf], losses: Mapping[tuple[int, int], int]
+        self,
+        halves: Sequence[DeviceHalf],
+        losses: Mapping[tuple[int, int], int],
+        tell: Callable[[int, Begin], Begin],
     ) -> None:
         super().__init__(halves)
-        self._losses = losses
+        self._losses, self._tell = losses, tell
         self._round = 0
 
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
@@ -54,7 +61,11 @@ class LossyLink(LocalLink):
             for k, r in requests.items()
             if r.step >= self._losses.get((k, self._round), 1_000_000)
         }
-        reached = {k: r for k, r in requests.items() if k not in lost}
+        reached = {
+            k: r if r.begin is None else replace(r, begin=self._tell(k, r.begin))
+            for k, r in requests.items()
+            if k not in lost
+        }
         return {**super().train(reached), **{k: Lost("unplugged") for k in lost}}
 
 
@@ -64,6 +75,8 @@ def train_in_process(
     *,
     losses: Mapping[tuple[int, int], int] | None = None,
     proximal_mu: float = 0.0,
+    configure: Callable[[int, Device], None] = lambda partition, device: None,
+    tell: Callable[[int, Begin], Begin] = lambda partition, begin: begin,
 ) -> tuple[str, LocalResult]:
     """Return the hash of the final weights, and the result."""
     halves = cut(build_model(job.seed), at="front")
@@ -74,8 +87,11 @@ def train_in_process(
         scheme=job.scheme,  # type: ignore[arg-type]
         metrics={"accuracy": accuracy},
     )
+    devices = [build_device(job, partition) for partition in range(num_devices)]
+    for partition, device in enumerate(devices):
+        configure(partition, device)
     result = train_locally(
-        [build_device(job, partition) for partition in range(num_devices)],
+        devices,
         halves.front.state_dict(),
         server,
         num_rounds=job.num_rounds,
@@ -84,6 +100,6 @@ def train_in_process(
         down=parse_codec(job.down),
         proximal_mu=proximal_mu,
         lightweight=build_setting(job),
-        make_link=partial(LossyLink, losses=losses or {}),
+        make_link=partial(LossyLink, losses=losses or {}, tell=tell),
     )
     return fingerprint(result.front, server.snapshot()), result

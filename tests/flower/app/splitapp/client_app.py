@@ -2,14 +2,25 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp, mod
+from torch.optim import SGD
 from torch.utils.data import TensorDataset
 
 import flwr_slfac._release
@@ -17,6 +28,46 @@ from flwr_slfac import Device, client_app, cut
 from splitapp.task import Fault, Job, build_data, build_device, build_model
 
 app = ClientApp()
+
+
+def shouting_mod(message: Message, context: Context, call_next: Any) -> Message:
+    """Change what the device receives."""
+    message.content["config"]["server-round"] = 99
+    return call_next(message, context)
+
+
+def halving_mod(message: Message, context: Context, call_next: Any) -> Message:
+    """Halve the update, and say so."""
+    before = message.content["arrays"].copy()
+    reply = call_next(message, context)
+    after = reply.content["arrays"]
+    for name, array in before.items():
+        old, new = array.numpy(), after[name].numpy()
+        after[name] = Array(np.asarray((old + (new - old) / 2).astype(old.dtype)))
+    reply.content["metrics"]["halved"] = 1
+    return reply
+
+
+def shrinking_mod(message: Message, context: Context, call_next: Any) -> Message:
+    """Send fewer tensors than were trained."""
+    reply = call_next(message, context)
+    reply.content["arrays"].pop(next(iter(reply.content["arrays"])))
+    return reply
+
+
+def failing_mod(message: Message, context: Context, call_next: Any) -> Message:
+    """Answer with an error."""
+    return Message(Error(code=1, reason="it is too cold"), reply_to=message)
+
+
+MODS = {
+    **{name: getattr(mod, name) for name in mod.__all__},
+    "LocalDpMod": mod.LocalDpMod(0.5, 0.01, 1.0, 1e-3),
+    **{
+        each.__name__: each
+        for each in (shouting_mod, halving_mod, shrinking_mod, failing_mod)
+    },
+}
 
 
 def device(text: str, context: Context) -> Device:
@@ -41,7 +92,19 @@ def device(text: str, context: Context) -> Device:
 @cache
 def inner_app(text: str) -> ClientApp:
     """Return flwr_slfac's ClientApp of a job."""
-    return client_app(partial(device, text), live_cache=Job.from_json(text).live_cache)
+    job = Job.from_json(text)
+    return client_app(
+        partial(device, text),
+        live_cache=job.live_cache,
+        mods=[MODS[name] for name in job.mods],
+        configure=partial(configure, job) if job.configure else None,
+    )
+
+
+def configure(job: Job, device: Device, config: Mapping[str, Any]) -> None:
+    """Take over the learning rate and the number of epochs."""
+    device.optimizer = partial(SGD, lr=config.get("lr", 0.1), momentum=0.9)
+    device.epochs = config.get("epochs", device.epochs)
 
 
 def answer(message: Message, context: Context) -> Message:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.serverapp import Grid, ServerApp, strategy
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
 from flwr_slfac import SplitFed, cut
 from flwr_slfac.codec import Identity, register
+from flwr_slfac.flower_parts import chain
 from splitapp.counting import CountingGrid
+from splitapp.strategies import build_strategy
 from splitapp.task import (
     Job,
     build_model,
@@ -28,6 +30,7 @@ from splitapp.task import (
 )
 
 app = ServerApp()
+DP = {"noise_multiplier": 0.1, "clipping_norm": 0.5, "num_sampled_clients": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,8 @@ def main(grid: Grid, context: Context) -> None:
             failure = error
             results[job.name]["error"] = f"{type(error).__name__}: {error}"
             results[job.name]["traceback"] = traceback.format_exc()
-            time.sleep(1.0)  # what is still under way to devices arrives
+            if "reports" in results[job.name]:
+                time.sleep(1.0)  # what is still under way to devices arrives
         write_whole(folder / "results.json", json.dumps(results))
     (folder / "over").touch()
     if failure is not None:
@@ -69,8 +73,9 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
     halves = cut(build_model(job.seed), at="front")
     if job.bad == "codec":
         register(ServerOnly)
+    inner = build_strategy(job.strategy, job.strategy_settings)
     split = SplitFed(
-        getattr(strategy, job.strategy)(**job.strategy_settings),
+        inner,
         back=halves.back,
         loss=nan_loss if job.bad == "nan" else CrossEntropyLoss(),
         optimizer=partial(SGD, lr=0.1, momentum=0.9),
@@ -106,12 +111,20 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
     result["hash-by-round"] = []
     first = ArrayRecord(halves.front.state_dict())
     try:
-        outcome = split.start(
-            counting, first, num_rounds=job.num_rounds, evaluate_fn=central
+        outer = split
+        if job.around:
+            outer = build_strategy(job.around, {"strategy": split, **DP})
+        configs = {
+            name: ConfigRecord(value) if name.endswith("config") else value
+            for name, value in job.start.items()
+        }
+        outcome = outer.start(
+            counting, first, num_rounds=job.num_rounds, evaluate_fn=central, **configs
         )
         result["hash"] = fingerprint(
             outcome.arrays.to_torch_state_dict(), split.back_state()
         )
+        result["front-hash"] = fingerprint(outcome.arrays.to_torch_state_dict())
         for phase in ("train", "evaluate"):
             metrics = getattr(outcome, f"{phase}_metrics_clientapp")
             result[f"{phase}-metrics"] = {k: dict(v) for k, v in metrics.items()}
@@ -123,6 +136,8 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
             result["kept-hash"] = fingerprint(kept, split.back_state())
             values = [*kept.values(), *split.back_state().values()]
             result["finite"] = all(bool(torch.isfinite(v).all()) for v in values)
+        for each in chain(inner):
+            result["seen"] = getattr(each, "seen", result.get("seen", []))
         result["reports"] = [dataclasses.asdict(r) for r in split.reports]
         result["costs"] = [dataclasses.asdict(c) for c in split.costs]
         result["partitions"] = counting.partitions

@@ -52,6 +52,10 @@ class Job:
     bad: str = ""
     on_device_error: str = "drop"
     lightweight: dict[str, Any] = field(default_factory=dict)
+    around: str = ""
+    mods: list[str] = field(default_factory=list)
+    configure: bool = False
+    start: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the job as JSON text."""
