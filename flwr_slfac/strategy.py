@@ -259,12 +259,10 @@ class SplitFed(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the wrapped strategy aggregate the fronts; add what crossed."""
-        arrays: ArrayRecord | None = None
-        metrics: MetricRecord | None = None
+        arrays, metrics = None, None
+        inner = self._wrapped.inner
         if self._aggregates:
-            arrays, metrics = self._wrapped.inner.aggregate_train(
-                server_round, self._train_replies
-            )
+            arrays, metrics = inner.aggregate_train(server_round, self._train_replies)
         elif self.reports:
             metrics = MetricRecord({"train-loss": self.reports[-1].loss})
         if arrays is not None:

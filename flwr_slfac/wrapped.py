@@ -75,8 +75,8 @@ class WrappedStrategy:
         if any(name.startswith("DifferentialPrivacy") for name in private):
             logger.warning(
                 "%s protects the device-side models that are averaged; smashed data "
-                "and targets cross as they are, and the back is trained on them without "
-                "clipping or noise",
+                "and targets cross as they are, and the back is trained on them "
+                "without clipping or noise",
                 self.name,
             )
 
