@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.node import Node
 
 from flwr_slfac.cutting.patched import patched
+from flwr_slfac.cutting.refusals import user_line
 from flwr_slfac.errors import CutError
 
 # Where a node keeps the contexts it was made in, outermost first.
@@ -74,22 +76,47 @@ _ARGS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
 }
 
 
-class Recorder:
-    """Knows in which contexts the traced forward is at any time."""
+_backends: Any = torch.backends
+# What else a forward may set for a while, and no half would.
+_SETTINGS: dict[str, Callable[[], Any]] = {
+    "the default dtype": torch.get_default_dtype,
+    "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
+    "the precision of float32": torch.get_float32_matmul_precision,
+    "the kernels of attention": lambda: (
+        _backends.cuda.flash_sdp_enabled(),
+        _backends.cuda.mem_efficient_sdp_enabled(),
+        _backends.cuda.math_sdp_enabled(),
+        _backends.mha.get_fastpath_enabled(),
+    ),
+    "cuDNN": lambda: (_backends.cudnn.enabled, _backends.cudnn.deterministic),
+}
 
-    def __init__(self) -> None:
+
+class Recorder:
+    """Knows in which contexts the traced forward is at any time.
+
+    Parameters
+    ----------
+    gradients : bool
+        Whether they are on when forward begins.
+    """
+
+    def __init__(self, gradients: bool) -> None:
+        self._gradients = gradients
+        self._settings = {name: read() for name, read in _SETTINGS.items()}
         self._stack: list[Context] = []
         self._num_entered = 0
         self._thread = threading.get_ident()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Follow the contexts that this thread enters, with gradients on at first."""
+        """Follow the contexts that this thread enters."""
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.set_grad_enabled(self._gradients))
             for kind in _ARGS:
                 stack.enter_context(self._follow(kind))
+            stack.enter_context(patched(saved_tensors_hooks, "__enter__", _refused))
             yield
             self.now()
 
@@ -120,15 +147,32 @@ class Recorder:
         Raises
         ------
         CutError
-            If gradients were switched by a call instead of a block.
+            If gradients were switched by a call instead of a block, or something else
+            is set for a while.
         """
+        for name, read in _SETTINGS.items():
+            if read() != self._settings[name]:
+                raise CutError(
+                    f"forward sets {name} for a while{user_line()}, which no half "
+                    "would do; set it before training"
+                )
         said = [c.gradients for c in self._stack if c.gradients is not None]
-        if torch.is_grad_enabled() != (said[-1] if said else True):
+        if torch.is_grad_enabled() != (said[-1] if said else self._gradients):
             raise CutError(
-                "forward switches gradients by a call; write "
+                f"forward switches gradients by a call{user_line()}; write "
                 "`with torch.set_grad_enabled(...):` around what it is for"
             )
         return tuple(self._stack)
+
+
+_save = saved_tensors_hooks.__enter__
+
+
+def _refused(hooks: Any) -> Any:
+    # Those of checkpoint and save_on_cpu, which are other classes, change no number.
+    if type(hooks) is saved_tensors_hooks:
+        raise CutError(f"forward has saved_tensors_hooks{user_line()}; no half would")
+    return _save(hooks)
 
 
 @contextmanager
@@ -180,7 +224,8 @@ def write_contexts(source: str) -> str:
 
     Examples
     --------
-    >>> print(write_contexts("a = f.enter_context(3)\\nb = c\\nd = leave_context()"))
+    >>> marked = ["a = f.enter_context(3)", "b = c", "d = f.leave_context()"]
+    >>> print(write_contexts(chr(10).join(marked)))
     with context_3():
         b = c
     """

@@ -174,7 +174,13 @@ def _keep_constants(root: nn.Module, graph: fx.Graph, program: Any) -> None:
                 f"forward calls an operation on a function ({node.target}), such as "
                 "torch.cond, which no half can hold"
             )
+        constant = program.constants[node.target]
+        if not isinstance(constant, Tensor) or constant.requires_grad:
+            raise CutError(
+                f"forward uses {type(constant).__name__} `{node.target}`, which is "
+                "neither a constant tensor nor a parameter or buffer of the model"
+            )
         # Both modes may use one name for different constants.
         name = f"_constant{sum(1 for _ in root.buffers())}"
-        root.register_buffer(name, program.constants[node.target], persistent=False)
+        root.register_buffer(name, constant, persistent=False)
         node.target = name

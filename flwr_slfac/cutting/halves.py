@@ -28,6 +28,7 @@ from flwr_slfac.cutting.plan import (
     state_sides,
 )
 from flwr_slfac.cutting.proof import NO_EXAMPLE, prove
+from flwr_slfac.cutting.refusals import require_plain
 from flwr_slfac.cutting.trace import Trace, trace_model
 from flwr_slfac.errors import CutError
 from flwr_slfac.states import State, in_dtypes_of, misfits
@@ -194,6 +195,7 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     >>> halves.proven, cut(model, at="1", example=x).proven
     (False, True)
     """
+    require_plain(model)
     names = [name for name, _ in model.named_modules(remove_duplicate=False)][1:]
     if at not in names:
         found = difflib.get_close_matches(at, names, _NUM_SUGGESTED, _LEAST_LIKENESS)

@@ -58,6 +58,13 @@ def shared(node: Node, root: nn.Module) -> Node | None:
     return None if fresh else first
 
 
+def owner_of(node: Node, root: nn.Module) -> Node:
+    """Return the node whose memory a node's value may share."""
+    while (whose := shared(node, root)) is not None:
+        node = whose
+    return node
+
+
 def written(node: Node, root: nn.Module) -> list[Node]:
     """Return the arguments that a node writes into."""
     if node.op == "call_module":
@@ -87,5 +94,5 @@ def written(node: Node, root: nn.Module) -> list[Node]:
 
 def _nodes(value: Any) -> list[Node]:
     found: list[Node] = []
-    fx.map_arg(value, lambda node: found.append(node) or node)
+    fx.map_arg(value, found.append)
     return found

@@ -41,8 +41,7 @@ def flags_by_mode(root: nn.Module) -> dict[bool, Flags]:
         root.train(mode)
         flags[mode] = _flags(root)
         found[mode] = attributes(root) if own else {}
-    names = [k for k in changed(*found.values()) if k.split(".")[-1] != "training"]
-    if names:
+    if names := changed(*found.values()):
         raise CutError(
             f"train() of the model also changes {', '.join(f'`{n}`' for n in names)}, "
             "which its halves would not do. Let train() set modes only."

@@ -123,7 +123,8 @@ class TracedBuffer(TracedValue):
         return len(self.held)
 
     def __iter__(self) -> Iterator[fx.Proxy]:
-        return (self[i] for i in range(len(self)))
+        values: Any = self
+        return (values[i] for i in range(len(self)))
 
 
 def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:

@@ -14,7 +14,8 @@ from torch import nn
 def untouched_randomness() -> Iterator[None]:
     """Give back every random state of the process as it was."""
     python, numpy = random.getstate(), np.random.get_state()
-    started = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda: Any = torch.cuda
+    started = cuda.is_available() and cuda.is_initialized()
     devices = range(torch.cuda.device_count()) if started else ()
     try:
         with torch.random.fork_rng(devices=devices):

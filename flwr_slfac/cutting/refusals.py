@@ -20,6 +20,8 @@ _HOOKS = {
     "_backward_pre_hooks": "a backward pre-hook",
     "_backward_hooks": "a backward hook",
 }
+# What every module holds: parameters, buffers, modules, hooks, its mode.
+_OF_MODULES = frozenset(vars(nn.Module()))
 _HOOK_REMEDY = (
     "a half has no such module and would lose it. Put what it does into forward, or "
     "register it on a layer of torch.nn"
@@ -53,11 +55,6 @@ def require_plain(model: nn.Module) -> None:
     CutError
         Naming the module, and what to do instead.
     """
-    if type(model).__call__ is not nn.Module.__call__:
-        raise CutError(
-            f"{type(model).__name__} overrides __call__, which its halves would not "
-            "run. Move that into forward."
-        )
     for name, module in model.named_modules():
         where = f"`{name}`" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -72,12 +69,58 @@ def require_plain(model: nn.Module) -> None:
                 "order than its halves would. Cut the model before, and compile the "
                 "halves."
             )
+    if type(model).__call__ is not nn.Module.__call__:
+        raise CutError(
+            f"{type(model).__name__} overrides __call__, which its halves would not "
+            "run. Move that into forward."
+        )
     tensors = [*model.named_parameters(), *model.named_buffers()]
     lazy = [n for n, t in tensors if torch.nn.parameter.is_lazy(t)]
     if lazy:
         raise CutError(
             f"`{lazy[0]}` is not initialized yet. Run a batch through the model first."
         )
+    _require_own_memory(model)
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Return what tensors that share memory have in common."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _require_own_memory(model: nn.Module) -> None:
+    """Refuse tensors that are a part of a parameter: a copy of the model parts them."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        held = {**module._parameters, **module._buffers}
+        if not type(module).__module__.startswith("torch."):
+            held.update(vars(module))
+        for key, tensor in held.items():
+            if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:
+                found.setdefault(id(tensor), (f"{path}.{key}".lstrip("."), tensor))
+    by_storage: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in found.values():
+        for other, shared in by_storage.setdefault(storage_of(tensor), []):
+            if nn.Parameter in (type(tensor), type(shared)) and _overlap(
+                tensor, shared
+            ):
+                raise CutError(
+                    f"`{other}` and `{name}` share memory, which no copy of the model "
+                    "keeps. Compute one of the other in forward."
+                )
+        by_storage[storage_of(tensor)].append((name, tensor))
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    def span(tensor: torch.Tensor) -> tuple[int, int]:
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        start = int(tensor.storage_offset())
+        return start, start + sum((int(size) - 1) * int(step) for size, step in steps)
+
+    (start, end), (begin, stop) = span(one), span(other)
+    return bool(one.numel() and other.numel()) and start <= stop and begin <= end
 
 
 def require_no_hooks(name: str, module: nn.Module) -> None:
@@ -101,7 +144,9 @@ def _module_of(hook: Any) -> Any:
 
 
 def attributes(root: nn.Module) -> dict[str, Any]:
-    """Return what the modules hold beside parameters, buffers and modules.
+    """Return what the model's own modules hold beside parameters, buffers and modules.
+
+    Those of torch go into a half as they are, whatever they hold.
 
     Returns
     -------
@@ -110,8 +155,10 @@ def attributes(root: nn.Module) -> dict[str, Any]:
     """
     found = {}
     for path, module in root.named_modules():
+        if type(module).__module__.startswith("torch."):
+            continue
         for key, value in vars(module).items():
-            if not (key.startswith("_") and key in nn.Module().__dict__):
+            if key not in _OF_MODULES:
                 found[f"{path}.{key}".lstrip(".")] = _print_of(value)
     return found
 

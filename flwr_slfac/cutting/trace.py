@@ -18,8 +18,8 @@ from flwr_slfac.cutting.export import trace_by_export
 from flwr_slfac.cutting.flow import Flow
 from flwr_slfac.cutting.modes import Flags, flags_by_mode, set_flags
 from flwr_slfac.cutting.randomness import untouched_randomness
-from flwr_slfac.cutting.refusals import require_plain
-from flwr_slfac.cutting.tracer import FRESH, storage_of, trace_symbolically
+from flwr_slfac.cutting.refusals import require_plain, storage_of
+from flwr_slfac.cutting.tracer import FRESH, trace_symbolically
 from flwr_slfac.errors import CutError
 
 # Tracing changes classes of torch for a while, which one thread can do at a time.
@@ -88,7 +88,6 @@ def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
     """
     if example is not None and not isinstance(example, Tensor):
         raise CutError(f"example must be a tensor, not {type(example).__name__}.")
-    require_plain(model)
     try:
         inspect.signature(model.forward).bind(None)
     except TypeError as error:
@@ -96,13 +95,15 @@ def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
             f"forward of {type(model).__name__} does not take exactly one tensor "
             f"({error}). Wrap the model so that its other inputs have defaults."
         ) from None
+    require_plain(model)
     with _ONE_AT_A_TIME, untouched_randomness():
         return _trace(model, example)
 
 
 def _trace(model: nn.Module, example: Tensor | None) -> Trace:
+    root, flags = _copy(model)
     try:
-        root, flags, graphs = _graphs(model, trace_symbolically)
+        graphs = _graphs(root, flags, trace_symbolically)
         reason = ""
     except Exception as error:
         reason = str(error).removesuffix(".") or type(error).__name__
@@ -111,7 +112,8 @@ def _trace(model: nn.Module, example: Tensor | None) -> Trace:
                 f"torch.fx cannot trace {type(model).__name__} ({reason}). Pass "
                 "example=, a tensor of inputs, to trace it with torch.export."
             ) from error
-        root, flags, graphs = _export(model, example, reason)
+        root, flags = _copy(model)
+        graphs = _export(root, flags, example, reason)
     set_flags(root, {name: m.training for name, m in _modules(model).items()})
     # Without the constants that tracing has put on the copy.
     own = _state(model).keys()
@@ -123,36 +125,38 @@ def _trace(model: nn.Module, example: Tensor | None) -> Trace:
     return Trace(root, flows, state, persistent, bool(reason), flags, reason)
 
 
-def _export(
-    model: nn.Module, example: Tensor, reason: str
-) -> tuple[nn.Module, dict[bool, Flags], dict[bool, fx.Graph]]:
-    try:
-        return _graphs(model, lambda root: trace_by_export(root, example))
-    except CutError as error:
-        raise CutError(
-            f"Neither torch.fx nor torch.export can trace {type(model).__name__} with "
-            f"an example of shape {tuple(example.shape)}: {reason}; torch.export: "
-            f"{error}"
-        ) from error
-
-
-def _graphs(
-    model: nn.Module, trace: Callable[[nn.Module], fx.Graph]
-) -> tuple[nn.Module, dict[bool, Flags], dict[bool, fx.Graph]]:
-    """Copy a model and trace the copy in either mode."""
+def _copy(model: nn.Module) -> tuple[nn.Module, dict[bool, Flags]]:
     try:
         root = copy.deepcopy(model)
     except Exception as error:
         raise CutError(
-            f"{type(model).__name__} cannot be copied ({error}). A module may hold the "
-            "result of a forward."
+            f"{type(model).__name__} cannot be copied, and halves are copies ({error})."
         ) from error
-    flags = flags_by_mode(root)
+    return root, flags_by_mode(root)
+
+
+def _graphs(
+    root: nn.Module, flags: dict[bool, Flags], trace: Callable[[nn.Module], fx.Graph]
+) -> dict[bool, fx.Graph]:
+    """Trace a model in either mode."""
     graphs = {}
     for mode in (True, False):
         set_flags(root, flags[mode])
         graphs[mode] = trace(root)
-    return root, flags, graphs
+    return graphs
+
+
+def _export(
+    root: nn.Module, flags: dict[bool, Flags], example: Tensor, reason: str
+) -> dict[bool, fx.Graph]:
+    try:
+        return _graphs(root, flags, lambda model: trace_by_export(model, example))
+    except CutError as error:
+        raise CutError(
+            f"Neither torch.fx nor torch.export can trace {type(root).__name__} with "
+            f"an example of shape {tuple(example.shape)}: {reason}; torch.export: "
+            f"{error}"
+        ) from error
 
 
 def _require_own_constants(flow: Flow, state: dict[str, Tensor]) -> None:

@@ -8,18 +8,18 @@
 """
 
 import inspect
+import operator
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.autograd import Function
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from flwr_slfac.cutting.contexts import CONTEXTS, Recorder
+from flwr_slfac.cutting.memory import owner_of, written
 from flwr_slfac.cutting.patched import patched
 from flwr_slfac.cutting.proxies import CustomFunction, TracedBuffer, TracedValue
 from flwr_slfac.cutting.randomness import drawn, foreign_states
@@ -27,8 +27,10 @@ from flwr_slfac.cutting.refusals import (
     attributes,
     changed,
     require_no_hooks,
+    storage_of,
     user_line,
 )
+from flwr_slfac.cutting.watch import StateWatch
 from flwr_slfac.errors import CutError
 
 # Names under which torch.fx keeps constants on the traced module.
@@ -56,9 +58,38 @@ def trace_symbolically(root: nn.Module) -> fx.Graph:
     CutError
         If forward does what the graph would not repeat; the line is named.
     """
-    tracer = _Tracer(root)
-    with tracer.watching():
-        return tracer.trace(root)
+    graphs, steps = [], []
+    for gradients in (True, False):
+        tracer = _Tracer(root, gradients)
+        with tracer.watching():
+            graphs.append(tracer.trace(root))
+        steps.append(_steps(graphs[-1], root))
+    if steps[0] != steps[1]:
+        apart = zip(graphs[0].nodes, *steps, strict=False)
+        node = next(n for n, step, again in apart if step != again)
+        raise CutError(
+            f"forward is not the same each time, first at `{node.name}`. It may "
+            "branch on torch.is_grad_enabled(), draw from a generator that is not "
+            "torch's, or count its calls"
+        )
+    return graphs[0]
+
+
+def _steps(graph: fx.Graph, root: nn.Module) -> list[tuple[Any, ...]]:
+    """Return what a graph does, so that it can be compared."""
+    places = {node: i for i, node in enumerate(graph.nodes)}
+
+    def read(node: fx.Node) -> Any:
+        target = str(node.target)
+        if node.op == "get_attr" and target.startswith(_CONSTANTS):
+            value = operator.attrgetter(target)(root)
+            return str(value.tolist()) if isinstance(value, Tensor) else str(value)
+        return node.target
+
+    def inputs(node: fx.Node) -> str:
+        return repr(fx.map_arg((node.args, node.kwargs), lambda n: f"%{places[n]}"))
+
+    return [(node.op, read(node), inputs(node)) for node in graph.nodes]
 
 
 def _require_undrawn(before: Any, after: Any, who: str) -> None:
@@ -69,51 +100,14 @@ def _require_undrawn(before: Any, after: Any, who: str) -> None:
         )
 
 
-class _StateWatch(TorchDispatchMode):
-    """See every operation on real numbers; those on the state become constants."""
-
-    def __init__(self, root: nn.Module) -> None:
-        super().__init__()
-        tensors = [*root.named_parameters(), *root.named_buffers()]
-        self.names = {storage_of(t): name for name, t in tensors}
-        self.made: set[int] = set()  # storages of what forward has computed at once
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise CutError(
-                f"forward draws random numbers outside of the trace{user_line()}"
-            )
-        for value in pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor) and storage_of(value) in self.names:
-                raise CutError(
-                    f"forward computes with `{self.names[storage_of(value)]}` outside "
-                    f"of the trace{user_line()}, which would make it a constant. Read "
-                    "it as an attribute of its module"
-                )
-        result = func(*args, **(kwargs or {}))
-        for value in pytree.tree_leaves(result):
-            if isinstance(value, Tensor):
-                self.made.add(storage_of(value))
-        return result
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Return what tensors that share memory have in common."""
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    return int(tensor.untyped_storage()._cdata)
-
-
 class _Tracer(fx.Tracer):
     """Trace one input, and into torch.nn's containers as into any other."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, gradients: bool) -> None:
         super().__init__()
-        self.contexts = Recorder()
-        self.watch = _StateWatch(root)
-        self.constants: dict[str, tuple[Tensor, int]] = {}
+        self.contexts = Recorder(gradients)
+        self.watch = StateWatch(root)
+        self.constants: list[tuple[Tensor, int, str]] = []
         self.modules = set(root.modules())
         self.model = root
         self.buffers = {id(b): name for name, b in root.named_buffers()}
@@ -137,12 +131,15 @@ class _Tracer(fx.Tracer):
         names = [n for n in changed(held, after) if not n.startswith(_CONSTANTS)]
         if names:
             raise CutError(f"forward changes `{names[0]}` outside of the trace")
-        for name, (constant, version) in self.constants.items():
+        for constant, version, line in self.constants:
             if constant._version != version:
-                raise CutError(f"forward changes the constant {name} after its use")
+                raise CutError(f"forward changes a constant after its use{line}")
 
     def _state(self) -> dict[str, Tensor]:
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {
+            **dict(self.model.named_parameters()),
+            **dict(self.model.named_buffers()),
+        }
 
     def _apply(self) -> Any:
         """Return an ``apply`` of custom functions that records itself."""
@@ -185,9 +182,11 @@ class _Tracer(fx.Tracer):
                 and not name.startswith(_CONSTANTS)
             ):
                 path = self.path_of_module(module)
+                buffer = name in module._buffers
+                remedy = "write into it, as `copy_` does" if buffer else "return it"
                 raise CutError(
                     f"forward sets `{f'{path}.{name}'.lstrip('.')}` outside of the "
-                    f"trace{user_line()}"
+                    f"trace{user_line()}; {remedy}"
                 )
             plain(module, name, value)
 
@@ -217,6 +216,11 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         node.meta[CONTEXTS] = self.contexts.now()
+        for target in written(node, self.model):
+            owner = owner_of(target, self.model)
+            if FRESH in owner.meta:
+                constant = operator.attrgetter(str(owner.target))(self.model)
+                self.watch.written[storage_of(constant)] = constant
         return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
@@ -234,22 +238,29 @@ class _Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def create_arg(self, a: Any) -> Any:
-        arg = super().create_arg(a)
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            if id(a) not in self.buffers:
-                self._note_constant(a)
-                arg.meta[FRESH] = storage_of(a) in self.watch.made
+        if isinstance(a, dict) and type(a) is not dict:
+            # torch.fx would make a plain dictionary of it.
+            pairs = tuple((key, self.create_arg(value)) for key, value in a.items())
+            return self.create_node("call_function", type(a), (pairs,), {})
+        arg: Any = super().create_arg(a)
+        known = isinstance(a, nn.Parameter) or id(a) in self.buffers
+        if isinstance(a, Tensor) and not known:
+            self._note_constant(a)
+            arg.meta[FRESH] = storage_of(a) in self.watch.made
         return arg
 
     def _note_constant(self, constant: Tensor) -> None:
-        shared = self.watch.names.get(storage_of(constant))
+        storage = storage_of(constant)
+        shared = self.watch.names.get(storage)
         if constant.requires_grad or shared is not None:
             what = "requires a gradient" if shared is None else f"is part of `{shared}`"
             raise CutError(
                 f"forward uses a tensor that {what} but is no parameter or buffer"
                 f"{user_line()}"
             )
-        self.constants[f"no. {len(self.constants)}"] = (constant, constant._version)
+        if self.watch.written.get(storage, constant) is not constant:
+            raise CutError(f"forward writes into a part of a constant{user_line()}")
+        self.constants.append((constant, constant._version, user_line()))
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
