@@ -134,18 +134,22 @@ def _open_blocks(owner: Any, graph: fx.Graph) -> None:
             number += 1
             kind, count = _BLOCKS[block.target]
             args = block.args[:count]
-            inner = owner.get_submodule(str(block.args[count].target))
+            path = str(block.args[count].target)
             outer = block.meta.get(CONTEXTS, ())
+            if kind == "autocast":
+                # torch.export writes that nothing is cached, whatever forward says.
+                args = (*args[:3], True)
             contexts = (*outer, Context(kind, tuple(args), number))
-            _inline(graph, block, inner, block.args[count + 1 :], contexts)
+            _inline(graph, block, owner, path, block.args[count + 1 :], contexts)
     for node in list(graph.find_nodes(op="get_attr")):
         if not node.users and str(node.target).startswith("submod"):
             graph.erase_node(node)
 
 
 def _inline(
-    graph: fx.Graph, block: Node, inner: Any, inputs: Any, contexts: Any
+    graph: fx.Graph, block: Node, owner: Any, path: str, inputs: Any, contexts: Any
 ) -> None:
+    inner: Any = owner.get_submodule(path)
     places = [n for n in inner.graph.nodes if n.op == "placeholder"]
     env: dict[Node, Any] = dict(zip(places, inputs, strict=True))
     values: Any = ()
@@ -156,6 +160,8 @@ def _inline(
             elif node.op != "placeholder":
                 env[node] = graph.node_copy(node, env.__getitem__)
                 env[node].meta[CONTEXTS] = contexts
+                if node.op == "get_attr":  # another block, by its name in this one
+                    env[node].target = f"{path}.{node.target}"
     for user in list(block.users):
         user.replace_all_uses_with(values[user.args[1]])
         graph.erase_node(user)

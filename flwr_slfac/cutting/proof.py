@@ -108,8 +108,9 @@ def _try(pair: Pair, trial: Trial, example: Tensor) -> list[str]:
         except CutError:
             raise
         except Exception as error:
-            reason = reason or f"the model fails on {len(x)} examples {trial}: {error}"
+            reason = f"the model fails on {len(x)} examples {trial}: {error}"
             continue
+        reason = ""
         try:
             joined = pair.joined(trial, x)
         except Exception as error:
