@@ -5,11 +5,13 @@
     model ──trace_model──► Trace: a copy, and the Flow of data in either mode
     Trace ──plan_cut──► Sides: which nodes run on which side, or why no cut is legal
     Trace, Sides ──build_halves──► two Half modules ──► Halves.load ──► model
+    model, Halves ──prove, on an example──► the same bits, or why not
 """
 
 from flwr_slfac.cutting.build import Half
-from flwr_slfac.cutting.flow import Flow, call_name
+from flwr_slfac.cutting.flow import Flow
 from flwr_slfac.cutting.halves import CutPoint, Halves, cut, legal_cuts
+from flwr_slfac.cutting.memory import call_name
 from flwr_slfac.cutting.trace import Trace, trace_model
 
 __all__ = [

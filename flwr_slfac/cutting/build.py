@@ -18,9 +18,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
+from flwr_slfac.cutting.contexts import mark_contexts, write_contexts
 from flwr_slfac.cutting.flow import Sides
 from flwr_slfac.cutting.plan import state_sides
 from flwr_slfac.cutting.trace import Trace
+from flwr_slfac.cutting.tracer import FRESH
 from flwr_slfac.errors import CutError
 
 
@@ -63,14 +65,20 @@ class Half(nn.Module):
     sizes : tuple of int or None
         Sizes of its input that ``torch.export`` has fixed: all but the batch. None if
         there are none.
+    others : dict of bool to list of str
+        By mode: modules that stand in the other one, such as a frozen batch norm.
     """
 
     def __init__(
-        self, programs: dict[bool, Program], sizes: tuple[int, ...] | None
+        self,
+        programs: dict[bool, Program],
+        sizes: tuple[int, ...] | None,
+        others: dict[bool, list[str]],
     ) -> None:
         super().__init__()
         self._programs = programs
         self._sizes = sizes
+        self._others = others
         self._forwards = {mode: p.compile() for mode, p in programs.items()}
 
     def forward(self, x: Tensor) -> Any:
@@ -93,6 +101,19 @@ class Half(nn.Module):
                 "Cut again with an example of that shape."
             )
         return self._forwards[self.training](self, x)
+
+    def train(self, mode: bool = True) -> "Half":
+        """Put every module in the mode that it has in the model in that mode.
+
+        Parameters
+        ----------
+        mode : bool, optional
+            True for training.
+        """
+        super().train(mode)
+        for name in self._others[mode]:
+            self.get_submodule(name).training = not mode
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_forwards"}
@@ -119,13 +140,17 @@ def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[nn.Module, nn.M
     for names, part in zip(state_sides(trace, plan), parts, strict=True):
         programs = {m: _program(trace, m, plan[m], part[m]) for m in part}
         entry = trace.flows[False].source if not halves else plan[False].point
-        half = Half(programs, _fixed_sizes(entry) if trace.exported else None)
+        others: dict[bool, list[str]] = {True: [], False: []}
+        half = Half(programs, _fixed_sizes(entry) if trace.exported else None, others)
         half.training = trace.root.training
         nodes = set().union(*part.values())
         leaves = {str(n.target) for n in nodes if n.op == "call_module"}
         _graft(trace.root, half, "", leaves, names, taken)
         for name in sorted(str(n.target) for n in nodes if n.op == "get_attr"):
             _place_constant(trace.root, half, name)
+        within = [name for name, _ in half.named_modules() if name in trace.flags[True]]
+        for mode, flags in trace.flags.items():
+            others[mode] += [name for name in within if name and flags[name] != mode]
         taken = leaves | names
         halves.append(half)
     front, back = halves
@@ -157,7 +182,14 @@ def _program(trace: Trace, mode: bool, sides: Sides, part: set[Node]) -> Program
             else:
                 env[node] = graph.call_method("size", (x, 0))
             continue
+        base = flow.base[node]
+        if node.meta.get(FRESH) and base in flow.mutators and base in env:
+            env[node] = env[base]
+            continue
         env[node] = graph.node_copy(node, env.__getitem__)
+        if node.meta.get(FRESH) and base in flow.mutators:
+            # Forward makes it anew and writes into it; another call must not see that.
+            env[node] = graph.call_method("clone", (env[node],))
         if trace.exported and node.kwargs.get("device") is not None:
             # Export bakes the device of the example in; follow the input instead.
             with graph.inserting_before(env[node]):
@@ -165,14 +197,15 @@ def _program(trace: Trace, mode: bool, sides: Sides, part: set[Node]) -> Program
             env[node].update_kwarg("device", device)
     if not is_back:
         graph.output(env[sides.point])
+    objects = mark_contexts(graph)
     code = graph.python_code("self")
-    modules, objects = {}, {}
+    modules = {}
     for name, value in code.globals.items():
         if isinstance(value, ModuleType):
             modules[name] = value.__name__
         else:
             objects[name] = value
-    return Program(code.src, modules, objects)
+    return Program(write_contexts(code.src), modules, objects)
 
 
 def _graft(

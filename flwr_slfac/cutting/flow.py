@@ -9,19 +9,19 @@ import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
+from flwr_slfac.cutting.memory import call_name, shared, written
+from flwr_slfac.cutting.proxies import CustomFunction
+
 # Names of calls that draw random numbers, whose values must not be computed twice.
 _RANDOM = re.compile(
     r"rand|dropout|bernoulli|multinomial|poisson|rrelu|sdpa|scaled_dot_product"
     r"|(normal|uniform|exponential|cauchy|geometric)_?$"
-)
-# Calls whose result never shares memory with their first argument.
-_FRESH = re.compile(
-    r"^(add|sub|mul|truediv|matmul|linear|cat|conv\dd|embedding|(batch|layer)_norm)$"
 )
 
 
@@ -93,13 +93,13 @@ class Flow:
             if node.op == "get_attr":
                 self.base[node] = attributes.setdefault(str(node.target), node)
             else:
-                self.base[node] = self._base(node)
+                whose = shared(node, root)
+                self.base[node] = node if whose is None else self.base[whose]
             self.deps[node] = {d for n in node.all_input_nodes for d in self._now(n)}
             writes_state = False
-            if self._mutates(node):
-                target = self.base[node.args[0]]
+            for target in {self.base[n]: None for n in written(node, root)}:
                 self.mutators.setdefault(target, []).append(node)
-                writes_state = target.op == "get_attr" and target.target in state
+                writes_state |= target.op == "get_attr" and target.target in state
             if writes_state or (node.op == "call_module" and not node.users):
                 self.effects.add(node)
             elif self._is_free(node):
@@ -113,41 +113,12 @@ class Flow:
             if node.op == "get_attr" or self.order[mutator] > self.order[node]:
                 yield mutator
 
-    def _base(self, node: Node) -> Node:
-        """Return the node whose memory this one may share."""
-        first = node.args[0] if node.args else None
-        if not isinstance(first, Node) or node.op == "output":
-            return node
-        if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
-            fresh = any(True for _ in module.parameters())
-        else:
-            fresh = bool(_FRESH.match(call_name(node)))
-        return node if fresh else self.base[first]
-
-    def _mutates(self, node: Node) -> bool:
-        if not node.args or not isinstance(node.args[0], Node):
-            return False
-        if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
-            return getattr(module, "inplace", False) is True
-        if node.op not in ("call_function", "call_method"):
-            return False
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None:
-            return bool(schema.is_mutable)
-        name = call_name(node)
-        return (
-            (name.endswith("_") and not name.endswith("__"))
-            or node.target is operator.setitem
-            or node.kwargs.get("inplace") is True
-        )
-
     def _is_free(self, node: Node) -> bool:
         if node.op == "get_attr" or self.stands_for(node):
             return True
         return (
             node.op in ("call_function", "call_method")
+            and not isinstance(node.target, CustomFunction)
             and not _RANDOM.search(call_name(node))
             and all(dep in self.free for dep in self.deps[node])
         )
@@ -244,6 +215,10 @@ class Flow:
         mutators = self.mutators.get(self.base[sides.point], [])
         return any(n in sides.back for n in mutators)
 
+    def value_of(self, node: Node) -> Any:
+        """Return what a node reads off the root."""
+        return operator.attrgetter(str(node.target))(self.root)
+
     def label(self, node: Node) -> str:
         """Name a value by the outermost module that ends with it, if any."""
         names = [path for path, ends in self.exits.items() if ends == [node] and path]
@@ -254,18 +229,3 @@ class Flow:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         where = f" in `{stack[-1][0]}`" if stack and stack[-1][0] else ""
         return f"`{node.name}`{where}"
-
-
-def call_name(node: Node) -> str:
-    """Return the bare name of what a node calls.
-
-    Examples
-    --------
-    >>> graph = fx.Graph()
-    >>> call_name(graph.call_function(torch.relu, (graph.placeholder("x"),)))
-    'relu'
-    """
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:
-        return str(schema.name).split("::")[-1]
-    return str(getattr(node.target, "__name__", node.target))

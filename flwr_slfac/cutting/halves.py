@@ -11,7 +11,9 @@ a trace bakes ``self.training`` in.
 """
 
 import difflib
+import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,9 +27,13 @@ from flwr_slfac.cutting.plan import (
     plan_cut,
     state_sides,
 )
-from flwr_slfac.cutting.trace import trace_model
+from flwr_slfac.cutting.proof import NO_EXAMPLE, prove
+from flwr_slfac.cutting.refusals import require_plain
+from flwr_slfac.cutting.trace import Trace, trace_model
 from flwr_slfac.errors import CutError
 from flwr_slfac.states import State, in_dtypes_of, misfits
+
+logger = logging.getLogger("flwr")
 
 # Our choice: three names fit a line. 0.4 is laxer than difflib's own 0.6, since users
 # leave out a prefix: "conv1" for "features.conv1" scores 0.53.
@@ -47,11 +53,20 @@ class Halves:
         those of ``model``, and every key of ``model`` is in exactly one of them.
     model : nn.Module
         The model that was cut; changed by :meth:`load` only.
+    unproven : tuple of str
+        What was not shown to be the model's, and why: one sentence each. Empty if the
+        joined halves gave the model's bits on the example, in either mode.
     """
 
     front: nn.Module
     back: nn.Module
     model: nn.Module
+    unproven: tuple[str, ...]
+
+    @property
+    def proven(self) -> bool:
+        """Whether nothing is left unproven."""
+        return not self.unproven
 
     def load(self, front_state: Any, back_state: Any) -> nn.Module:
         """Load the states of both halves into ``model`` and return it.
@@ -136,27 +151,36 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
         Name of a submodule, as in ``model.named_modules()``. If forward calls it
         several times, the cut lies after the last call.
     example : Tensor, optional
-        An input, batch first. Needed only by models that ``torch.fx`` cannot trace:
-        they go through ``torch.export``, which keeps the batch size free and fixes all
-        other sizes to those of the example.
+        An input, batch first, on the model's device. The joined halves are proved on
+        it: outputs, gradients and buffers are the model's bit for bit in training and
+        in evaluation, with this and with another state. Models that ``torch.fx``
+        cannot trace need one: they go through ``torch.export``, which keeps the batch
+        size free and fixes all other sizes to those of the example.
 
     Returns
     -------
     Halves
-        Two modules on copies of the parameters. Their ``training`` flag, not that
-        of an inner module, decides what ``if self.training`` in a forward sees.
+        Two modules on copies of the parameters. A module that stands in another mode
+        than the model, or that the model's own ``train`` leaves there, keeps it: a
+        batch norm frozen by ``eval()`` stays frozen. `Halves.unproven` says what the
+        example, or its absence, left open.
 
     Raises
     ------
     CutError
         If there is no such module, the model cannot be traced or run on the example,
         anything but the module's one output crosses the cut, or both sides share a
-        parameter. The message names the nearest legal cuts.
+        parameter: the message names the nearest legal cuts. If forward does what a
+        trace would lose (sets attributes, draws from other generators than torch's,
+        has hooks), or the joined halves differ from the model on the example.
 
     Notes
     -----
     What does not depend on the input is computed on the side that needs it. A batch
-    size or a device that would cross is read off the smashed data instead.
+    size or a device that would cross is read off the smashed data instead. Custom
+    autograd functions, ``no_grad``, ``autocast`` and writes in place are kept. The
+    proof runs two forward and backward passes per mode on copies, one without
+    gradients, with PyTorch's fused attention kernels switched off.
 
     Examples
     --------
@@ -168,7 +192,10 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     >>> x = torch.ones(3, 8)
     >>> torch.equal(halves.back(halves.front(x)), model(x))
     True
+    >>> halves.proven, cut(model, at="1", example=x).proven
+    (False, True)
     """
+    require_plain(model)
     names = [name for name, _ in model.named_modules(remove_duplicate=False)][1:]
     if at not in names:
         found = difflib.get_close_matches(at, names, _NUM_SUGGESTED, _LEAST_LIKENESS)
@@ -183,7 +210,26 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
         plan = plan_cut(trace, at, values)
     except CutError as error:
         raise CutError(f"{error} {neighbours(trace, at, values)}") from None
-    return Halves(*build_halves(trace, plan), model)
+    front, back = build_halves(trace, plan)
+    if example is None:
+        _say_once(f"Not proved: {NO_EXAMPLE}.")
+        return Halves(front, back, model, (NO_EXAMPLE,))
+    return Halves(front, back, model, _prove(model, trace, (front, back), example))
+
+
+@cache
+def _say_once(text: str) -> None:
+    logger.info(text)
+
+
+def _prove(
+    model: nn.Module, trace: Trace, halves: tuple[nn.Module, nn.Module], example: Tensor
+) -> tuple[str, ...]:
+    try:
+        return prove(model, trace.flags, halves, example)
+    except CutError as error:
+        hint = f" torch.fx said: {trace.refused}." if trace.refused else ""
+        raise CutError(f"{error}{hint}") from error
 
 
 def legal_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
@@ -204,7 +250,8 @@ def legal_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
     Raises
     ------
     CutError
-        If the model cannot be traced or run on the example.
+        If the model cannot be traced or run on the example, or its trace is not the
+        model on it: see :func:`cut`.
 
     Examples
     --------
@@ -225,4 +272,8 @@ def legal_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
         ]
         shape = values.shapes[sides.point]
         points.append(CutPoint(names[0], tuple(names[1:]), shape, *own, *flops))
+    if points:
+        # Both halves together run the whole trace, wherever it is cut.
+        plan = plan_cut(trace, points[0].name, values)
+        _prove(model, trace, build_halves(trace, plan), example)
     return points

@@ -16,7 +16,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Node
 from torch.utils.flop_counter import FlopCounterMode
 
+from flwr_slfac.cutting.contexts import entered
 from flwr_slfac.cutting.flow import Flow, Sides
+from flwr_slfac.cutting.modes import set_flags
 from flwr_slfac.cutting.trace import Trace
 from flwr_slfac.errors import CutError
 
@@ -53,7 +55,8 @@ class _Meter(fx.Interpreter):
     def run_node(self, n: Node) -> Any:
         """Run one node."""
         start = self.counter.get_total_flops()
-        result = super().run_node(n)
+        with entered(n):
+            result = super().run_node(n)
         self.values.flops[n] = self.counter.get_total_flops() - start
         if isinstance(result, Tensor):
             self.values.shapes[n] = tuple(result.shape)
@@ -70,7 +73,8 @@ def measure(trace: Trace, example: Tensor) -> Values:
     CutError
         If the model cannot run on the example.
     """
-    root = copy.deepcopy(trace.root).eval()
+    root = copy.deepcopy(trace.root)
+    set_flags(root, trace.flags[False])
     graph = trace.flows[False].output.graph
     with (
         torch.no_grad(),

@@ -8,15 +8,22 @@
 
 import copy
 import inspect
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from flwr_slfac.cutting.export import trace_by_export
 from flwr_slfac.cutting.flow import Flow
+from flwr_slfac.cutting.modes import Flags, flags_by_mode, set_flags
+from flwr_slfac.cutting.randomness import untouched_randomness
+from flwr_slfac.cutting.refusals import require_plain, storage_of
+from flwr_slfac.cutting.tracer import FRESH, trace_symbolically
 from flwr_slfac.errors import CutError
+
+# Tracing changes classes of torch for a while, which one thread can do at a time.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,10 @@ class Trace:
         Keys of the copy's ``state_dict``.
     exported : bool
         Whether torch.export made the graphs, which fixes all sizes but the batch.
+    flags : dict of bool to dict of str to bool
+        ``training`` of every module, by mode of the model.
+    refused : str
+        Why torch.fx could not trace it; empty if it could.
     """
 
     root: nn.Module
@@ -43,6 +54,8 @@ class Trace:
     state: dict[str, Tensor]
     persistent: frozenset[str]
     exported: bool
+    flags: dict[bool, Flags]
+    refused: str
 
 
 def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
@@ -82,29 +95,95 @@ def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
             f"forward of {type(model).__name__} does not take exactly one tensor "
             f"({error}). Wrap the model so that its other inputs have defaults."
         ) from None
-    root = copy.deepcopy(model)
-    modes = {module: module.training for module in root.modules()}
+    require_plain(model)
+    with _ONE_AT_A_TIME, untouched_randomness():
+        return _trace(model, example)
+
+
+def _trace(model: nn.Module, example: Tensor | None) -> Trace:
+    root, flags = _copy(model)
     try:
-        graphs = {mode: _fx_graph(root.train(mode)) for mode in (True, False)}
+        graphs = _graphs(root, flags, trace_symbolically)
+        reason = ""
     except Exception as error:
+        reason = str(error).removesuffix(".") or type(error).__name__
         if example is None:
             raise CutError(
-                f"torch.fx cannot trace {type(model).__name__} ({error}). Pass "
+                f"torch.fx cannot trace {type(model).__name__} ({reason}). Pass "
                 "example=, a tensor of inputs, to trace it with torch.export."
             ) from error
-        root = copy.deepcopy(model)
-        modes = {module: module.training for module in root.modules()}
-        graphs = {m: _export_graph(root.train(m), example) for m in (True, False)}
-        exported = True
-    else:
-        exported = False
-    for module, mode in modes.items():
-        module.training = mode
+        root, flags = _copy(model)
+        graphs = _export(root, flags, example, reason)
+    set_flags(root, {name: m.training for name, m in _modules(model).items()})
     # Without the constants that tracing has put on the copy.
     own = _state(model).keys()
     state = {name: tensor for name, tensor in _state(root).items() if name in own}
     flows = {mode: Flow(graph, root, state) for mode, graph in graphs.items()}
-    return Trace(root, flows, state, frozenset(root.state_dict()), exported)
+    for flow in flows.values():
+        _require_own_constants(flow, state)
+    persistent = frozenset(root.state_dict())
+    return Trace(root, flows, state, persistent, bool(reason), flags, reason)
+
+
+def _copy(model: nn.Module) -> tuple[nn.Module, dict[bool, Flags]]:
+    try:
+        root = copy.deepcopy(model)
+    except Exception as error:
+        raise CutError(
+            f"{type(model).__name__} cannot be copied, and halves are copies ({error})."
+        ) from error
+    return root, flags_by_mode(root)
+
+
+def _graphs(
+    root: nn.Module, flags: dict[bool, Flags], trace: Callable[[nn.Module], fx.Graph]
+) -> dict[bool, fx.Graph]:
+    """Trace a model in either mode."""
+    graphs = {}
+    for mode in (True, False):
+        set_flags(root, flags[mode])
+        graphs[mode] = trace(root)
+    return graphs
+
+
+def _export(
+    root: nn.Module, flags: dict[bool, Flags], example: Tensor, reason: str
+) -> dict[bool, fx.Graph]:
+    try:
+        return _graphs(root, flags, lambda model: trace_by_export(model, example))
+    except CutError as error:
+        raise CutError(
+            f"Neither torch.fx nor torch.export can trace {type(root).__name__} with "
+            f"an example of shape {tuple(example.shape)}: {reason}; torch.export: "
+            f"{error}"
+        ) from error
+
+
+def _require_own_constants(flow: Flow, state: dict[str, Tensor]) -> None:
+    """Refuse writes into constants that others hold, too."""
+    constants = {
+        str(n.target): n
+        for n in flow.nodes
+        if n.op == "get_attr" and n.target not in state
+    }
+    storages = [storage_of(flow.value_of(n)) for n in constants.values()]
+    for node in flow.mutators:
+        if node.op != "get_attr" or node.target in state or FRESH not in node.meta:
+            continue
+        if storages.count(storage_of(flow.value_of(node))) > 1:
+            raise CutError(
+                f"forward writes into a part of the constant `{node.target}`. Make it "
+                "of the input, for example by x.new_zeros()."
+            )
+        if not node.meta[FRESH] and str(node.target).startswith("_tensor_constant"):
+            raise CutError(
+                f"forward writes into `{node.target}`, a tensor that is no buffer of "
+                "the model. Register it as one."
+            )
+
+
+def _modules(root: nn.Module) -> dict[str, nn.Module]:
+    return dict(root.named_modules(remove_duplicate=False))
 
 
 def _state(root: nn.Module) -> dict[str, Tensor]:
@@ -113,63 +192,3 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
         **dict(root.named_parameters(remove_duplicate=False)),
         **dict(root.named_buffers(remove_duplicate=False)),
     }
-
-
-class _Tracer(fx.Tracer):
-    """Trace one input, and into torch.nn's containers as into any other."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, nn.MultiheadAttention) or not any(m.children())
-        return super().is_leaf_module(m, module_qualified_name) and whole
-
-    def create_args_for_root(
-        self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
-
-
-def _fx_graph(root: nn.Module) -> fx.Graph:
-    """Trace with torch.fx, and refuse what a graph cannot show."""
-    before = {name: (id(t), t._version) for name, t in _state(root).items()}
-    with torch.random.fork_rng(devices=[]):
-        drawn = torch.get_rng_state()
-        graph = _Tracer().trace(root)
-        if not torch.equal(drawn, torch.get_rng_state()):
-            raise CutError("forward draws random numbers outside of the trace")
-    if before != {name: (id(t), t._version) for name, t in _state(root).items()}:
-        raise CutError("forward changes a buffer outside of the trace")
-    return graph
-
-
-def _export_graph(root: nn.Module, example: Tensor) -> fx.Graph:
-    """Trace with torch.export, any batch size, and mend the graph for other devices."""
-    # torch.export takes a batch of 1 for a constant.
-    batch = example.repeat_interleave(2, 0) if example.shape[:1] == (1,) else example
-    free = ({0: torch.export.Dim.DYNAMIC},)
-    try:
-        program = torch.export.export(root, (batch,), dynamic_shapes=free)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise CutError(
-            f"Neither torch.fx nor torch.export can trace {type(root).__name__} with "
-            f"an example of shape {tuple(example.shape)}: {reason}"
-        ) from error
-    exported: Any = program.module(check_guards=False)
-    graph: fx.Graph = exported.graph
-    state = _state(root)
-    for node in graph.find_nodes(op="get_attr"):
-        if node.target not in state:
-            # Both modes may use one name for different constants.
-            name = f"_constant{sum(1 for _ in root.buffers())}"
-            root.register_buffer(name, program.constants[node.target], persistent=False)
-            node.target = name
-    # On another device a value may be laid out so that it has no such view.
-    for node in graph.find_nodes(
-        op="call_function", target=torch.ops.aten.view.default
-    ):
-        node.target = torch.ops.aten.reshape.default
-    *_, output = graph.nodes
-    leaves = list(pytree.tree_leaves(output.args[0]))
-    output.args = (pytree.tree_unflatten(leaves, program.call_spec.out_spec),)
-    graph.set_codegen(fx.graph.CodeGen())
-    return graph
