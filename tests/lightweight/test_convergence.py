@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,6 +108,47 @@ def test_training_stays_under_the_bound(setting: Setting, logistic: bool) -> Non
     assert measured <= convergence_bound(objective, training).total
 
 
+@given(st.integers(1, 6), st.floats(1e-3, 1e3))
+def test_equal_weights_are_no_weights(coverage: int, weight: float) -> None:
+    """Devices that weigh alike have the bound of the plain theorem."""
+    weighted = _bound(coverage=coverage, weights=[weight] * 6)
+    assert weighted == pytest.approx(_bound(coverage=coverage))
+
+
+def test_unlike_weights_enter_as_the_theorem_says() -> None:
+    """N/Gamma becomes 1/W of the lightest holders, N/Gamma^2 becomes w_max/W^2."""
+    training = replace(TRAINING, weights=[5, 1, 4, 2, 3, 5])
+    assert training.spread == pytest.approx(20 / (1 + 2 + 3))
+    assert training.noise_share == pytest.approx(5 / 20 * (20 / 6) ** 2)
+    alike = replace(TRAINING, weights=None)
+    for one, other in ((training.spread, alike.spread), (20 / 6, 2)):
+        assert one > other
+    assert _bound(weights=training.weights) > _bound()
+
+
+def test_weighted_training_stays_under_its_bound_only() -> None:
+    """Of quadratics by weight, noise breaks the bound of equal weights, not its own.
+
+    Devices of examples 20, 1, 1, 1; the run starts in the optimum, so all is noise.
+    """
+    weights, num_steps, eta, dims = [20, 1, 1, 1], 20000, 0.1, 5
+    generator = torch.Generator().manual_seed(0)
+    share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    centres = torch.randn(4, dims, generator=generator, dtype=torch.float64)
+    best = share @ centres
+    x, squares = best.clone(), 0.0
+    for _ in range(num_steps):
+        squares += float((x - best).square().sum())
+        noise = torch.randn(4, dims, generator=generator, dtype=torch.float64)
+        x = x - eta * (share @ (x - centres + noise))
+    objective = Objective(gap=0.0, smoothness=1.0, noise_variance=dims)
+    plain = Training(num_steps, eta, num_devices=4)
+    measured = squares / num_steps
+    assert measured > convergence_bound(objective, plain).total
+    own = replace(plain, weights=weights)
+    assert measured <= convergence_bound(objective, own).total
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -138,10 +180,13 @@ def test_constants_out_of_range_are_refused_by_name(name: str, value: float) -> 
         ("coverage", 0),
         ("activation_dropout", 1.0),
         ("bits", 9),
+        ("weights", (1.0, 2.0)),
+        ("weights", (1.0, 2.0, 3.0, 4.0, 5.0, 0.0)),
+        ("weights", (1.0, 2.0, 3.0, 4.0, 5.0, math.inf)),
         ("bucket", 0),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(name: str, value: float) -> None:
+def test_settings_out_of_range_are_refused_by_name(name: str, value: object) -> None:
     """A setting outside its range raises SettingError that names it."""
     field = "gradient_bits" if name == "bits" else name
     with pytest.raises(SettingError, match=name):
@@ -155,5 +200,5 @@ def test_a_step_beyond_the_theorem_is_refused() -> None:
         convergence_bound(OBJECTIVE, replace(TRAINING, step_size=0.51))
 
 
-def _bound(**changes: float | None) -> float:
-    return convergence_bound(OBJECTIVE, replace(TRAINING, **changes)).total
+def _bound(**changes: object) -> float:
+    return convergence_bound(OBJECTIVE, replace(TRAINING, **changes)).total  # type: ignore[arg-type]
