@@ -339,7 +339,7 @@ class FrozenByTrain(Three):
 
     def train(self, mode=True):
         super().train(mode)
-        self.norm.eval()
+        self.norm.eval().requires_grad_(False)
         self.drop.train()
         return self
 
@@ -359,6 +359,26 @@ class FlagInside(Three):
 
     def forward(self, x):
         return self.c(self.lively(self.b(self.a(x))))
+
+
+class AsksForTypes(Three):
+    def build(self):
+        self.rnn = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x):
+        h = self.b(self.a(x))
+        if isinstance(h, torch.Tensor):
+            h = h * 2
+        if torch.is_tensor(h) and not isinstance(h, (tuple, list)):
+            h = h + 1
+        steps = self.rnn(h[:, None])
+        steps = steps[0] if isinstance(steps, tuple) else steps
+        n = x.shape[0]
+        if isinstance(n, int) and isinstance(x.shape, tuple):
+            steps = steps * (n + 1)
+        if isinstance(h.chunk(2), tuple):
+            steps = steps + 1
+        return self.c(steps[:, 0])
 
 
 # What is refused, and what the message names.

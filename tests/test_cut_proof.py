@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from flwr_slfac.cutting import Halves, cut, legal_cuts
-from flwr_slfac.cutting.modes import flags_by_mode
 from flwr_slfac.cutting.proof import prove
 from flwr_slfac.errors import CutError
 from tests import forwards as f
@@ -42,8 +41,7 @@ def layers(*sizes: int) -> nn.Sequential:
 
 def proved(model: nn.Module, halves: Halves, x: Tensor) -> tuple[str, ...]:
     """Prove halves that a test has changed."""
-    flags = flags_by_mode(copy.deepcopy(model))
-    return prove(model, flags, (halves.front, halves.back), x)
+    return prove(model, (halves.front, halves.back), x)
 
 
 def test_without_an_example_the_halves_say_what_is_unproven() -> None:

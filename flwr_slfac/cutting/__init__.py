@@ -11,7 +11,7 @@
 from flwr_slfac.cutting.build import Half
 from flwr_slfac.cutting.flow import Flow
 from flwr_slfac.cutting.halves import CutPoint, Halves, cut, legal_cuts
-from flwr_slfac.cutting.memory import call_name
+from flwr_slfac.cutting.names import call_name
 from flwr_slfac.cutting.trace import Trace, trace_model
 
 __all__ = [

@@ -12,6 +12,7 @@ from torch.fx.node import Node
 from torch.utils import _pytree as pytree
 
 from flwr_slfac.cutting.contexts import CONTEXTS, Context
+from flwr_slfac.cutting.names import call_name
 from flwr_slfac.cutting.patched import patched
 from flwr_slfac.cutting.refusals import (
     attributes,
@@ -22,10 +23,11 @@ from flwr_slfac.cutting.refusals import (
 from flwr_slfac.errors import CutError
 
 _ops: Any = torch.ops
-# How torch.export writes a `with`: an operation on a graph of its own.
+# How torch.export writes a `with`: an operation on a graph of its own, after so many
+# arguments.
 _BLOCKS = {
-    _ops.higher_order.wrap_with_set_grad_enabled: ("set_grad_enabled", 1),
-    _ops.higher_order.wrap_with_autocast: ("autocast", 4),
+    "wrap_with_set_grad_enabled": ("set_grad_enabled", 1),
+    "wrap_with_autocast": ("autocast", 4),
 }
 
 
@@ -129,10 +131,10 @@ def _require_any_batch(program: Any) -> None:
 def _open_blocks(owner: Any, graph: fx.Graph) -> None:
     """Put the nodes of every block in the place of its operation."""
     number = 0
-    while blocks := [node for node in graph.nodes if node.target in _BLOCKS]:
+    while blocks := [node for node in graph.nodes if call_name(node) in _BLOCKS]:
         for block in blocks:
             number += 1
-            kind, count = _BLOCKS[block.target]
+            kind, count = _BLOCKS[call_name(block)]
             args = block.args[:count]
             path = str(block.args[count].target)
             outer = block.meta.get(CONTEXTS, ())

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Node
 
-from flwr_slfac.cutting.memory import call_name, shared, written
+from flwr_slfac.cutting.memory import shared, written
+from flwr_slfac.cutting.names import call_name
 from flwr_slfac.cutting.proxies import CustomFunction
 
 # Names of calls that draw random numbers, whose values must not be computed twice.

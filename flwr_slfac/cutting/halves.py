@@ -226,7 +226,7 @@ def _prove(
     model: nn.Module, trace: Trace, halves: tuple[nn.Module, nn.Module], example: Tensor
 ) -> tuple[str, ...]:
     try:
-        return prove(model, trace.flags, halves, example)
+        return prove(model, halves, example)
     except CutError as error:
         hint = f" torch.fx said: {trace.refused}." if trace.refused else ""
         raise CutError(f"{error}{hint}") from error

@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.node import Node
 
+from flwr_slfac.cutting.names import call_name
 from flwr_slfac.cutting.proxies import CustomFunction, InPlace
 
 # Calls whose result never shares memory with their first argument.
@@ -20,22 +21,6 @@ _WRITING = re.compile(
 )
 # Attributes of a tensor that are no view of it.
 _FACTS = ("shape", "device", "dtype", "ndim", "requires_grad", "is_cuda", "layout")
-
-
-def call_name(node: Node) -> str:
-    """Return the bare name of what a node calls.
-
-    Examples
-    --------
-    >>> import torch
-    >>> graph = fx.Graph()
-    >>> call_name(graph.call_function(torch.relu, (graph.placeholder("x"),)))
-    'relu'
-    """
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None:
-        return str(schema.name).split("::")[-1]
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def shared(node: Node, root: nn.Module) -> Node | None:

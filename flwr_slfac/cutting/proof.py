@@ -17,7 +17,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from flwr_slfac.cutting.modes import Flags
 from flwr_slfac.cutting.randomness import untouched_randomness
 from flwr_slfac.cutting.trials import Found, Pair, Trial, differences
 from flwr_slfac.errors import CutError
@@ -42,7 +41,6 @@ TRIALS = (
 
 def prove(
     model: nn.Module,
-    flags: dict[bool, Flags],
     halves: tuple[nn.Module, nn.Module],
     example: Tensor,
 ) -> tuple[str, ...]:
@@ -52,8 +50,6 @@ def prove(
     ----------
     model : nn.Module
         Not changed; neither is any random state.
-    flags : dict of bool to dict of str to bool
-        ``training`` of the model's modules, by mode.
     halves : (nn.Module, nn.Module)
         Front and back. Not changed.
     example : Tensor
@@ -75,7 +71,7 @@ def prove(
     unproven: list[str] = []
     with untouched_randomness(), _exact():
         for trial in TRIALS:
-            unproven += _try(Pair(model, flags, halves), trial, example)
+            unproven += _try(Pair(model, halves), trial, example)
     return tuple(unproven)
 
 
@@ -111,17 +107,33 @@ def _try(pair: Pair, trial: Trial, example: Tensor) -> list[str]:
             reason = f"the model fails on {len(x)} examples {trial}: {error}"
             continue
         reason = ""
-        try:
-            joined = pair.joined(trial, x)
-        except Exception as error:
-            raise CutError(
-                f"The joined halves fail {trial}, where the model does not: {error}"
-            ) from error
-        worst = differences(whole, joined)
-        if worst:
-            reason = _require_noise(worst, whole, pair.whole(trial, x), trial)
+        if differences(whole, _joined(pair, trial, x)):
+            with _one_thread():
+                whole = pair.whole(trial, x)
+                if worst := differences(whole, _joined(pair, trial, x)):
+                    reason = _require_noise(worst, whole, pair.whole(trial, x), trial)
         break
     return [reason] if reason else []
+
+
+def _joined(pair: Pair, trial: Trial, x: Tensor) -> Found:
+    try:
+        return pair.joined(trial, x)
+    except Exception as error:
+        raise CutError(
+            f"The joined halves fail {trial}, where the model does not: {error}"
+        ) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Add in a fixed order on a CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _require_noise(

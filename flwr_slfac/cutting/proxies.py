@@ -11,17 +11,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.fx.node import Node
 from torch.fx.proxy import Attribute
 
-from flwr_slfac.cutting.refusals import user_line
+from flwr_slfac.cutting.names import call_name
+from flwr_slfac.cutting.refusals import asked_by_user, user_line
 from flwr_slfac.errors import CutError
 
 _INPLACE = (
     *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"),
     *("iand", "ior", "ixor", "ilshift", "irshift"),
 )
+
+
+# Operations that return several tensors, and attributes that are none.
+_TUPLES = frozenset(
+    [
+        *("chunk", "split", "unbind", "tensor_split", "meshgrid", "broadcast_tensors"),
+        *("sort", "topk", "var_mean", "std_mean", "svd", "eigh", "qr", "slogdet"),
+    ]
+)
+_FACTS: dict[str, type] = {
+    "shape": torch.Size,
+    "ndim": int,
+    "dtype": torch.dtype,
+    "device": torch.device,
+    "requires_grad": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,11 @@ class CustomFunction:
 
 class TracedValue(fx.Proxy):
     """A value of the forward, which knows that it may be written to."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        # What `isinstance` in a forward is told; torch.fx itself asks for the proxy.
+        return kind_of(self) if asked_by_user() else type(self)
 
     def __getattr__(self, k: str) -> Attribute:
         return TracedAttribute(self, k)
@@ -125,6 +147,30 @@ class TracedBuffer(TracedValue):
     def __iter__(self) -> Iterator[fx.Proxy]:
         values: Any = self
         return (values[i] for i in range(len(self)))
+
+
+def kind_of(value: fx.Proxy) -> type:
+    """Return the type that a traced value will have, as far as its step tells."""
+    node = value.node
+    name = call_name(node)
+    if name in _TUPLES:
+        return tuple
+    if node.op == "call_module":
+        tracer: Any = value.tracer
+        module = tracer.root.get_submodule(str(node.target))
+        several = isinstance(module, nn.RNNBase | nn.MultiheadAttention)
+        if several or getattr(module, "return_indices", False):
+            return tuple
+    if node.target is getattr:
+        return _FACTS.get(str(node.args[1]), Tensor)
+    if name == "size":
+        return int if len(node.args) + len(node.kwargs) > 1 else torch.Size
+    if name in ("dim", "numel", "len"):
+        return int
+    inputs = [kind_of(fx.Proxy(n, value.tracer)) for n in node.all_input_nodes]
+    if name == "getitem" and inputs[0] in (torch.Size, int):
+        return torch.Size if isinstance(node.args[1], slice) else int
+    return int if inputs and all(kind is int for kind in inputs) else Tensor
 
 
 def _in_place(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:

@@ -38,13 +38,25 @@ def user_line() -> str:
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        theirs = _TORCH not in path.parents and path.parent != _HERE
-        if theirs and not path.name.startswith("<"):
-            called = frame.f_code.co_name
-            return f" ({called}, {path.name}:{frame.f_lineno})"
+        if _is_users(frame):
+            file = Path(frame.f_code.co_filename).name
+            return f" ({frame.f_code.co_name}, {file}:{frame.f_lineno})"
         frame = frame.f_back
     return ""
+
+
+def _is_users(frame: FrameType) -> bool:
+    path = Path(frame.f_code.co_filename)
+    own = _TORCH in path.parents or path.parent == _HERE
+    return not own and not path.name.startswith("<")
+
+
+def asked_by_user() -> bool:
+    """Whether what has called the caller, for example `isinstance`, is user's code."""
+    frame = sys._getframe(2)
+    if frame.f_code.co_name == "is_tensor" and frame.f_back is not None:
+        frame = frame.f_back
+    return _is_users(frame)
 
 
 def require_plain(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from flwr_slfac.cutting.modes import Flags, set_flags
+from flwr_slfac.cutting.modes import flags_by_mode, set_flags
 from flwr_slfac.cutting.randomness import drawn, foreign_states
 from flwr_slfac.cutting.refusals import attributes, changed
 from flwr_slfac.errors import CutError
@@ -52,16 +52,15 @@ class Pair:
     def __init__(
         self,
         model: nn.Module,
-        flags: dict[bool, Flags],
         halves: tuple[nn.Module, nn.Module],
     ) -> None:
         self._model = model
-        self._flags = flags
         self._halves = halves
 
     def _copy(self, trial: Trial) -> nn.Module:
         model = copy.deepcopy(self._model)
-        set_flags(model, self._flags[trial.training])
+        # The model's own train() may do more, such as freeze parameters.
+        set_flags(model, flags_by_mode(model)[trial.training])
         if trial.changed:
             _change(model)
         return model

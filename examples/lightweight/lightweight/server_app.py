@@ -50,7 +50,9 @@ def main(grid: Grid, context: Context) -> None:
     """Train, test the joined model on images that no device has seen, report."""
     run = context.run_config
     torch.set_num_threads(run["threads"])
-    halves = cut(build_model(run), at=run["cut"])
+    images, labels = central_test_set(run).tensors
+    # Given an example, cut proves that the halves compute what the model does.
+    halves = cut(build_model(run), at=run["cut"], example=images[:8])
     strategy = SplitFed(
         FedAvg(fraction_train=run["fraction-train"]),
         back=halves.back,
@@ -63,7 +65,6 @@ def main(grid: Grid, context: Context) -> None:
         seed=run["seed"],
         lightweight=setting(run),
     )
-    images, labels = central_test_set(run).tensors
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model = halves.load(arrays, strategy.back_state()).eval()

@@ -21,7 +21,9 @@ def main(grid: Grid, context: Context) -> None:
     """Train, test the joined model on images that no device has seen, report."""
     run = context.run_config
     torch.set_num_threads(run["threads"])
-    halves = cut(build_model(run["seed"]), at=run["cut"])
+    images, labels = central_test_set(run["seed"]).tensors
+    # Given an example, cut proves that the halves compute what the model does.
+    halves = cut(build_model(run["seed"]), at=run["cut"], example=images[:8])
     strategy = SplitFed(
         FedAvg(fraction_train=run["fraction-train"]),
         back=halves.back,
@@ -33,7 +35,6 @@ def main(grid: Grid, context: Context) -> None:
         down=run["codec-down"],
         seed=run["seed"],
     )
-    images, labels = central_test_set(run["seed"]).tensors
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model = halves.load(arrays, strategy.back_state()).eval()
