@@ -182,21 +182,24 @@ class WrappedStrategy:
         if not (relay or fronts.unlike_parts):
             return
         found = probe_mean(self.inner, _TINY if arrays is None else as_floats(arrays))
-        reason = found.refused
-        if not reason and arrays is not None and found.unclear:
-            reason = f"whether it averages fronts cannot be found out: {found.unclear}"
-        if not reason:
+        if found.unclear and arrays is not None and not found.refused:
+            raise SettingError(
+                f"whether {self.name} averages fronts, which scheme='sequential' and "
+                f"prune as a function need, cannot be found out: {found.unclear}; use "
+                f"a strategy that averages ({_AVERAGING})"
+            )
+        if not found.refused:
             return
         if relay:
             raise SettingError(
                 f"{self.name} is given one front a round in the relay of "
                 f"scheme='sequential', that of its last device, which would void it: "
-                f"{reason}; use scheme='parallel', 'sflv1' or 'sflv2', or a strategy "
-                f"that averages ({_AVERAGING})"
+                f"{found.refused}; use scheme='parallel', 'sflv1' or 'sflv2', or a "
+                f"strategy that averages ({_AVERAGING})"
             )
         raise SettingError(
             f"{self.name} compares whole fronts, but with prune as a function "
-            f"devices hold unlike parts: {reason}; use a strategy that averages "
+            f"devices hold unlike parts: {found.refused}; use a strategy that averages "
             f"({_AVERAGING}) or one share for all"
         )
 

@@ -25,6 +25,11 @@ JOBS = (
     Job("rate without a cache", configure=True, start=LR, live_cache=0),
     Job("epochs", configure=True, start={"train_config": {"epochs": 2}}),
     Job("tested", configure=True, start={"evaluate_config": {"epochs": 2}}),
+    Job(
+        "too few for Bulyan",
+        strategy="Bulyan",
+        strategy_settings={"num_malicious_nodes": 1},
+    ),
     Job("in time", start={"timeout": 300.0}),
     Job("mu", strategy_settings={"what": "mu"}, **BY_NODE),
     Job("lr", strategy_settings={"what": "lr"}, configure=True, **BY_NODE),
@@ -168,3 +173,12 @@ def test_every_node_has_its_own_front(outcome: Outcome) -> None:
 
     expected = train_in_process(Job("arrays", num_rounds=1), tell=own)[0]
     assert hash_of(outcome, "arrays") == expected
+
+
+def test_a_round_without_a_front_is_one_without_a_back(outcome: Outcome) -> None:
+    """Where a strategy aggregates no front, the back does not run ahead of it."""
+    result = outcome.results["too few for Bulyan"]
+    assert "error" not in result, result["traceback"]
+    assert len(result["hash-by-round"]) == 3
+    assert len(set(result["hash-by-round"])) == 1
+    assert "Bulyan aggregated no front" in outcome.log
