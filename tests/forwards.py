@@ -361,6 +361,14 @@ class FlagInside(Three):
         return self.c(self.lively(self.b(self.a(x))))
 
 
+class Constants(Three):
+    def forward(self, x):
+        h = self.c(self.b(self.a(x))) * torch.tensor(2.0)
+        h = h + torch.arange(4) * torch.tensor([True, False, True, True])
+        h = h + torch.tensor([1j, 2j, 1j, 1j]).conj().imag
+        return h + torch.ones(4, 2, dtype=torch.bfloat16).T[0]
+
+
 class AsksForTypes(Three):
     def build(self):
         self.rnn = nn.GRU(4, 4, batch_first=True)

@@ -19,7 +19,7 @@ CARRIED = [
     *(f.Straight, f.Reversed, f.TwoResults, f.NewForm, f.RoundedWeights),
     *(f.FrozenFront, f.FrozenBranch, f.Decorated, f.ByMode, f.Inferred, f.Narrow),
     *(f.Detached, f.Aliased, f.Viewed, f.Assigned, f.Into, f.InputWritten),
-    *(f.Counted, f.Summed, f.Recomputed, f.HookOnLayer, f.AsksForTypes),
+    *(f.Counted, f.Summed, f.Recomputed, f.HookOnLayer, f.AsksForTypes, f.Constants),
     *(f.Standardized, f.FrozenNorm, f.LowRank, f.Looped),
 ]
 EXPORTED = [

@@ -145,9 +145,11 @@ def _require_noise(
     if beyond:
         raise CutError(_message(beyond, trial))
     for name, by in noise.items():
-        if whole[name].is_cpu or not by <= _LARGEST_NOISE * float(
-            whole[name].abs().max()
-        ):
+        value = whole[name]
+        most = 0.0
+        if isinstance(value, Tensor) and not value.is_cpu:
+            most = _LARGEST_NOISE * float(value.abs().max())
+        if by > most:
             raise CutError(
                 f"The model itself is another each time {trial}: {name} differs by "
                 f"{by:.3g} though torch's seed is the same. It may draw from a "
