@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import io
+import random
+import threading
 import warnings
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterator
@@ -327,3 +329,22 @@ def test_scripted_compiled_and_lazy_models_are_refused() -> None:
         cut(plain, "0")
     with pytest.raises(CutError, match=r"`1.weight` is not initialized.*Run a batch"):
         cut(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(2)), "0")
+
+
+def test_draws_of_other_threads_are_not_the_models() -> None:
+    """A server whose other threads draw from Python's random can cut any model."""
+    stop = threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            random.random()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        for _ in range(5):
+            assert cut(model, at="0", example=torch.ones(2, 3)).proven
+    finally:
+        stop.set()
+        thread.join()
