@@ -13,11 +13,12 @@ the batch, and in evaluation no gradients.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from flwr_slfac.cutting.randomness import untouched_randomness
+from flwr_slfac.cutting.randomness import unless_others_draw, untouched_randomness
 from flwr_slfac.cutting.trials import Found, Pair, Trial, differences
 from flwr_slfac.errors import CutError
 
@@ -71,7 +72,8 @@ def prove(
     unproven: list[str] = []
     with untouched_randomness(), _exact():
         for trial in TRIALS:
-            unproven += _try(Pair(model, halves), trial, example)
+            tried = partial(_try, Pair(model, halves), trial, example)
+            unproven += unless_others_draw(tried)
     return tuple(unproven)
 
 

@@ -3,23 +3,28 @@
 import random
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import nn
 
+from flwr_slfac.errors import CutError
+
+T = TypeVar("T")
+
+_NAME = "Python's random"
 # The generator behind the functions of Python's `random`.
 _PYTHON = cast(Any, random.random).__self__
 
 
 class _Draws(threading.local):
-    """How often this thread drew from Python's `random` while that was watched."""
+    """How often this thread drew from Python's `random`; None if nobody counts."""
 
-    number = 0
+    number: int | None = None
 
 
 _DRAWS = _Draws()
@@ -27,15 +32,13 @@ _DRAWS = _Draws()
 
 @contextmanager
 def _counted_draws() -> Iterator[None]:
-    """Count this thread's draws from Python's `random`.
-
-    Its state does not tell: other threads, those of Flower for one, draw meanwhile.
-    """
+    """Count this thread's draws from Python's `random`: exact, but slow."""
     outer = sys.getprofile()
+    _DRAWS.number = 0
 
     def count(frame: FrameType, event: Any, arg: Any) -> None:
         if event == "c_call" and getattr(arg, "__self__", None) is _PYTHON:
-            _DRAWS.number += 1
+            _DRAWS.number = (_DRAWS.number or 0) + 1
         if outer is not None:
             outer(frame, event, arg)
 
@@ -44,17 +47,33 @@ def _counted_draws() -> Iterator[None]:
         yield
     finally:
         sys.setprofile(outer)
+        _DRAWS.number = None
+
+
+def unless_others_draw(work: Callable[[], T]) -> T:
+    """Do work that refuses draws from Python's `random`; again, if it is refused.
+
+    Its state tells that somebody drew. That may be another thread, one of Flower's for
+    example: the second time this thread's own draws are counted.
+    """
+    try:
+        return work()
+    except CutError as error:
+        if _NAME not in str(error):
+            raise
+    with _counted_draws():
+        return work()
 
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Give back every random state of the process as it was; watch Python's."""
+    """Give back every random state of the process as it was."""
     python, numpy = random.getstate(), np.random.get_state()
     cuda: Any = torch.cuda
     started = cuda.is_available() and cuda.is_initialized()
     devices = range(torch.cuda.device_count()) if started else ()
     try:
-        with torch.random.fork_rng(devices=devices), _counted_draws():
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
@@ -63,8 +82,6 @@ def untouched_randomness() -> Iterator[None]:
 
 def foreign_states(model: nn.Module) -> dict[str, Any]:
     """Return the states of generators that a seed of torch does not set.
-
-    Within `untouched_randomness`, which counts what is drawn from Python's.
 
     Parameters
     ----------
@@ -77,7 +94,7 @@ def foreign_states(model: nn.Module) -> dict[str, Any]:
         What can be compared, by what it is called.
     """
     states: dict[str, Any] = {
-        "Python's random": _DRAWS.number,
+        _NAME: random.getstate() if _DRAWS.number is None else _DRAWS.number,
         "numpy.random": _of_numpy(np.random.mtrand._rand),
     }
     for path, module in model.named_modules():

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from flwr_slfac.cutting.export import trace_by_export
 from flwr_slfac.cutting.flow import Flow
 from flwr_slfac.cutting.modes import Flags, flags_by_mode, set_flags
-from flwr_slfac.cutting.randomness import untouched_randomness
+from flwr_slfac.cutting.randomness import unless_others_draw, untouched_randomness
 from flwr_slfac.cutting.refusals import require_plain, storage_of
 from flwr_slfac.cutting.tracer import FRESH, trace_symbolically
 from flwr_slfac.errors import CutError
@@ -97,7 +97,7 @@ def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
         ) from None
     require_plain(model)
     with _ONE_AT_A_TIME, untouched_randomness():
-        return _trace(model, example)
+        return unless_others_draw(lambda: _trace(model, example))
 
 
 def _trace(model: nn.Module, example: Tensor | None) -> Trace:
