@@ -78,6 +78,7 @@ def job_of(name: str, scheme: str, weight: str) -> Job:
         batch_size=32,
         mods=MODS.get(name, []),
         lightweight=LIGHTWEIGHT if weight == "lightweight" else {},
+        on_device_error="raise",
     )
 
 
