@@ -155,10 +155,9 @@ def as_floats(front: ArrayRecord) -> ArrayRecord:
 
 
 def _as_float(array: Array) -> Array:
-    value = array.numpy()
-    if value.dtype.kind not in "biu":
+    if np.dtype(array.dtype).kind not in "biu":
         return array
-    return Array(np.asarray(value.astype(np.float64)))
+    return Array(np.asarray(array.numpy().astype(np.float64)))
 
 
 def _settings(content: RecordDict, offered: Offered, server_round: int) -> NodeSettings:
