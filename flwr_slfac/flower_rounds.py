@@ -162,6 +162,8 @@ class FlowerRounds:
             up=self._up,
             release=RELEASE,
             min_batch=self._server.min_batch,
+            # Each device is told its own; that any has one is for the round to know.
+            proximal_mu=max(sampled.of(n).proximal_mu for n in sampled.nodes),
         )
 
     def _require_carried(self, sampled: Sampled) -> None:

@@ -24,8 +24,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.flower_parts import CLIPPING_NORM, said_in
+from flwr_slfac.flower_parts import CLIPPING_NORM, chain, said_in
 
+_TWO_RESULTS = "of two sets of fronts with one weighted mean it makes two results"
 # Krum and Bulyan want so many replies where two devices are malicious.
 _NUM_NODES = 11
 # Whole fronts, all in memory at once.
@@ -110,6 +111,9 @@ def probe_mean(strategy: Strategy, arrays: ArrayRecord) -> Finding:
         for message in messages:
             if any(CLIPPING_NORM in c for c in message.content.config_records.values()):
                 return Finding("it has devices clip what each of them changed")
+        if any(hasattr(each, "noise_multiplier") for each in chain(strategy)):
+            # Noise may be too small to be seen in one trial.
+            return Finding(_TWO_RESULTS)
         # One reply is its own mean, which would tell nothing.
         num_replies = min(len(messages), _MOST_REPLIES)
         if num_replies < 2:
@@ -126,9 +130,7 @@ def probe_mean(strategy: Strategy, arrays: ArrayRecord) -> Finding:
                 unclear=f"it makes nothing of the replies of {num_replies} devices"
             )
         if not _close(of_equal, of_unlike):
-            return Finding(
-                "of two sets of fronts with one weighted mean it makes two results"
-            )
+            return Finding(_TWO_RESULTS)
         return Finding(unclear=unclear)
 
 

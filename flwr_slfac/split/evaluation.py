@@ -49,6 +49,7 @@ class Evaluation:
         # By key: the device, and sums of metrics over its examples.
         self._devices: dict[int, int] = {}
         self._num_batches: dict[int, int] = {}
+        self._faults: list[Exception] = []
         self._sums: dict[int, dict[str, float]] = {}
 
     def evaluate(
@@ -67,11 +68,15 @@ class Evaluation:
                 except Exception as error:  # of the back, too: it is given test data
                     if self._raises:
                         raise
+                    self._faults.append(error)
                     self._lose(key, answer, f"at fault: {error}", begin)
                     continue
                 if done:
                     following[key] = EvaluateRequest(done, max_bytes)
             requests = following
+        if len(self._faults) == len(keys) > 1:
+            # Every device at fault: that is the user's setting, model or metric.
+            raise self._faults[0]
         return {key: _means(self._sums[key]) for key in self._by_device()}
 
     def _begins(self, link: Link, keys: list[int], begin: Begin) -> dict[int, Begin]:
