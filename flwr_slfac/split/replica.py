@@ -85,16 +85,13 @@ class Replica:
         """
         if len(inputs) > 1 or not has_batch_norm(self.module):
             return self.module(inputs)
-        before = {name: b.clone() for name, b in self.module.named_buffers()}
         try:
-            return self.module(inputs)
+            with self.unless_it_fails():
+                return self.module(inputs)
         except ValueError as error:
             if _ONE_VALUE not in str(error):
                 raise
-            with torch.no_grad():
-                for name, buffer in self.module.named_buffers():
-                    buffer.copy_(before[name])
-            return None
+        return None
 
     def learn(
         self,
