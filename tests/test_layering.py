@@ -35,6 +35,13 @@ INNER = {
     ),
     "lightweight": (("activations", "pruning", "quantization"), ("setting", "cost")),
     "lightweight.pruning": (("dependency",), ("masks", "importance", "shrink")),
+    "transport": (
+        ("begins", "channels", "told", "packing"),
+        ("records", "record_state", "snapshots"),
+        ("delivery", "node_state"),
+        ("messages", "answers"),
+        ("stream", "carrier"),
+    ),
     "split": (("place", "features"), ("protocol",), ("crossing",), ("round", "local")),
 }
 # Rooms are entered by their `__init__`, and these by theirs or as modules.
@@ -45,6 +52,7 @@ DOORS = (
     "lightweight.pruning",
     "lightweight.quantization",
     "lightweight.activations",
+    "transport.stream",
 )
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}
 WITHOUT_FLOWER = {name for names in ROOMS[:5] for name in names}

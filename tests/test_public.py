@@ -77,6 +77,11 @@ PUBLIC = {
         MessageLink NodeState RecordState answer_describe answer_evaluate
         answer_partition answer_train as_record begin_of change_front refusal
     """,
+    "flwr_slfac.transport.stream": """
+        UNREACHABLE Answer DescribeRequest DeviceEnd FallbackLink FlowerOpener
+        Opener Opening StreamLink StreamLostError StreamService StreamTransport
+        UnreachableError of_content
+    """,
     "flwr_slfac.codec.wire": """
         DEFAULT_MAX_ELEMENTS DTYPES MAGIC MAX_DIMS MAX_SECTIONS VERSION Frame
         as_bytes from_bytes pack_frame raw_num_bytes require_sections

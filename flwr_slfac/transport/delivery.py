@@ -148,11 +148,11 @@ class Delivery:
             for reply in replies:
                 key = pending.pop(reply.metadata.reply_to_message_id)
                 if not reply.has_error():
-                    answers[key] = _accept(key, reply.content)
+                    answers[key] = accept(key, reply.content)
                 elif reply.error.code == _UNKNOWN_ERROR:
                     failures.append(_failure(key, reply))
                 else:
-                    answers[key] = Lost(_reason(reply))
+                    answers[key] = Lost(reason_of(reply))
             wait_s = _FIRST_WAIT_S if replies else min(1.5 * wait_s, _LONGEST_WAIT_S)
             if pending:
                 time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
@@ -188,7 +188,7 @@ class Delivery:
         return False
 
 
-def _accept(key: int, content: RecordDict) -> RecordDict | Lost:
+def accept(key: int, content: RecordDict) -> RecordDict | Lost:
     """Return a reply's content, or that the device refused, and with what."""
     record = content.config_records.get(SPLIT, ConfigRecord())
     if REFUSED in record:
@@ -200,11 +200,11 @@ def _accept(key: int, content: RecordDict) -> RecordDict | Lost:
 
 def _failure(key: int, reply: Message) -> _Failure:
     dead = _DEAD_ACTOR.search(reply.error.reason or "")
-    reason = f"its process {dead[2]} died" if dead else _reason(reply)
+    reason = f"its process {dead[2]} died" if dead else reason_of(reply)
     return _Failure(key, reason, dead[1] if dead else "", reply.metadata.created_at)
 
 
-def _reason(reply: Message) -> str:
+def reason_of(reply: Message) -> str:
     """Return what Flower says of an error, in one line."""
     text = (reply.error.reason or "no reason given").strip().removesuffix("'>")
     line = text.rpartition("occurred. Message: ")[2].strip().rpartition("\n")[2]

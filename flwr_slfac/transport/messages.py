@@ -5,7 +5,7 @@ simulation would run several of them at once and lose state.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -73,6 +73,12 @@ class MessageLink:
         """Wait for no answer after a deadline, as `time.monotonic` counts."""
         self._delivery.deadline = deadline
 
+    def hold(self, keys: Iterable[int]) -> None:
+        """Do nothing: between two messages no device is held."""
+
+    def close(self) -> None:
+        """Do nothing, for the same reason."""
+
     def devices(self, keys: list[int]) -> dict[int, int]:
         """Ask nodes for their partition ids, each node once.
 
@@ -118,7 +124,7 @@ class MessageLink:
             except SlfacError as error:
                 answers[key] = _unreadable(error, self._partitions.get(key, key))
                 continue
-            carried = _pieces(answer, "model-up")
+            carried = pieces_of(answer, "model-up")
             answers[key] = replace(described, carried=carried)
         return answers
 
@@ -172,10 +178,10 @@ def _unreadable(error: SlfacError, device: int) -> Lost:
 
 def _carried(request: RecordDict, reply: RecordDict) -> tuple[Piece, ...]:
     """Return the models and control values of both messages, frames left out."""
-    return (*_pieces(request, "model-down"), *_pieces(reply, "model-up"))
+    return (*pieces_of(request, "model-down"), *pieces_of(reply, "model-up"))
 
 
-def _pieces(content: RecordDict, direction: Direction) -> tuple[Piece, ...]:
+def pieces_of(content: RecordDict, direction: Direction) -> tuple[Piece, ...]:
     """Return those of one message; its models go in a direction."""
     pieces = []
     arrays = content.array_records.get(ARRAYS)

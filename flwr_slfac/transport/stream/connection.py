@@ -1,0 +1,139 @@
+"""One open stream of a session: sends what is asked, reads what is answered."""
+
+import asyncio
+import time
+from typing import Any, Protocol
+
+import grpc
+
+from flwr_slfac.errors import DecodeError
+from flwr_slfac.transport.stream import slfac_pb2 as pb
+from flwr_slfac.transport.stream.sessions import Session, Tokens
+from flwr_slfac.transport.stream.wire import Assembly, Packed, parse, read_data
+
+
+class Told(Protocol):
+    """Who is told what happens in a session, in the service's thread."""
+
+    def joined(self, session: Session) -> None:
+        """Take note that a device has joined."""
+
+    def replied(self, session: Session, reply: Packed) -> None:
+        """Take a reply."""
+
+    def failed(self, session: Session, reason: str) -> None:
+        """Take note that a device sends what cannot be read."""
+
+
+class Connection:
+    """One open stream.
+
+    Parameters
+    ----------
+    context : grpc.aio.ServicerContext
+        The stream.
+    session : Session
+        Whose stream it is.
+    hello : Hello
+        What the device said.
+    """
+
+    def __init__(self, context: Any, session: Session, hello: pb.Hello) -> None:
+        self._context, self._session = context, session
+        self._sent = hello.received
+        self._woken = asyncio.Event()
+        self._task = asyncio.current_task()
+
+    def wake(self) -> None:
+        """Look at what there is to send."""
+        self._woken.set()
+
+    async def serve(self, tokens: Tokens, token: bytes, told: Told) -> None:
+        """Run the stream to its end."""
+        session = self._session
+        if session.connection is not None:
+            session.connection.cut()
+        session.connection = self
+        welcome = pb.Welcome(token=token, answered=session.answered)
+        await self._write(pb.ToDevice(welcome=welcome).SerializeToString())
+        pump: asyncio.Task[None] | None = None
+        try:
+            ready = await self._read()
+            if ready is None:
+                return
+            if parse(pb.ToServer, ready).WhichOneof("kind") != "ready":
+                raise DecodeError("a stream does not begin with Hello and Ready")
+            tokens.confirm(session, token)
+            told.joined(session)
+            pump = asyncio.create_task(self._send_all())
+            await self._read_all(told)
+        except DecodeError as error:
+            told.failed(session, str(error))
+            # No more than that: who sends garbage learns nothing of what is here.
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            await self._context.abort(code, "a message could not be read")
+        finally:
+            if pump is not None:
+                pump.cancel()
+            if session.connection is self:
+                session.connection = None
+                session.away_since = time.monotonic()
+
+    def cut(self) -> None:
+        """End the stream, for another one of the same session."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def closed(self, within_s: float) -> None:
+        """Wait until the stream has ended, but no longer than some seconds."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=within_s)
+
+    async def _send_all(self) -> None:
+        """Send each request once, and Bye at the end."""
+        session = self._session
+        self._woken.set()
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            if session.over is None and session.asked and session.number > self._sent:
+                self._sent = session.number
+                for envelope in session.asked.envelopes(session.number):
+                    await self._write(envelope)
+                    if session.over is not None:
+                        break
+            if session.over is not None:
+                bye = pb.ToDevice(bye=pb.Bye(reason=session.over))
+                await self._write(bye.SerializeToString())
+                return
+
+    async def _read_all(self, told: Told) -> None:
+        """Read replies until the device closes the stream."""
+        session, assembly = self._session, Assembly()
+        while (raw := await self._read()) is not None:
+            if session.over is not None:
+                continue
+            if session.asked is None:
+                raise DecodeError("an envelope came that nobody asked for")
+            head: pb.Reply | None = None
+            data = read_data(raw)
+            if data is None:
+                envelope = parse(pb.ToServer, raw)
+                if envelope.WhichOneof("kind") != "reply":
+                    raise DecodeError("an envelope holds neither a reply nor data")
+                head, data = envelope.reply, memoryview(envelope.data)
+            reply = assembly.add(head, data, session.limit)
+            if reply is not None:
+                session.answer(reply)
+                told.replied(session, reply)
+
+    async def _read(self) -> bytes | None:
+        raw = await self._context.read()
+        if raw is grpc.aio.EOF:
+            return None
+        self._session.num_bytes += len(raw)
+        return bytes(raw)
+
+    async def _write(self, raw: bytes) -> None:
+        self._session.num_bytes += len(raw)
+        await self._context.write(raw)

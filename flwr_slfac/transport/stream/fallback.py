@@ -1,0 +1,104 @@
+"""Streams, and messages for the devices from which the service cannot be reached."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from flwr_slfac.errors import SlfacError
+from flwr_slfac.split import (
+    Description,
+    EvaluateReply,
+    EvaluateRequest,
+    Lost,
+    TrainReply,
+    TrainRequest,
+)
+from flwr_slfac.transport.messages import MessageLink
+from flwr_slfac.transport.stream.link import StreamLink
+
+logger = logging.getLogger("flwr")
+
+Request = TypeVar("Request", TrainRequest, EvaluateRequest)
+Reply = TypeVar("Reply", TrainReply, EvaluateReply)
+
+
+class FallbackLink:
+    """Carries requests over streams, or as messages where there can be no stream.
+
+    Parameters
+    ----------
+    streams : StreamLink
+        For all nodes but those in `unreachable`.
+    messages : MessageLink
+        For those.
+    unreachable : set of int
+        Grows while streams are opened.
+    """
+
+    def __init__(
+        self, streams: StreamLink, messages: MessageLink, unreachable: set[int]
+    ) -> None:
+        self._streams, self._messages = streams, messages
+        self._unreachable = unreachable
+
+    def finish_by(self, deadline: float) -> None:
+        """Wait for no answer after a deadline, as `time.monotonic` counts."""
+        self._streams.finish_by(deadline)
+        self._messages.finish_by(deadline)
+
+    def hold(self, keys: Iterable[int]) -> None:
+        """Let all devices go but these."""
+        self._streams.hold(keys)
+
+    def close(self) -> None:
+        """Let all devices go."""
+        self._streams.close()
+
+    def devices(self, keys: list[int]) -> dict[int, int]:
+        """Return partition ids."""
+        by_stream = [key for key in keys if key not in self._unreachable]
+        try:
+            found = self._streams.devices(by_stream)
+        except SlfacError:
+            if not self._unreachable.intersection(keys):
+                raise
+            found = {}
+        return {**found, **self._messages.devices(self._others(keys))}
+
+    def describe(
+        self, keys: list[int], *, channels: bool
+    ) -> dict[int, Description | Lost]:
+        """Ask devices for what they say of themselves."""
+        by_stream = [key for key in keys if key not in self._unreachable]
+        found = self._streams.describe(by_stream, channels=channels)
+        rest = self._messages.describe(self._others(keys), channels=channels)
+        return {**found, **rest}
+
+    def train(
+        self, requests: Mapping[int, TrainRequest]
+    ) -> dict[int, TrainReply | Lost]:
+        """Carry training requests."""
+        return self._carry(requests, self._streams.train, self._messages.train)
+
+    def evaluate(
+        self, requests: Mapping[int, EvaluateRequest]
+    ) -> dict[int, EvaluateReply | Lost]:
+        """Carry evaluation requests."""
+        return self._carry(requests, self._streams.evaluate, self._messages.evaluate)
+
+    def _others(self, keys: Iterable[int]) -> list[int]:
+        return [key for key in keys if key in self._unreachable]
+
+    def _carry(
+        self,
+        requests: Mapping[int, Request],
+        stream: Callable[[Mapping[int, Request]], dict[int, Reply | Lost]],
+        message: Callable[[Mapping[int, Request]], dict[int, Reply | Lost]],
+    ) -> dict[int, Reply | Lost]:
+        """Try streams; what turns out to be out of reach was asked nothing yet."""
+        before = set(self._unreachable)
+        answers = stream({k: r for k, r in requests.items() if k not in before})
+        rest = {key: requests[key] for key in self._others(requests)}
+        for key in rest.keys() - before:
+            logger.warning("node %d goes on with messages: %s", key, answers[key])
+        return {**answers, **(message(rest) if rest else {})}

@@ -1,0 +1,240 @@
+"""The service that devices' streams lead to: one thread, however many devices.
+
+A message of each session is under way at most; what there is to do with it happens in
+the thread that asked for it. Here bytes are only cut and joined, a part at a time, so
+that no device waits until another one's message is through.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from flwr_slfac.errors import DecodeError, SettingError
+from flwr_slfac.transport.stream import slfac_pb2 as pb
+from flwr_slfac.transport.stream.addresses import addresses_of
+from flwr_slfac.transport.stream.certificates import new_identity, read_identity
+from flwr_slfac.transport.stream.connection import Connection
+from flwr_slfac.transport.stream.sessions import Refusal, Session, Tokens
+from flwr_slfac.transport.stream.setting import StreamTransport
+from flwr_slfac.transport.stream.wire import ENVELOPE_BYTES, Packed, parse
+
+logger = logging.getLogger("flwr")
+
+RUN = "flwr_slfac.v1.Steps", "Run"
+# A Hello is a token and three numbers.
+_HELLO_BYTES = 512
+_HELLO_S = 10.0
+# Streams that have not shown a token; devices of a large run join at about one time.
+_MOST_STRANGERS = 256
+# How long devices have to close their streams when all is over.
+_GOODBYE_S = 5.0
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", ENVELOPE_BYTES),
+    ("grpc.max_send_message_length", ENVELOPE_BYTES),
+    # One stream is all that a device needs, one more while the first is breaking.
+    ("grpc.max_concurrent_streams", 2),
+    # Connections that open no stream are closed.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 30_000),
+    # Devices that vanished are found out; those that compute may ping meanwhile.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened in a session.
+
+    Parameters
+    ----------
+    session : Session
+        Whose.
+    reply : Packed or None
+        What was answered.
+    fault : str
+        What is wrong with what was sent; with neither, the device has joined.
+    """
+
+    session: Session
+    reply: Packed | None = None
+    fault: str = ""
+
+
+class StreamService:
+    """Listens for devices, in a thread of its own, until `stop`.
+
+    Parameters
+    ----------
+    setting : StreamTransport
+        Where to listen, and as whom.
+
+    Attributes
+    ----------
+    events : queue.SimpleQueue of Event
+        What happens, in its order.
+    identity : Identity
+        Whose certificate devices have to trust.
+    addresses : tuple of str
+        Under which devices may reach the service.
+
+    Raises
+    ------
+    SettingError
+        If the certificate cannot be used or the address cannot be listened on.
+    """
+
+    def __init__(self, setting: StreamTransport) -> None:
+        if setting.certificate is None or setting.key is None:
+            self.identity = new_identity()
+        else:
+            self.identity = read_identity(setting.certificate, setting.key)
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._tokens = Tokens()
+        self._sessions: list[Session] = []
+        self._num_strangers = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="slfac-stream", daemon=True
+        )
+        self._thread.start()
+        try:
+            port = self._call(self._listen(setting))
+        except BaseException:
+            self._end_thread()
+            raise
+        self.addresses = addresses_of(setting, port)
+        logger.info("Streams: listening on port %d (%s)", port, self.addresses[0])
+
+    def expect(self, node: int) -> tuple[Session, bytes]:
+        """Return a session for a node, and the token that opens it."""
+        made: tuple[Session, bytes] = self._call(self._expect(node))
+        return made
+
+    def ask(self, session: Session, request: Packed, limit: int) -> None:
+        """Post a request, for a device that may not have joined yet.
+
+        Parameters
+        ----------
+        session : Session
+            Whom to ask; the last request is answered.
+        request : Packed
+            What to ask.
+        limit : int
+            Most bytes in the blobs of the answer.
+        """
+        self._loop.call_soon_threadsafe(session.ask, request, limit)
+
+    def end(self, session: Session, reason: str = "") -> None:
+        """Let a device go; the reason is for its log."""
+        self._loop.call_soon_threadsafe(session.end, reason)
+
+    def stop(self) -> None:
+        """Let all devices go and close the port; the second time nothing happens."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self._call(self._stop())
+        finally:
+            self._end_thread()
+
+    def joined(self, session: Session) -> None:
+        """Take note that a device has joined."""
+        self.events.put(Event(session))
+
+    def replied(self, session: Session, reply: Packed) -> None:
+        """Take a reply."""
+        self.events.put(Event(session, reply))
+
+    def failed(self, session: Session, reason: str) -> None:
+        """End the session of a device that sends what cannot be read."""
+        logger.warning("Streams: device %s sent %s", session.device, reason)
+        session.end("it sent what cannot be read")
+        self.events.put(Event(session, fault=reason))
+
+    async def _expect(self, node: int) -> tuple[Session, bytes]:
+        session = Session(node)
+        self._sessions.append(session)
+        return session, self._tokens.issue(session)
+
+    async def _listen(self, setting: StreamTransport) -> int:
+        self._server = grpc.aio.server(options=_OPTIONS)
+        # Without (de)serializers: envelopes are bytes here, written and read by `wire`.
+        handler = grpc.stream_stream_rpc_method_handler(self._run)
+        service, method = RUN
+        handlers = grpc.method_handlers_generic_handler(service, {method: handler})
+        self._server.add_generic_rpc_handlers((handlers,))
+        credentials = grpc.ssl_server_credentials(
+            [(self.identity.key, self.identity.certificate)]
+        )
+        try:
+            port = self._server.add_secure_port(setting.listen, credentials)
+            await self._server.start()
+        except RuntimeError as error:
+            raise SettingError(
+                f"cannot listen on {setting.listen}: {error}; another process may have "
+                "the port, or certificate and key do not fit: change StreamTransport's "
+                "listen, or certificate and key"
+            ) from error
+        return int(port)
+
+    async def _stop(self) -> None:
+        open_streams = [s.connection for s in self._sessions if s.connection]
+        for session in self._sessions:
+            session.end("")
+        for connection in open_streams:
+            await connection.closed(_GOODBYE_S)
+        await self._server.stop(None)
+
+    async def _run(self, _: Any, context: Any) -> None:
+        """Serve one stream."""
+        admitted = await self._admit(context)
+        if admitted is None:
+            code = grpc.StatusCode.UNAUTHENTICATED
+            await context.abort(code, "this stream is not expected here")
+            return
+        session, token, hello = admitted
+        session.device = hello.device
+        connection = Connection(context, session, hello)
+        await connection.serve(self._tokens, token, self)
+
+    async def _admit(self, context: Any) -> tuple[Session, bytes, pb.Hello] | None:
+        """Return whose stream this is, or None for a stranger's."""
+        self._num_strangers += 1
+        try:
+            if self._num_strangers > _MOST_STRANGERS:
+                raise Refusal(f"over {_MOST_STRANGERS} streams are not identified")
+            raw = await asyncio.wait_for(context.read(), _HELLO_S)
+            if raw is grpc.aio.EOF or len(raw) > _HELLO_BYTES:
+                raise Refusal("a stream begins with something else than a Hello")
+            envelope = parse(pb.ToServer, raw)
+            if envelope.WhichOneof("kind") != "hello":
+                raise Refusal("a stream begins with something else than a Hello")
+            session, token = self._tokens.admit(envelope.hello)
+            session.num_bytes += len(raw)
+            return session, token, envelope.hello
+        except (Refusal, DecodeError) as error:
+            logger.warning("Streams: refused %s: %s", context.peer(), error)
+        except asyncio.TimeoutError:
+            logger.warning(
+                "Streams: refused %s: no Hello in %g s", context.peer(), _HELLO_S
+            )
+        finally:
+            self._num_strangers -= 1
+        return None
+
+    def _call(self, coroutine: Any) -> Any:
+        """Run a coroutine in the service's thread; return what it returns."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _end_thread(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,160 @@
+"""Sessions of devices on the server: who may join, and what each still has to get.
+
+::
+
+    expect ─► joined ─► asked ─► answered ─► asked ... ─► over
+                ▲  │
+                └──┘  the stream breaks, and the device shows its next token
+"""
+
+import hashlib
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from flwr_slfac.errors import DecodeError
+from flwr_slfac.transport.stream import slfac_pb2 as pb
+from flwr_slfac.transport.stream.wire import Packed
+
+if TYPE_CHECKING:
+    from flwr_slfac.transport.stream.connection import Connection
+
+TOKEN_BYTES = 32
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer to a peer, not an error here
+    """Why a peer is sent away; for the log of the server alone."""
+
+
+class Session:
+    """One device's session; changed in the service's thread only.
+
+    Parameters
+    ----------
+    node : int
+        Node id of the device.
+
+    Attributes
+    ----------
+    device : int or None
+        Partition id, once the device told it.
+    number, answered : int
+        The last request that was posted, and the last reply that arrived.
+    asked : Packed or None
+        The request that is not answered yet.
+    limit : int
+        Most bytes in the blobs of its answer.
+    over : str or None
+        Why the session is over, empty if the work is done; None while it is not.
+    connection : Connection or None
+        The stream that is open now.
+    away_since : float
+        When the last stream broke, or the session was made (`time.monotonic`).
+    num_bytes : int
+        Of all envelopes, both ways.
+    """
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.device: int | None = None
+        self.number = self.answered = 0
+        self.asked: Packed | None = None
+        self.limit = 0
+        self.over: str | None = None
+        self.connection: Connection | None = None
+        self.away_since = time.monotonic()
+        self.num_bytes = 0
+
+    def ask(self, request: Packed, limit: int) -> None:
+        """Post the next request."""
+        self.number += 1
+        self.asked, self.limit = request, limit
+        self.wake()
+
+    def end(self, reason: str) -> None:
+        """Let the device go."""
+        if self.over is None:
+            self.over, self.asked = reason, None
+            self.wake()
+
+    def wake(self) -> None:
+        """Have the open stream look at what there is to send."""
+        if self.connection is not None:
+            self.connection.wake()
+
+    def answer(self, reply: Packed) -> None:
+        """Take a reply.
+
+        Raises
+        ------
+        DecodeError
+            If it answers nothing that was asked.
+        """
+        number = reply.head.number
+        if number != self.number or self.asked is None:
+            raise DecodeError(
+                f"a reply has number {number}; asked was request {self.number}"
+            )
+        self.answered, self.asked = number, None
+
+    def require_ahead(self, received: int) -> None:
+        """Raise Refusal if a device says it has a request that was never sent."""
+        if received not in (self.number, max(self.number - 1, 0)):
+            raise Refusal(
+                f"node {self.node} says that it has request {received} of {self.number}"
+            )
+
+
+class Tokens:
+    """Who holds which token; each opens one stream of one session, in turn."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[bytes, Session] = {}
+        self._spent: dict[bytes, int] = {}
+
+    def issue(self, session: Session) -> bytes:
+        """Return a new token of a session; the others of it stay valid."""
+        token = secrets.token_bytes(TOKEN_BYTES)
+        self._sessions[_digest(token)] = session
+        return token
+
+    def admit(self, hello: pb.Hello) -> tuple[Session, bytes]:
+        """Return the session that a Hello opens, and the token of the next one.
+
+        The token that was shown stays valid until `confirm`: the device may lose its
+        stream before the next one has reached it.
+
+        Raises
+        ------
+        Refusal
+            If the token is not valid, or another device's.
+        """
+        digest = _digest(hello.token)
+        session = self._sessions.get(digest)
+        if session is None:
+            if digest in self._spent:
+                raise Refusal(f"a token of node {self._spent[digest]} was used before")
+            raise Refusal("a token is not known")
+        if hello.node != session.node or session.device not in (None, hello.device):
+            raise Refusal(
+                f"node {hello.node}, device {hello.device}, shows a token of node "
+                f"{session.node}, device {session.device}"
+            )
+        session.require_ahead(hello.received)
+        self._keep_only(session, digest)
+        return session, self.issue(session)
+
+    def confirm(self, session: Session, token: bytes) -> None:
+        """Void every token of a session but this one, which has arrived."""
+        self._keep_only(session, _digest(token))
+
+    def _keep_only(self, session: Session, kept: bytes) -> None:
+        mine = [d for d, s in self._sessions.items() if s is session and d != kept]
+        for digest in mine:
+            del self._sessions[digest]
+            self._spent[digest] = session.node
+
+
+def _digest(token: bytes) -> bytes:
+    # Looked up by digest, so that the time of a look-up tells nothing of a token.
+    return hashlib.sha256(token).digest()

@@ -1,0 +1,85 @@
+"""A stream carries exactly what a call in one process hands over."""
+
+import threading
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+from flwr_slfac import Lightweight
+from flwr_slfac.codec import parse_codec
+from flwr_slfac.split import LocalResult, train_locally
+from flwr_slfac.states import State
+from tests.split import builders
+from tests.transport.loopback import Loopback, ThreadOpener, answer_with, linked
+
+SETTINGS = {
+    "parallel": {},
+    "sflv1": {"scheme": "sflv1"},
+    "sflv2": {"scheme": "sflv2"},
+    "relay": {"scheme": "sequential"},
+    "waterfill": {"up": "waterfill(nrmse=0.2)", "down": "waterfill(nrmse=0.5)"},
+    "lightweight": {
+        "lightweight": Lightweight(
+            prune=0.4, gradient_bits=8, update_bits=8, activation_dropout=0.3,
+            aggregate_every=2,
+        ),
+    },
+}  # fmt: skip
+
+
+def train(
+    setting: dict, *, streams: bool
+) -> tuple[LocalResult, State, ThreadOpener | None]:
+    """Train three devices for three rounds."""
+    front, back = builders.halves()
+    devices = builders.devices(front, [24, 16, 20])
+    server = builders.server(back, setting.get("scheme", "parallel"))
+    openers: list[ThreadOpener] = []
+    with ExitStack() as stack:
+
+        def over_streams(halves):  # type: ignore[no-untyped-def]
+            answers = {half.partition: answer_with(half) for half in halves}
+            link, opener = stack.enter_context(linked(answers))
+            openers.append(opener)
+            return Loopback(halves, link)
+
+        run = partial(train_locally, make_link=over_streams)
+        result = (run if streams else train_locally)(
+            devices,
+            front.state_dict(),
+            server,
+            num_rounds=3,
+            up=parse_codec(setting.get("up", "identity")),
+            down=parse_codec(setting.get("down", "identity")),
+            lightweight=setting.get("lightweight"),
+        )
+    return result, server.snapshot(), openers[0] if openers else None
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_streams_end_in_the_weights_of_one_process(name: str) -> None:
+    """Weights, metrics and frames are those of one process, in one session a device."""
+    local, back, _ = train(SETTINGS[name], streams=False)
+    carried, back_too, opener = train(SETTINGS[name], streams=True)
+    builders.assert_same(local.front, carried.front)
+    builders.assert_same(back, back_too)
+    assert local.evaluations == carried.evaluations
+    assert opener is not None
+    assert len(opener.openings) == 3
+    assert not opener.errors
+    for own in local.traffic.rows(directions=("up", "down", "targets")):
+        (theirs,) = carried.traffic.rows(
+            server_round=own.server_round, device=own.device, phase=own.phase,
+            directions=[own.direction],
+        )  # fmt: skip
+        crossed = own.num_messages, own.num_bytes
+        assert crossed == (theirs.num_messages, theirs.num_bytes)
+
+
+def test_no_thread_or_port_of_ours_is_left() -> None:
+    """When the link is closed the service's thread and the devices' have ended."""
+    train({}, streams=True)
+    names = [thread.name for thread in threading.enumerate()]
+    assert "slfac-stream" not in names
+    assert not [name for name in names if "ThreadOpener" in name]
