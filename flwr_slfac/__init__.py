@@ -26,6 +26,7 @@ from flwr_slfac.split import Device
 from flwr_slfac.split.metrics import accuracy
 from flwr_slfac.strategy import SplitFed
 from flwr_slfac.traffic import Traffic
+from flwr_slfac.transport.stream import StreamTransport
 
 __version__ = RELEASE
 
@@ -46,6 +47,7 @@ __all__ = [
     "SettingError",
     "SlfacError",
     "SplitFed",
+    "StreamTransport",
     "TensorBoard",
     "Traffic",
     "TrainingError",

@@ -16,6 +16,8 @@ a strategy inside a strategy       found among a strategy's attributes, wherever
 ``Strategy.start``                 calls configure and aggregate in turn, and sends
                                    what configure returns: here nothing
 mods                               called as ``mod(message, context, call_next)``
+``Grid.run.primary_task_type``,    tells a deployment from a simulation: "auto" then
+`InMemoryGrid`                     takes messages, which work in both
 text and code of the errors of     a dead process is then taken for a device that
 dead Ray actors                    raised (`transport.delivery`)
 =================================  ===================================================
@@ -23,6 +25,7 @@ dead Ray actors                    raised (`transport.delivery`)
 ``tests/flower/test_flower_parts.py`` compares each with the Flower that is installed.
 """
 
+from flwr.serverapp import Grid
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import Strategy
 
@@ -33,6 +36,7 @@ __all__ = [
     "SERVER_ROUND",
     "InconsistentMessageReplies",
     "chain",
+    "is_deployed",
     "said_in",
 ]
 
@@ -40,6 +44,7 @@ SERVER_ROUND = "server-round"
 PROXIMAL_MU = "proximal-mu"
 CLIPPING_NORM = "clipping_norm"
 NUM_EXAMPLES = "num-examples"
+_SERVER_APP_TASK = "flwr-serverapp"
 
 
 def chain(strategy: Strategy) -> list[Strategy]:
@@ -58,3 +63,17 @@ def said_in(strategy: Strategy, attribute: str, default: str) -> str:
         if isinstance(value, str):
             return value
     return default
+
+
+def is_deployed(grid: Grid) -> bool:
+    """Say whether a grid's nodes are SuperNodes, and not those of a simulation.
+
+    In a deployment the run's own task is its ServerApp; in a simulation it is the
+    simulation, or the grid is in memory. A grid around another is taken for that one.
+    """
+    try:
+        kind = getattr(grid.run, "primary_task_type", None)
+    except Exception:  # of a grid that was given no run yet
+        return False
+    in_memory = any(each.__name__ == "InMemoryGrid" for each in type(grid).__mro__)
+    return kind == _SERVER_APP_TASK and not in_memory

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, format_codec
 from flwr_slfac.errors import SettingError
+from flwr_slfac.links import Transport, link_for, require_transport
 from flwr_slfac.node_link import NodeLink
 from flwr_slfac.progress import step_progress
 from flwr_slfac.sampled import Sampled
@@ -25,13 +26,13 @@ from flwr_slfac.split import (
     require_places,
 )
 from flwr_slfac.traffic import Traffic
-from flwr_slfac.transport import MessageLink
+from flwr_slfac.transport import Carrier
 
 logger = logging.getLogger("flwr")
 
 
 class FlowerRounds:
-    """Runs `Rounds` over Flower's messages.
+    """Runs `Rounds` over Flower's nodes.
 
     Parameters
     ----------
@@ -45,6 +46,8 @@ class FlowerRounds:
         What is done to the smashed data, before what `fronts` asks for.
     traffic : Traffic
         Where what crosses is entered.
+    transport : {"auto", "messages", "stream"} or StreamTransport
+        What carries the steps.
     limits : Limits
         What is taken from one device.
     on_device_error : {"drop", "raise"}
@@ -71,6 +74,7 @@ class FlowerRounds:
         cut_features: Sequence[CutFeature],
         traffic: Traffic,
         *,
+        transport: Transport,
         limits: Limits,
         on_device_error: OnDeviceError,
         seed: int,
@@ -79,6 +83,7 @@ class FlowerRounds:
     ) -> None:
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
+        require_transport(transport)
         require_places((*cut_features, *fronts.cut_features), up, down)
         self._server = server
         self._up, self._down = up, down
@@ -90,7 +95,8 @@ class FlowerRounds:
         self._seed = seed
         self._step_timeout_s = step_timeout_s
         self._evaluate_bytes = evaluate_bytes
-        self._link: MessageLink | None = None
+        self._transport, self._limits = transport, limits
+        self._link: Carrier | None = None
         self._round_timeout_s: float | None = None
 
     def summary(self) -> list[str]:
@@ -131,7 +137,9 @@ class FlowerRounds:
         """
         begin = self._begin(server_round, sampled)
         self._before = self._server.snapshot()
-        link = NodeLink(self._link_to(grid), sampled, self._round_timeout_s)
+        carrier = self._link_to(grid)
+        carrier.hold(sampled.nodes)
+        link = NodeLink(carrier, sampled, self._round_timeout_s)
         try:
             with step_progress(f"round {server_round}") as progress:
                 return self._rounds.train(link, sampled.nodes, begin, progress)
@@ -188,7 +196,15 @@ class FlowerRounds:
                 "before; use scheme='parallel', 'sflv1' or 'sflv2'"
             )
 
-    def _link_to(self, grid: Grid) -> MessageLink:
+    def close(self) -> None:
+        """Let all devices go; who goes on is given a new link."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _link_to(self, grid: Grid) -> Carrier:
         if self._link is None:
-            self._link = MessageLink(grid, self._step_timeout_s)
+            self._link = link_for(
+                grid, self._transport, self._step_timeout_s, self._limits
+            )
         return self._link

@@ -35,7 +35,7 @@ from flwr_slfac.errors import SettingError
 from flwr_slfac.flower_parts import CLIPPING_NORM, NUM_EXAMPLES
 from flwr_slfac.lightweight import FULL_BITS
 from flwr_slfac.split import Begin, DeviceHalf
-from flwr_slfac.transport import as_record
+from flwr_slfac.transport import Reply, Request, as_record, exchange_of
 
 Answer = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, Answer], Message]
@@ -57,6 +57,11 @@ class FrontMods:
 
     def __init__(self, mods: Sequence[Mod]) -> None:
         self._mods = tuple(mods)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are none."""
+        return not self._mods
 
     def begin(self, begin: Begin, config: Mapping[str, Any], context: Context) -> None:
         """Check that the mods can act on this round; store what they will be given.
@@ -108,7 +113,7 @@ class FrontMods:
         received = context.state.array_records.pop(_RECEIVED)
         config = context.state.config_records.pop(_TOLD)
         content = RecordDict({"arrays": received.copy(), "config": config.copy()})
-        incoming = Message(content, metadata=_as_train(message.metadata))  # type: ignore[call-overload]
+        incoming = Message(content, metadata=_as_type("train", message.metadata))  # type: ignore[call-overload]
 
         def call_next(message: Message, _: Context) -> Message:
             given = RecordDict({"arrays": received, "config": config})
@@ -187,8 +192,8 @@ def _require_clipped(
         )
 
 
-def _as_train(metadata: Metadata) -> Metadata:
-    """Return the metadata of a ``train`` message to and from the same nodes."""
+def _as_type(message_type: str, metadata: Metadata) -> Metadata:
+    """Return the metadata of a message of a type to and from the same nodes."""
     return Metadata(
         run_id=metadata.run_id,
         message_id=metadata.message_id,
@@ -198,7 +203,7 @@ def _as_train(metadata: Metadata) -> Metadata:
         group_id=metadata.group_id,
         created_at=metadata.created_at,
         ttl=metadata.ttl,
-        message_type="train",
+        message_type=message_type,
     )
 
 
@@ -206,6 +211,39 @@ def split_mods(mods: Sequence[Mod]) -> tuple[list[Mod], FrontMods]:
     """Return the mods around messages, and those around the front."""
     measuring: list[Mod] = [mod for mod in mods if mod in _MEASURING]
     return measuring, FrontMods([mod for mod in mods if mod not in _MEASURING])
+
+
+def measured(
+    mods: Sequence[Mod],
+    answer: Callable[[Request], Reply],
+    message: Message,
+    context: Context,
+    request: Request,
+) -> Reply:
+    """Answer a request that came over a stream, with mods that measure messages.
+
+    Parameters
+    ----------
+    mods : sequence of Mod
+        They are given the Flower message that the request would be.
+    answer : callable
+        Answers it.
+    message, context
+        Of the message that opened the stream.
+    request : TrainRequest, EvaluateRequest or DescribeRequest
+        What came.
+    """
+    if not mods:
+        return answer(request)
+    kind = exchange_of(request)
+    about = _as_type(kind.message_type, message.metadata)
+    asked = Message(kind.write_request(request), metadata=about)  # type: ignore[call-overload]
+
+    def call_next(asked: Message, _: Context) -> Message:
+        reply = answer(kind.read_request(asked.content))
+        return Message(kind.write_reply(reply), reply_to=asked)
+
+    return kind.read_reply(_wrapped(call_next, mods)(asked, context).content)
 
 
 def _wrapped(answer: Answer, mods: Sequence[Mod]) -> Answer:

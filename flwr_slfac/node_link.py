@@ -17,7 +17,7 @@ from flwr_slfac.split import (
     TrainRequest,
 )
 from flwr_slfac.states import State
-from flwr_slfac.transport import MessageLink
+from flwr_slfac.transport import Carrier
 
 Request = TypeVar("Request", TrainRequest, EvaluateRequest)
 Reply = TypeVar("Reply", TrainReply, EvaluateReply)
@@ -28,7 +28,7 @@ class NodeLink:
 
     Parameters
     ----------
-    link : MessageLink
+    link : Carrier
         What carries them.
     sampled : Sampled
         What each node is to be told.
@@ -38,7 +38,7 @@ class NodeLink:
     """
 
     def __init__(
-        self, link: MessageLink, sampled: Sampled, timeout_s: float | None
+        self, link: Carrier, sampled: Sampled, timeout_s: float | None
     ) -> None:
         self._link, self._sampled = link, sampled
         self._timeout_s = timeout_s

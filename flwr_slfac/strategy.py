@@ -19,6 +19,7 @@ from flwr_slfac.errors import SettingError
 from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
 from flwr_slfac.lightweight import Lightweight
+from flwr_slfac.links import Transport
 from flwr_slfac.report import Callback
 from flwr_slfac.split import (
     CutFeature,
@@ -75,8 +76,8 @@ class SplitFed(Strategy):
         What makes training lighter on the devices.
     cut_features : sequence of CutFeature
         What else is done to the smashed data, in the order of sending.
-    transport : {"auto", "messages"} (default: "auto")
-        What carries the steps; "auto" takes "messages".
+    transport : {"auto", "messages", "stream"} or StreamTransport (default: "auto")
+        What carries the steps; "auto" streams in deployment, not in simulation.
     step_timeout_s : float (default: 600)
         A device that does not answer a step for this long is lost for the round. Above
         120 in deployment: Flower needs up to 66 s to see that a node is dead.
@@ -128,7 +129,7 @@ class SplitFed(Strategy):
         down: Codec | str | None = None,
         lightweight: Lightweight | None = None,
         cut_features: Sequence[CutFeature] = (),
-        transport: Literal["auto", "messages"] = "auto",
+        transport: Transport = "auto",
         step_timeout_s: float = 600.0,
         on_device_error: OnDeviceError = "drop",
         limits: Limits | None = None,
@@ -137,10 +138,6 @@ class SplitFed(Strategy):
         seeded_sampling: bool = True,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if transport not in ("auto", "messages"):
-            raise SettingError(
-                f"transport {transport!r} is not known; use 'auto' or 'messages'"
-            )
         self._seed = int(seed)
         codecs = codecs_of(up, down)
         self._server = ServerHalf(
@@ -166,6 +163,7 @@ class SplitFed(Strategy):
             self._fronts,
             cut_features,
             self.traffic,
+            transport=transport,
             limits=limits or Limits(),
             on_device_error=on_device_error,
             seed=self._seed,
@@ -205,7 +203,10 @@ class SplitFed(Strategy):
         self._fronts.last_round = bound.arguments["num_rounds"]
         self._wrapped.require_fit(self._fronts, self._server.scheme, arrays)
         self._started = True
-        return super().start(grid, *args, **kwargs)
+        try:
+            return super().start(grid, *args, **kwargs)
+        finally:
+            self._rounds.close()
 
     def back_state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the server-side model's state dict, on the CPU."""

@@ -20,9 +20,10 @@ ROOMS = (
     ("transport",),
     ("flower_parts", "report", "progress"),
     ("front_mods",),
+    ("workers",),
     ("client",),
     ("history", "mean_probe", "sampled"),
-    ("node_link", "wrapped"),
+    ("node_link", "links", "wrapped"),
     ("flower_rounds",),
     ("default_codecs", "strategy", "run"),
 )

@@ -13,8 +13,8 @@ PUBLIC = {
     "flwr_slfac": """
         AllDevicesLostError CodecError CutError CutPoint DecodeError Device
         DeviceCost DeviceError DivergedError EncodeError Halves Lightweight
-        RoundReport SettingError SlfacError SplitFed TensorBoard Traffic
-        TrainingError VersionError __version__ accuracy client_app cut
+        RoundReport SettingError SlfacError SplitFed StreamTransport TensorBoard
+        Traffic TrainingError VersionError __version__ accuracy client_app cut
         legal_cuts
     """,
     "flwr_slfac.codec": """
@@ -74,11 +74,12 @@ PUBLIC = {
         passages register_feature
     """,
     "flwr_slfac.transport": """
-        MessageLink NodeState RecordState answer_describe answer_evaluate
-        answer_partition answer_train as_record begin_of change_front refusal
+        DESCRIBE EVALUATE TRAIN Carrier DescribeRequest Exchange MessageLink
+        NodeState RecordState Reply Request answer answer_partition as_record
+        exchange_of refusal with_front
     """,
     "flwr_slfac.transport.stream": """
-        UNREACHABLE Answer DescribeRequest DeviceEnd FallbackLink FlowerOpener
+        UNREACHABLE Answer DeviceEnd FallbackLink FlowerOpener
         Opener Opening StreamLink StreamLostError StreamService StreamTransport
         UnreachableError of_content
     """,

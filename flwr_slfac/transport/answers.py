@@ -1,76 +1,151 @@
-"""What a device answers to the server's messages, records in and out."""
+"""What a device answers, whatever carries it, and the Flower messages that may."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from flwr_slfac.errors import SlfacError
-from flwr_slfac.split import Begin, DeviceHalf
+from flwr_slfac.errors import SlfacError, TrainingError
+from flwr_slfac.split import (
+    Description,
+    DeviceHalf,
+    EvaluateReply,
+    EvaluateRequest,
+    TrainReply,
+    TrainRequest,
+)
 from flwr_slfac.transport.delivery import REFUSED
-from flwr_slfac.transport.record_state import require_recordable
+from flwr_slfac.transport.record_state import (
+    RecordState,
+    as_record,
+    require_recordable,
+)
 from flwr_slfac.transport.records import (
-    ARRAYS,
     SPLIT,
     from_description,
     from_evaluate_reply,
+    from_evaluate_request,
     from_train_reply,
-    get_begin,
+    from_train_request,
+    to_description,
+    to_evaluate_reply,
     to_evaluate_request,
+    to_train_reply,
     to_train_request,
 )
-from flwr_slfac.transport.told import metrics_to_text
 
 
-def begin_of(content: RecordDict) -> Begin | None:
-    """Return what a request tells a device at the start of its work, or None."""
-    return get_begin(content)
+@dataclass(frozen=True)
+class DescribeRequest:
+    """The question for a device's description, with channels where wanted."""
+
+    channels: bool
+
+    @property
+    def begin(self) -> None:
+        """Nothing: a description begins no work."""
+        return
 
 
-def change_front(
-    content: RecordDict,
-    change: Callable[[ArrayRecord], tuple[ArrayRecord, Mapping[str, Any]]],
-) -> None:
-    """Change the front in a reply to ``train.step``, and add metrics; if there is one.
+Request: TypeAlias = TrainRequest | EvaluateRequest | DescribeRequest
+Reply: TypeAlias = TrainReply | EvaluateReply | Description
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How one kind of request and its reply are records.
 
     Parameters
     ----------
-    content : RecordDict
-        The reply.
-    change : callable
-        From the front to what is sent instead, and metrics.
+    message_type : str
+        Of the Flower message.
+    read_request, write_request, read_reply, write_reply : callable
+        From and to records.
     """
-    front = content.array_records.get(ARRAYS)
-    if front is None:
-        return
-    content[ARRAYS], metrics = change(front)
-    if metrics:
-        content.config_records[SPLIT]["metrics"] = metrics_to_text(metrics)
+
+    message_type: str
+    read_request: Callable[[RecordDict], Request]
+    write_request: Callable[[Any], RecordDict]
+    read_reply: Callable[[RecordDict], Reply]
+    write_reply: Callable[[Any], RecordDict]
 
 
-def answer_train(half: DeviceHalf, content: RecordDict) -> RecordDict:
-    """Answer ``train.step``.
+def _to_describe_request(content: RecordDict) -> DescribeRequest:
+    record = content.config_records.get(SPLIT, ConfigRecord())
+    if "channels" not in record:
+        raise TrainingError("a question for a description lacks 'channels'")
+    return DescribeRequest(bool(record["channels"]))
+
+
+def _from_describe_request(request: DescribeRequest) -> RecordDict:
+    return RecordDict({SPLIT: ConfigRecord({"channels": request.channels})})
+
+
+TRAIN = Exchange(
+    "train.step",
+    to_train_request,
+    from_train_request,
+    to_train_reply,
+    from_train_reply,
+)
+EVALUATE = Exchange(
+    "evaluate.step",
+    to_evaluate_request,
+    from_evaluate_request,
+    to_evaluate_reply,
+    from_evaluate_reply,
+)
+DESCRIBE = Exchange(
+    "query.describe",
+    _to_describe_request,
+    _from_describe_request,
+    to_description,
+    from_description,
+)
+
+
+def exchange_of(request: Request) -> Exchange:
+    """Return how a request would cross as a Flower message."""
+    if isinstance(request, TrainRequest):
+        return TRAIN
+    return EVALUATE if isinstance(request, EvaluateRequest) else DESCRIBE
+
+
+def answer(half: DeviceHalf, request: Request) -> Reply:
+    """Have a device carry out a request.
 
     Raises
     ------
     SettingError
         Before training, if Flower could not carry the front back.
     """
-    request = to_train_request(content)
-    if request.begin is not None:
-        require_recordable(half.front.state_dict())
-    return from_train_reply(half.train(request))
+    if isinstance(request, TrainRequest):
+        if request.begin is not None:
+            require_recordable(half.front.state_dict())
+        return half.train(request)
+    if isinstance(request, EvaluateRequest):
+        return half.evaluate(request)
+    return half.describe(channels=request.channels)
 
 
-def answer_evaluate(half: DeviceHalf, content: RecordDict) -> RecordDict:
-    """Answer ``evaluate.step``."""
-    return from_evaluate_reply(half.evaluate(to_evaluate_request(content)))
+def with_front(
+    reply: Reply,
+    change: Callable[[ArrayRecord], tuple[ArrayRecord, Mapping[str, Any]]],
+) -> Reply:
+    """Change the front in a reply, and add metrics; if there is one.
 
-
-def answer_describe(half: DeviceHalf, content: RecordDict) -> RecordDict:
-    """Answer ``query.describe``."""
-    channels = bool(content.config_records[SPLIT]["channels"])
-    return from_description(half.describe(channels=channels))
+    Parameters
+    ----------
+    reply : TrainReply, EvaluateReply or Description
+        The reply.
+    change : callable
+        From the front to what is sent instead, and metrics.
+    """
+    if not isinstance(reply, TrainReply) or reply.front is None:
+        return reply
+    front, metrics = change(as_record(reply.front))
+    return replace(reply, front=RecordState(front), metrics=metrics or reply.metrics)
 
 
 def answer_partition(partition: int) -> RecordDict:

@@ -7,9 +7,12 @@ from flwr.serverapp import exception
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore import differential_privacy
+from flwr.supercore.constant import TaskType
+from flwr.supercore.run import Run
+from flwr.superlink.grid import HttpGrid, InMemoryGrid
 
 from flwr_slfac import flower_parts
-from flwr_slfac.flower_parts import chain, said_in
+from flwr_slfac.flower_parts import chain, is_deployed, said_in
 
 
 def test_keys_are_those_that_flower_sends() -> None:
@@ -64,3 +67,15 @@ def test_mods_are_called_with_message_context_and_the_next() -> None:
         call = each.__call__ if inspect.isclass(each) else each
         names = [n for n in inspect.signature(call).parameters if n != "self"]
         assert len(names) == 3, name
+
+
+def test_a_deployment_is_told_from_a_simulation() -> None:
+    """The run's own task says which of the two it is, and so does the grid's class."""
+    grid = HttpGrid(token="none")
+    for task, expected in ((TaskType.SERVER_APP, True), (TaskType.SIMULATION, False)):
+        run = Run.create_empty(1)
+        run.primary_task_type = task
+        grid.set_run(run)
+        assert is_deployed(grid) is expected
+    assert not is_deployed(HttpGrid(token="none"))
+    assert InMemoryGrid.__name__ == "InMemoryGrid"

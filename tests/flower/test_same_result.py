@@ -118,8 +118,8 @@ def test_both_evaluations_agree(simulated: Outcome) -> None:
 
 
 def test_deployment_ends_in_the_weights_of_one_process(tmp_path: Path) -> None:
-    """A SuperLink with two SuperNodes ends in the weights of one process."""
-    job = Job("deployed")
+    """By messages, a SuperLink and two SuperNodes end in one process's weights."""
+    job = Job("deployed", transport="messages")
     with flower_in(tmp_path) as flower:
         outcome = flower.deploy([job])
     assert outcome.status == "finished:completed", outcome.log[-3000:]

@@ -23,9 +23,8 @@ from flwr_slfac.split import (
     train_locally,
 )
 from flwr_slfac.states import weighted_average
-from flwr_slfac.transport import answer_train, as_record
+from flwr_slfac.transport import answer, as_record
 from flwr_slfac.transport.packing import pack_state, unpack_state
-from flwr_slfac.transport.records import from_train_request
 from tests.split import builders
 from tests.split.test_device_half import ForgetfulLink
 
@@ -301,6 +300,5 @@ def test_flower_refuses_bfloat16_by_name_before_training() -> None:
     half = DeviceHalf(builders.devices(front, [8])[0], 0)
     sent = {name: t.float() for name, t in front.state_dict().items()}
     begin = Begin(1, 0, sent, Identity(), RELEASE)
-    request = from_train_request(TrainRequest(0, begin=begin))
     with pytest.raises(SettingError, match=r"torch\.autocast"):
-        answer_train(half, request)
+        answer(half, TrainRequest(0, begin=begin))

@@ -6,19 +6,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from flwr_slfac.split import (
-    Description,
     DeviceHalf,
-    EvaluateReply,
     EvaluateRequest,
     Limits,
     LocalLink,
     Lost,
-    TrainReply,
     TrainRequest,
 )
+from flwr_slfac.transport import Reply, Request
 from flwr_slfac.transport.stream import (
     Answer,
-    DescribeRequest,
     DeviceEnd,
     Opening,
     StreamLink,
@@ -35,9 +32,7 @@ Change = Callable[[Opening], Opening]
 def answer_with(half: DeviceHalf) -> Answer:
     """Return what answers requests by a device's half."""
 
-    def answer(
-        request: TrainRequest | EvaluateRequest | DescribeRequest,
-    ) -> TrainReply | EvaluateReply | Description:
+    def answer(request: Request) -> Reply:
         with _ONE_AT_A_TIME:
             if isinstance(request, TrainRequest):
                 return half.train(request)

@@ -20,14 +20,12 @@ from flwr_slfac.transport.stream.opening import (
     Opening,
     of_content,
 )
-from flwr_slfac.transport.stream.requests import DescribeRequest
 from flwr_slfac.transport.stream.service import StreamService
 from flwr_slfac.transport.stream.setting import StreamTransport
 
 __all__ = [
     "UNREACHABLE",
     "Answer",
-    "DescribeRequest",
     "DeviceEnd",
     "FallbackLink",
     "FlowerOpener",

@@ -14,10 +14,11 @@ import grpc
 from flwr_slfac._release import RELEASE
 from flwr_slfac.errors import SlfacError, TrainingError
 from flwr_slfac.split import Lost
+from flwr_slfac.transport.answers import Reply, Request
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.opening import Opening
-from flwr_slfac.transport.stream.replies import Reply, pack_reply
-from flwr_slfac.transport.stream.requests import Request, unpack_request
+from flwr_slfac.transport.stream.replies import pack_reply
+from flwr_slfac.transport.stream.requests import unpack_request
 from flwr_slfac.transport.stream.wire import (
     ENVELOPE_BYTES,
     Assembly,

@@ -17,15 +17,12 @@ from flwr_slfac.split import (
     TrainReply,
     TrainRequest,
 )
+from flwr_slfac.transport.answers import DescribeRequest, Request
 from flwr_slfac.transport.stream.blobs import StateCache
 from flwr_slfac.transport.stream.counting import carried
 from flwr_slfac.transport.stream.opening import Opening
 from flwr_slfac.transport.stream.replies import unpack_reply
-from flwr_slfac.transport.stream.requests import (
-    DescribeRequest,
-    Request,
-    pack_request,
-)
+from flwr_slfac.transport.stream.requests import pack_request
 from flwr_slfac.transport.stream.service import Event, StreamService
 from flwr_slfac.transport.stream.sessions import Session
 from flwr_slfac.transport.stream.wire import Packed
@@ -265,7 +262,7 @@ class StreamLink:
         frames = 2 * self._limits.max_frame_bytes
         if isinstance(request, EvaluateRequest):
             frames += request.max_bytes
-        if not isinstance(request, DescribeRequest) and request.begin is not None:
+        if request.begin is not None:
             self._front_bytes = max(self._front_bytes, packed.num_blob_bytes)
         # A trained front has the size of what was sent, in another dtype at most twice.
         return frames + 2 * self._front_bytes + _SLACK_BYTES

@@ -2,23 +2,21 @@
 
 import json
 from dataclasses import asdict
-from typing import TypeAlias
 
 from flwr_slfac.errors import DecodeError, TrainingError
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.split import Description, EvaluateReply, Lost, Smashed, TrainReply
+from flwr_slfac.transport.answers import Reply
 from flwr_slfac.transport.channels import channels_of_text, channels_to_text
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.blobs import BlobReader, BlobWriter, StateBytes
 from flwr_slfac.transport.stream.wire import Packed
 from flwr_slfac.transport.told import metrics_of_text, metrics_to_text
 
-Reply: TypeAlias = TrainReply | EvaluateReply | Description | Lost
-
 _LONGEST_REASON = 2000  # several lines: longer texts are those of a hostile device
 
 
-def pack_reply(reply: Reply) -> Packed:
+def pack_reply(reply: Reply | Lost) -> Packed:
     """Return a reply as a message.
 
     Raises
@@ -43,7 +41,7 @@ def pack_reply(reply: Reply) -> Packed:
     return Packed(head, tuple(writer.blobs))
 
 
-def unpack_reply(packed: Packed) -> Reply:
+def unpack_reply(packed: Packed) -> Reply | Lost:
     """Read a reply; `Lost` is one that refuses.
 
     Raises

@@ -1,10 +1,11 @@
 """What the server asks of a device, as messages of slfac.proto and back."""
 
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.split import Begin, EvaluateRequest, TrainRequest
+from flwr_slfac.transport.answers import DescribeRequest, Request
 from flwr_slfac.transport.begins import begin_of_fields, begin_to_fields
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.blobs import BlobReader, BlobWriter, StateCache
@@ -23,16 +24,6 @@ _FIELDS = {
     "config": "config",
     "features": "features",
 }
-
-
-@dataclass(frozen=True)
-class DescribeRequest:
-    """The question for a device's description, with channels where wanted."""
-
-    channels: bool
-
-
-Request: TypeAlias = TrainRequest | EvaluateRequest | DescribeRequest
 
 
 def pack_request(request: Request, states: StateCache) -> Packed:

@@ -186,7 +186,20 @@ def fail(fault: Fault, folder: Path) -> str:
     return ""
 
 
+def stream(message: Message, context: Context) -> Message:
+    """Let flwr_slfac answer a whole session; the device's data fail as the job asks."""
+    folder = Path(str(context.run_config["folder"]))
+    text = (folder / "job.json").read_text()
+    job = Job.from_json(text)
+    notes = context.state.config_records.get("notes", ConfigRecord({"job": ""}))
+    if notes["job"] != job.name:
+        context.state.clear()
+        context.state["notes"] = ConfigRecord({"job": job.name, "round": 0})
+    return inner_app(text)(message, context)
+
+
 app.train("step")(answer)
+app.train("stream")(stream)
 app.evaluate("step")(answer)
 app.query("partition")(answer)
 app.query("describe")(answer)

@@ -87,6 +87,7 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
         evaluate_bytes=job.evaluate_bytes,
         on_device_error=job.on_device_error,  # type: ignore[arg-type]
         lightweight=build_setting(job),
+        transport=job.transport,  # type: ignore[arg-type]
     )
     num_devices = len(list(grid.get_node_ids()))
     fronts: list[ArrayRecord] = []
