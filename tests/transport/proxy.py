@@ -56,6 +56,9 @@ class Proxy:
 
     def close(self) -> None:
         """Reset every connection and accept no more."""
+        self.is_open = False
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 

@@ -42,6 +42,7 @@ class Connection:
         self._context, self._session = context, session
         self._sent = hello.received
         self._woken = asyncio.Event()
+        self._said_bye = False
         self._task = asyncio.current_task()
 
     def wake(self) -> None:
@@ -67,6 +68,7 @@ class Connection:
             told.joined(session)
             pump = asyncio.create_task(self._send_all())
             await self._read_all(told)
+            session.parted = self._said_bye
         except DecodeError as error:
             told.failed(session, str(error))
             # No more than that: who sends garbage learns nothing of what is here.
@@ -84,11 +86,6 @@ class Connection:
         if self._task is not None:
             self._task.cancel()
 
-    async def closed(self, within_s: float) -> None:
-        """Wait until the stream has ended, but no longer than some seconds."""
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=within_s)
-
     async def _send_all(self) -> None:
         """Send each request once, and Bye at the end."""
         session = self._session
@@ -105,6 +102,7 @@ class Connection:
             if session.over is not None:
                 bye = pb.ToDevice(bye=pb.Bye(reason=session.over))
                 await self._write(bye.SerializeToString())
+                self._said_bye = True
                 return
 
     async def _read_all(self, told: Told) -> None:

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import grpc
@@ -191,8 +192,7 @@ class DeviceEnd:
             if data is None:
                 envelope = parse(pb.ToDevice, raw)
                 if envelope.WhichOneof("kind") == "bye":
-                    if envelope.bye.reason:
-                        logger.warning("Session ended: %s", envelope.bye.reason)
+                    self._part(call, outbox, envelope.bye.reason)
                     return True
                 head, data = envelope.request, memoryview(envelope.data)
             request = self._assembly.add(head, data, _MOST_BYTES)
@@ -201,6 +201,15 @@ class DeviceEnd:
                 self._reply = self._packed_answer(request)
                 outbox.put(self._reply.envelopes(self._received))
         return False
+
+    def _part(self, call: Iterator[bytes], outbox: Outbox, reason: str) -> None:
+        """Close the stream, and wait until the server has seen it."""
+        if reason:
+            logger.warning("device %d: session ended: %s", self._device, reason)
+        outbox.put(None)
+        with suppress(grpc.RpcError):
+            for _ in call:
+                pass
 
     def _packed_answer(self, request: Packed) -> Packed:
         """Return the answer, or that there is none."""

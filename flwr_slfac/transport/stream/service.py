@@ -33,6 +33,7 @@ _HELLO_S = 10.0
 _MOST_STRANGERS = 256
 # How long devices have to close their streams when all is over.
 _GOODBYE_S = 5.0
+_LOOK_S = 0.01
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", ENVELOPE_BYTES),
@@ -186,11 +187,13 @@ class StreamService:
         return int(port)
 
     async def _stop(self) -> None:
-        open_streams = [s.connection for s in self._sessions if s.connection]
+        """Say Bye to all, also to those whose stream is broken just now."""
+        staying = [s for s in self._sessions if s.over is None and s.device is not None]
         for session in self._sessions:
             session.end("")
-        for connection in open_streams:
-            await connection.closed(_GOODBYE_S)
+        deadline = self._loop.time() + _GOODBYE_S
+        while not all(s.parted for s in staying) and self._loop.time() < deadline:
+            await asyncio.sleep(_LOOK_S)
         await self._server.stop(None)
 
     async def _run(self, _: Any, context: Any) -> None:

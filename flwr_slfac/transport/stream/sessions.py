@@ -46,6 +46,8 @@ class Session:
         Most bytes in the blobs of its answer.
     over : str or None
         Why the session is over, empty if the work is done; None while it is not.
+    parted : bool
+        Whether the device closed its stream after the Bye.
     connection : Connection or None
         The stream that is open now.
     away_since : float
@@ -61,6 +63,7 @@ class Session:
         self.asked: Packed | None = None
         self.limit = 0
         self.over: str | None = None
+        self.parted = False
         self.connection: Connection | None = None
         self.away_since = time.monotonic()
         self.num_bytes = 0
