@@ -65,7 +65,7 @@ def link_for(
     setting = transport if isinstance(transport, StreamTransport) else StreamTransport()
     service, opener = StreamService(setting), FlowerOpener(grid)
     streams = StreamLink(service, opener, timeout_s, limits)
-    logger.info("Devices reach the stream at %s", ", ".join(service.addresses))
+    logger.info("Streams: devices reach them at %s", ", ".join(service.addresses))
     if not setting.fallback:
         return streams
     return FallbackLink(streams, MessageLink(grid, timeout_s), opener.unreachable)

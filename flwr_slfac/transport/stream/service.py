@@ -112,7 +112,6 @@ class StreamService:
             self._end_thread()
             raise
         self.addresses = addresses_of(setting, port)
-        logger.info("Streams: listening on port %d (%s)", port, self.addresses[0])
 
     def expect(self, node: int) -> tuple[Session, bytes]:
         """Return a session for a node, and the token that opens it."""
