@@ -25,6 +25,7 @@ from torch.utils.data import TensorDataset
 
 import flwr_slfac._release
 from flwr_slfac import Device, client_app, cut
+from flwr_slfac.split import DeviceHalf, TrainReply, TrainRequest
 from splitapp.task import Fault, Job, build_data, build_device, build_model
 
 app = ClientApp()
@@ -195,7 +196,20 @@ def stream(message: Message, context: Context) -> Message:
     if notes["job"] != job.name:
         context.state.clear()
         context.state["notes"] = ConfigRecord({"job": job.name, "round": 0})
-    return inner_app(text)(message, context)
+    partition, place = context.node_config["partition-id"], {"round": 0}
+    plain_train = DeviceHalf.train
+
+    def train(half: DeviceHalf, request: TrainRequest) -> TrainReply:
+        if request.begin is not None:
+            place["round"] = request.begin.server_round
+        for fault in job.faults:
+            here = (partition, place["round"], request.step)
+            if (fault.device, fault.server_round, fault.step) == here:
+                fail(fault, folder)
+        return plain_train(half, request)
+
+    with mock.patch.object(DeviceHalf, "train", train):
+        return inner_app(text)(message, context)
 
 
 app.train("step")(answer)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
-from flwr_slfac import SplitFed, cut
+from flwr_slfac import SplitFed, StreamTransport, cut
 from flwr_slfac.codec import Identity, register
 from flwr_slfac.flower_parts import chain
 from splitapp.counting import CountingGrid
@@ -87,7 +87,9 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
         evaluate_bytes=job.evaluate_bytes,
         on_device_error=job.on_device_error,  # type: ignore[arg-type]
         lightweight=build_setting(job),
-        transport=job.transport,  # type: ignore[arg-type]
+        transport=job.transport  # type: ignore[arg-type]
+        if isinstance(job.transport, str)
+        else StreamTransport(**job.transport),
     )
     num_devices = len(list(grid.get_node_ids()))
     fronts: list[ArrayRecord] = []

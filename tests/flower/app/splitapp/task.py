@@ -56,7 +56,7 @@ class Job:
     mods: list[str] = field(default_factory=list)
     configure: bool = False
     start: dict[str, Any] = field(default_factory=dict)
-    transport: str = "auto"
+    transport: str | dict[str, Any] = "auto"
 
     def to_json(self) -> str:
         """Return the job as JSON text."""
