@@ -31,15 +31,16 @@ class FallbackLink:
         For all nodes but those in `unreachable`.
     messages : MessageLink
         For those.
-    unreachable : set of int
-        Grows while streams are opened.
+    unreachable : mapping of int to str
+        Those nodes and why; grows while streams are opened.
     """
 
     def __init__(
-        self, streams: StreamLink, messages: MessageLink, unreachable: set[int]
+        self, streams: StreamLink, messages: MessageLink, unreachable: Mapping[int, str]
     ) -> None:
         self._streams, self._messages = streams, messages
         self._unreachable = unreachable
+        self._logged: set[int] = set()
 
     def finish_by(self, deadline: float) -> None:
         """Wait for no answer after a deadline, as `time.monotonic` counts."""
@@ -60,7 +61,7 @@ class FallbackLink:
         try:
             found = self._streams.devices(by_stream)
         except SlfacError:
-            if not self._unreachable.intersection(keys):
+            if not self._others(keys):
                 raise
             found = {}
         return {**found, **self._messages.devices(self._others(keys))}
@@ -87,7 +88,14 @@ class FallbackLink:
         return self._carry(requests, self._streams.evaluate, self._messages.evaluate)
 
     def _others(self, keys: Iterable[int]) -> list[int]:
-        return [key for key in keys if key in self._unreachable]
+        """Return those of these nodes that are out of reach; say so once."""
+        found = [key for key in keys if key in self._unreachable]
+        for key in found:
+            if key not in self._logged:
+                self._logged.add(key)
+                why = self._unreachable[key]
+                logger.warning("node %d goes on with messages: %s", key, why)
+        return found
 
     def _carry(
         self,
@@ -99,6 +107,4 @@ class FallbackLink:
         before = set(self._unreachable)
         answers = stream({k: r for k, r in requests.items() if k not in before})
         rest = {key: requests[key] for key in self._others(requests)}
-        for key in rest.keys() - before:
-            logger.warning("node %d goes on with messages: %s", key, answers[key])
         return {**answers, **(message(rest) if rest else {})}

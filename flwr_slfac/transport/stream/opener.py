@@ -30,12 +30,12 @@ class FlowerOpener:
 
     Attributes
     ----------
-    unreachable : set of int
-        Nodes from which the service cannot be reached.
+    unreachable : dict of int to str
+        Nodes from which the service cannot be reached, and what they say of it.
     """
 
     def __init__(self, grid: Grid) -> None:
-        self.unreachable: set[int] = set()
+        self.unreachable: dict[int, str] = {}
         self._grid = grid
         self._pending: dict[int, str | None] = {}
 
@@ -71,6 +71,6 @@ class FlowerOpener:
             return content
         said = content.config_records.get(SPLIT)
         if said is not None and UNREACHABLE in said:
-            self.unreachable.add(node)
-            return Lost(str(said[UNREACHABLE]))
+            self.unreachable[node] = str(said[UNREACHABLE])
+            return Lost(self.unreachable[node])
         return Lost("it ended its session")
