@@ -9,6 +9,9 @@ import torch
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.lightweight.pruning import Channels, Group, Member, Role
 
+# RuntimeError: a position beyond int64, or JSON too deep to be read (RecursionError).
+_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)
+
 
 def channels_to_text(channels: Channels) -> str:
     """Return channels as JSON, without the shapes of tensors."""
@@ -40,7 +43,7 @@ def channels_of_text(text: str) -> Channels:
         cut_dim, cut_size = map(_whole, fields["cut"])
         groups = tuple(_group(group) for group in fields["groups"])
         fixed = {str(k): str(v) for k, v in fields["fixed"].items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise DecodeError(f"the text describes no channels: {error}") from error
     return Channels(groups, {}, cut_dim, cut_size, fixed)
 

@@ -46,7 +46,7 @@ def metrics_of_text(text: str) -> dict[str, float | list[float]]:
     """
     try:
         metrics = dict(MetricRecord(dict(json.loads(text))))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TrainingError(f"a device's metrics cannot be read: {error}") from error
     return cast(dict[str, float | list[float]], metrics)
 

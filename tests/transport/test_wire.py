@@ -1,7 +1,9 @@
 """Messages in envelopes: what is put in comes out, and nothing else is taken."""
 
+import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import flwr_slfac
-from flwr_slfac.errors import DecodeError, SettingError
+from flwr_slfac.errors import DecodeError, SettingError, SlfacError
 from flwr_slfac.split import Lost, Smashed, TrainReply
+from flwr_slfac.transport.channels import channels_of_text
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream import wire
 from flwr_slfac.transport.stream.blobs import BlobReader, BlobWriter, StateBytes
@@ -150,6 +153,62 @@ def test_a_reply_without_its_parts_is_refused() -> None:
         unpack_reply(Packed(pb.Reply()))
     refused = unpack_reply(pack_reply(Lost("it is cold", at_fault=True)))
     assert refused == Lost("refused: it is cold", at_fault=True)
+
+
+TEXTS = st.text(max_size=20) | st.sampled_from(
+    ["[" * 100_000, "{}", '{"a": 1}', '{"a": "b"}', "[]", "null", "1e400"]
+)
+REFERENCES = st.integers(0, 4)
+
+
+@given(
+    kind=st.sampled_from(["train", "evaluate", "describe", "refused"]),
+    references=st.lists(REFERENCES, min_size=6, max_size=6),
+    numbers=st.lists(st.integers(0, 2**64 - 1), min_size=3, max_size=3),
+    texts=st.lists(TEXTS, max_size=4),
+    cost=st.dictionaries(st.text(max_size=5), st.integers(-(2**63), 2**63 - 1)),
+)
+def test_any_reply_is_read_or_refused(
+    kind: str, references: list[int], numbers: list[int], texts: list[str], cost: dict
+) -> None:
+    """What a device may send is a reply, or an error of ours, and never another."""
+    blobs = tuple(text.encode() for text in texts)
+    smashed = pb.Smashed(
+        activations_blob=references[0],
+        targets_blob=references[1],
+        num_examples=numbers[0],
+        shape=numbers,
+    )
+    tensor = pb.Tensor(name="w", dtype="float32", shape=numbers, blob=references[2])
+    head = {
+        "train": lambda: pb.Reply(
+            train=pb.TrainReply(
+                device=numbers[1],
+                smashed=smashed,
+                front=pb.State(tensors=[tensor] if references[5] else []),
+                update_blob=references[3],
+                metrics_blob=references[4],
+                cost=pb.StepCost(values=cost) if cost else None,
+            )
+        ),
+        "evaluate": lambda: pb.Reply(evaluate=pb.EvaluateReply(batches=[smashed])),
+        "describe": lambda: pb.Reply(
+            describe=pb.Description(
+                profile_blob=references[0], channels_blob=references[1]
+            )
+        ),
+        "refused": lambda: pb.Reply(refused=pb.Refused(reason="x" * 9000)),
+    }[kind]()
+    with suppress(SlfacError):
+        unpack_reply(Packed(head, blobs))
+
+
+def test_channels_beyond_any_number_are_refused() -> None:
+    """A position that no tensor holds is no reason to end a run."""
+    group = {"name": "g", "size": 1, "cut": [10**30], "members": []}
+    text = json.dumps({"groups": [group], "cut": [1, 1], "fixed": {}})
+    with pytest.raises(DecodeError, match="no channels"):
+        channels_of_text(text)
 
 
 def test_generated_code_is_that_of_the_proto_file(tmp_path: Path) -> None:

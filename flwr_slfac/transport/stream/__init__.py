@@ -4,6 +4,13 @@
 
     server   StreamLink ─requests─► Packed ─service─► gRPC ─► device_end ─► DeviceHalf
              StreamLink ◄──replies─ Packed ◄─service─ gRPC ◄─ device_end ◄─ DeviceHalf
+
+What is guarded: TLS 1.2 or 1.3 with a certificate that devices are told in a Flower
+message and trust alone; a token of 32 random bytes per node, void once the next one has
+arrived; no more than a Hello is read, for 10 s, of at most 256 streams without one;
+after it, sizes by `Limits`. What is not: TLS 1.3 alone, for which gRPC's Python has no
+setting; how many TCP connections a stranger opens; failed handshakes, which gRPC writes
+to standard error and not to the log.
 """
 
 from flwr_slfac.transport.stream.device_end import (
