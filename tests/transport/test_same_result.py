@@ -10,6 +10,7 @@ from flwr_slfac import Lightweight
 from flwr_slfac.codec import parse_codec
 from flwr_slfac.split import LocalResult, train_locally
 from flwr_slfac.states import State
+from flwr_slfac.transport.stream import StreamLink
 from tests.split import builders
 from tests.transport.loopback import Loopback, ThreadOpener, answer_with, linked
 
@@ -36,12 +37,14 @@ def train(
     devices = builders.devices(front, [24, 16, 20])
     server = builders.server(back, setting.get("scheme", "parallel"))
     openers: list[ThreadOpener] = []
+    links: list[StreamLink] = []
     with ExitStack() as stack:
 
         def over_streams(halves):  # type: ignore[no-untyped-def]
             answers = {half.partition: answer_with(half) for half in halves}
             link, opener = stack.enter_context(linked(answers))
             openers.append(opener)
+            links.append(link)
             return Loopback(halves, link)
 
         run = partial(train_locally, make_link=over_streams)
@@ -54,12 +57,17 @@ def train(
             down=parse_codec(setting.get("down", "identity")),
             lightweight=setting.get("lightweight"),
         )
+        for node, held in links[0]._held.items() if links else ():
+            rows = result.traffic.rows(device=node - 1000)
+            # Every byte of every envelope, both ways, and not one twice.
+            assert sum(row.num_bytes for row in rows) == held.session.num_bytes
+            assert all(row.num_bytes > 0 for row in rows)
     return result, server.snapshot(), openers[0] if openers else None
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_streams_end_in_the_weights_of_one_process(name: str) -> None:
-    """Weights, metrics and frames are those of one process, in one session a device."""
+    """Weights, metrics, frames of one process; every byte counted; one session each."""
     local, back, _ = train(SETTINGS[name], streams=False)
     carried, back_too, opener = train(SETTINGS[name], streams=True)
     builders.assert_same(local.front, carried.front)

@@ -30,6 +30,9 @@ def carried(request: Packed, reply: Packed, num_bytes: int) -> tuple[Piece, ...]
         pieces.append(_model("model-down", down, request))
     if reply.head.train.HasField("front"):
         pieces.append(_model("model-up", up, reply))
+    # In training, who reads a mask enters it.
+    if mask := _size([request.head.evaluate.begin.mask_blob], request):
+        pieces.append(Piece("model-down", mask))
     entered = sum(piece.num_bytes for piece in pieces)
     entered += _size(_frames_down(request.head), request)
     entered += _size(_frames_up(reply.head), reply)
@@ -44,8 +47,7 @@ def _model(direction: Direction, state: pb.State, message: Packed) -> Piece:
 
 
 def _frames_down(head: pb.Request) -> list[int]:
-    begin = head.evaluate.begin if head.HasField("evaluate") else head.train.begin
-    return [head.train.gradient_blob, begin.mask_blob]
+    return [head.train.gradient_blob, head.train.begin.mask_blob]
 
 
 def _frames_up(head: pb.Reply) -> list[int]:
