@@ -16,6 +16,7 @@ from flwr_slfac._release import RELEASE
 from flwr_slfac.errors import SlfacError, TrainingError
 from flwr_slfac.split import Lost
 from flwr_slfac.transport.answers import Reply, Request
+from flwr_slfac.transport.stream import forks
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.opening import Opening
 from flwr_slfac.transport.stream.replies import pack_reply
@@ -34,6 +35,7 @@ Answer = Callable[[Request], Reply]
 # Messages to send, each made while it is sent; None ends the stream.
 Outbox: TypeAlias = "queue.SimpleQueue[Iterable[bytes] | None]"
 
+_WHAT = "a stream to the server"
 _METHOD = "/flwr_slfac.v1.Steps/Run"
 _WELCOME_S = 15.0
 # Of the first connection: a port that is not open stays so.
@@ -105,6 +107,13 @@ class DeviceEnd:
         TrainingError
             If the server sends what cannot be read.
         """
+        forks.runs(_WHAT)
+        try:
+            self._run()
+        finally:
+            forks.ended(_WHAT)
+
+    def _run(self) -> None:
         wait_s, give_up = _FIRST_WAIT_S, time.monotonic() + _REACH_S
         reason: str | None = None
         while True:

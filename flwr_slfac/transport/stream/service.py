@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 
 from flwr_slfac.errors import DecodeError, SettingError
+from flwr_slfac.transport.stream import forks
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.addresses import addresses_of
 from flwr_slfac.transport.stream.certificates import new_identity, read_identity
@@ -25,6 +26,7 @@ from flwr_slfac.transport.stream.wire import ENVELOPE_BYTES, Packed, parse
 
 logger = logging.getLogger("flwr")
 
+_WHAT = "the streams of devices"
 RUN = "flwr_slfac.v1.Steps", "Run"
 # A Hello is a token and three numbers.
 _HELLO_BYTES = 512
@@ -112,6 +114,7 @@ class StreamService:
             self._end_thread()
             raise
         self.addresses = addresses_of(setting, port)
+        forks.runs(_WHAT)
 
     def expect(self, node: int) -> tuple[Session, bytes]:
         """Return a session for a node, and the token that opens it."""
@@ -140,6 +143,7 @@ class StreamService:
         """Let all devices go and close the port; the second time nothing happens."""
         if not self._thread.is_alive():
             return
+        forks.ended(_WHAT)
         try:
             self._call(self._stop())
         finally:
