@@ -87,10 +87,14 @@ class ThreadOpener:
         device = opening.node - 1000
         try:
             DeviceEnd(opening, device, self.answers[device]).run()
-            self._ended[opening.node] = Lost("it ended its session")
+            why = Lost("it ended its session")
         except Exception as error:
             self.errors[device] = error
-            self._ended[opening.node] = Lost(f"{type(error).__name__}: {error}")
+            why = Lost(f"{type(error).__name__}: {error}")
+        # What became of a session says nothing of the one that followed it.
+        last = [o for o in self.openings if o.node == opening.node][-1]
+        if last.token == opening.token:
+            self._ended[opening.node] = why
 
 
 class Loopback(LocalLink):

@@ -178,7 +178,8 @@ def test_a_device_that_stays_away_is_lost_and_comes_back_in_the_next_round() -> 
     assert list(result.rounds[0].lost) == [1]
     assert not result.rounds[1].lost
     assert [o.node for o in run.opener.openings] == [1000, 1001, 1002, 1001]
-    assert isinstance(run.opener.errors[1], StreamLostError)
+    # The first session's end gave up, or came back in time to hear that it is over.
+    assert all(isinstance(e, StreamLostError) for e in run.opener.errors.values())
 
 
 def test_a_device_that_raises_is_lost_for_the_round_with_its_reason() -> None:
