@@ -12,7 +12,7 @@ PACKAGE = Path(flwr_slfac.__file__).parent
 
 # Each room imports only from itself and from rooms above it.
 ROOMS = (
-    ("errors", "_release", "states", "spool", "traffic"),
+    ("errors", "_release", "memory_order", "states", "spool", "traffic"),
     ("cutting",),
     ("codec",),
     ("lightweight",),

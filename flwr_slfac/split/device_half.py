@@ -109,8 +109,7 @@ class DeviceHalf:
             )
         now, batches = self._round, self._round.batches
         now.end.seconds = 0.0
-        if request.gradient is not None:
-            self._backward(now, batches, request.step - 1, request.gradient)
+        self._backward(now, batches, request)
         smashed, results = None, {}
         if request.step < batches.order.num_steps:
             smashed = self._forward(now, batches, request.step)
@@ -242,13 +241,14 @@ class DeviceHalf:
         out = self._front.forward(inputs, now.place.at(step))
         sent = now.end.apply(out, step)
         self._graph = self._front.handle(sent)
-        return now.end.send(sent, targets, step, out.shape)
+        return now.end.send(sent, targets, step, out)
 
     def _backward(
-        self, now: _Round, batches: BatchReader, step: int, frame: bytes
+        self, now: _Round, batches: BatchReader, request: TrainRequest
     ) -> None:
         """Take the step that a gradient asks for, unless it was taken already."""
-        if step == self._step - 1 and step >= 0:
+        step, frame = request.step - 1, request.gradient
+        if frame is None or step == self._step - 1 >= 0:
             return
         if step != self._step:
             raise self._out_of_step(step)
@@ -257,7 +257,7 @@ class DeviceHalf:
             self._front.load_buffers(self._buffers_before)
             out = self._front.forward(batches.again(step)[0], moment)
             self._graph = self._front.handle(now.end.apply(out, step))
-        gradient = now.end.receive(frame, self._graph, step)
+        gradient = now.end.receive(frame, request.memory_order, self._graph, step)
         self._front.step(self._graph, gradient, moment)
         self._graph = None
 

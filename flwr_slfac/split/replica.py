@@ -129,8 +129,12 @@ class Replica:
             )
         scale = self._scaler.get_scale() if self._scales else 1.0
         scaled_loss = self._scaler.scale(loss) if self._scales else loss
+        # As it arrives: the leaf's own is laid out as the leaf is.
+        arrived: list[torch.Tensor] = []
+        if own is None and inputs.requires_grad:
+            inputs.register_hook(arrived.append)  # type: ignore[no-untyped-call]
         scaled_loss.backward()  # type: ignore[no-untyped-call]
-        gradient = inputs.grad if own is None else own
+        gradient = arrived[0] if arrived else own
         gradient = torch.zeros_like(inputs) if gradient is None else gradient
         if not self._scaler.is_enabled():
             check(gradient)

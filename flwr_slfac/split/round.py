@@ -246,8 +246,8 @@ class Round:
             stream, num_examples = streams[device], batches[device].num_examples
             stream.learned(loss, num_examples)
             self._run.side.size.learn(batches[device].activations)
-            frame = stream.end.send(gradient, step)
-            requests[stream.key] = TrainRequest(step + 1, gradient=frame)
+            frame, order = stream.end.send(gradient, step)
+            requests[stream.key] = TrainRequest(step + 1, None, frame, order)
         self._run.side.end_step()
         return requests
 

@@ -56,6 +56,8 @@ def from_train_request(request: TrainRequest) -> RecordDict:
     _put_begin(content, request.begin)
     if request.gradient is not None:
         put_frame(content, "gradient", request.gradient)
+    if request.memory_order:
+        content.config_records[SPLIT]["memory-order"] = list(request.memory_order)
     return content
 
 
@@ -66,6 +68,7 @@ def to_train_request(content: RecordDict) -> TrainRequest:
         step=_int(config, "step"),
         begin=get_begin(content),
         gradient=get_frame(content, "gradient"),
+        memory_order=_sizes(config, "memory-order"),
     )
 
 
@@ -203,6 +206,8 @@ def _put_smashed(content: RecordDict, prefix: str, smashed: Smashed) -> None:
     content.config_records[SPLIT][prefix + "num-examples"] = smashed.num_examples
     if smashed.shape:
         content.config_records[SPLIT][prefix + "shape"] = list(smashed.shape)
+    if order := smashed.memory_order:
+        content.config_records[SPLIT][prefix + "memory-order"] = list(order)
     put_frame(content, prefix + "activations", smashed.activations)
     put_frame(content, prefix + "targets", smashed.targets)
 
@@ -215,7 +220,8 @@ def _get_smashed(content: RecordDict, prefix: str) -> Smashed | None:
     config = _split(content)
     num_examples = _int(config, prefix + "num-examples")
     shape = _sizes(config, prefix + "shape")
-    return Smashed(activations, targets, num_examples, shape)
+    order = _sizes(config, prefix + "memory-order")
+    return Smashed(activations, targets, num_examples, shape, order)
 
 
 def from_description(description: Description) -> RecordDict:
