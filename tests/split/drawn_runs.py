@@ -292,7 +292,10 @@ def compare(seed: int) -> str:
         Empty if the bits are equal, ``refused: ...``, or what differs.
     """
     run = draw_run(seed)
-    halves, why = choose_cut(run, seed)
+    try:
+        halves, why = choose_cut(run, seed)
+    except CutError as error:
+        return f"refused: {error}"
     if halves is None:
         return f"refused: {why}"
     names = {n for n, _ in run.model.named_parameters()}

@@ -15,6 +15,7 @@ DRAWS, PART = 200, 10
 REFUSALS = (
     "Both halves would need the tensor",
     "torch.fx cannot trace",
+    "Neither torch.fx nor torch.export can trace",
     "the model itself fails",
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
