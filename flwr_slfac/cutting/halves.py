@@ -214,6 +214,8 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     if example is None:
         _say_once(f"Not proved: {NO_EXAMPLE}.")
         return Halves(front, back, model, (NO_EXAMPLE,))
+    if values is not None:
+        back.example_shape = values.shapes.get(plan[False].point)
     return Halves(front, back, model, _prove(model, trace, (front, back), example))
 
 

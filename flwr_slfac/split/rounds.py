@@ -65,7 +65,8 @@ class Rounds:
         self._features = (*cut_features, *fronts.cut_features)
         memories = [(feature, feature.memory()) for feature in self._features]
         limits = Limits(max_elements=limits) if isinstance(limits, int) else limits
-        side = ServerSide(down, memories, CutSize(limits), server.where)
+        size = CutSize(limits, getattr(server.back, "example_shape", None))
+        side = ServerSide(down, memories, size, server.where)
         self._run = ServerRun(server, fronts, traffic, side, on_device_error)
 
     def train(
