@@ -31,7 +31,7 @@ from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.states import State, weighted_average
 from flwr_slfac.traffic import Traffic
 
-A = TypeVar("A", TrainReply, EvaluateReply)
+A = TypeVar("A", TrainReply, EvaluateReply, Description)
 # Of smashed test data a reply: a few batches, so that little is held at once.
 _EVALUATE_BYTES = 2**23
 
@@ -62,7 +62,7 @@ class LocalLink:
         self, keys: list[int], *, channels: bool
     ) -> dict[int, Description | Lost]:
         """Call each device."""
-        return {k: self._halves[k].describe(channels=channels) for k in keys}
+        return {k: self._call(k, lambda h: h.describe(channels=channels)) for k in keys}
 
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
         """Call each device in partition order."""

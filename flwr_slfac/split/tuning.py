@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
 
@@ -77,8 +79,22 @@ class Tuning:
         if not state or not self.optimizer:
             return
         optimizer = state["optimizer"]
-        self.optimizer.load_state_dict(
-            optimizer if moments else {**optimizer, "state": {}}
-        )
+        optimizer = optimizer if moments else {**optimizer, "state": {}}
+        self.optimizer.load_state_dict(optimizer)
+        _keep_dtypes(self.optimizer, optimizer)
         if self.scheduler and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+
+def _keep_dtypes(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Undo that torch casts what an optimizer remembers to the weights' dtype.
+
+    NAdam's running product is float32 whatever the weights are.
+    """
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for name, weight in zip(names, weights, strict=True):
+        own = optimizer.state[weight] if name in state["state"] else {}
+        for key, value in state["state"].get(name, {}).items():
+            if isinstance(value, torch.Tensor) and own[key].dtype != value.dtype:
+                own[key] = value.to(own[key].device)

@@ -3,7 +3,7 @@
 Usage: python -m tests.bench.many_rounds [--rounds 10000] [--devices 4]
 
 A tiny model, lightweight training on, the bookkeeping of `SplitFed` (traffic, reports,
-costs), in process. At the end a second run of a hundred rounds' warm-up takes turns
+costs), in process. At the end a second run, after as long a warm-up, takes turns
 with the long one, so that whatever else the machine does falls on both. Printed are the
 processor time per round of the long run's last hundred and of the young run beside it,
 and the resident memory at ten points.
@@ -36,7 +36,7 @@ from flwr_slfac.split import (
 from flwr_slfac.split.local import merge_fronts
 from tests.split import builders
 
-WARM_UP = 100  # rounds: caches fill, the allocator settles
+WARM_UP = 600  # rounds: caches fill, and records begin to go to the disk
 SAMPLE = 100
 
 
@@ -90,7 +90,10 @@ def main() -> None:
     long = Run(options.devices)
     for server_round in range(1, options.rounds - SAMPLE + 1):
         long.step()
-        if server_round % max(1, options.rounds // 10) == 0 or server_round == WARM_UP:
+        if server_round % max(1, options.rounds // 10) == 0 or server_round in (
+            100,
+            WARM_UP,
+        ):
             print(f"round {server_round}: {resident():.1f} MB", flush=True)
     young = Run(options.devices)
     for _ in range(WARM_UP):

@@ -15,6 +15,7 @@ from flwr_slfac import Lightweight, cut
 from flwr_slfac.codec import Float16, Identity, Integers, Uniform, Waterfill, encode
 from flwr_slfac.errors import AllDevicesLostError, DeviceError, SettingError
 from flwr_slfac.split import (
+    Description,
     EvaluateRequest,
     Limits,
     LocalLink,
@@ -403,4 +404,61 @@ def test_devices_at_fault_are_dropped_or_raise() -> None:
             builders.server(back),
             num_rounds=1,
             on_device_error="ignore",  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("way", ["renamed", "out of place", "silent"])
+def test_a_device_cannot_decide_alone_which_channels_there_are(way: str) -> None:
+    """What most devices describe holds; the run is that of honest descriptions."""
+
+    class Misleads(LocalLink):
+        def describe(
+            self, keys: list[int], *, channels: bool
+        ) -> dict[int, Description | Lost]:
+            answers = super().describe(keys, channels=channels)
+            first = answers.get(0)
+            if not isinstance(first, Description) or first.channels is None:
+                return answers
+            found, (group, *rest) = first.channels, first.channels.groups
+            if way == "silent":
+                return {**answers, 0: Lost("did not answer", 0)}
+            if way == "renamed":
+                group = replace(group, name="another")
+            else:
+                (member, *others) = group.members
+                moved = replace(member, positions=member.positions + 1000)
+                group = replace(group, members=(moved, *others))
+            own = replace(found, groups=(group, *rest))
+            return {**answers, 0: replace(first, channels=own)}
+
+    front, back = builders.halves()
+    results = [
+        train_locally(
+            builders.devices(front, SIZES),
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=Lightweight(prune=0.5),
+            on_device_error="drop",
+            make_link=link,
+        )
+        for link in (LocalLink, Misleads)
+    ]
+    assert not results[1].rounds[0].lost
+    builders.assert_same(*(dict(result.front) for result in results))
+
+
+def test_two_devices_with_unlike_channels_are_an_error_that_names_them() -> None:
+    """Where no two devices agree, nobody knows the model: the run ends."""
+    front, back = builders.halves()
+    devices = builders.devices(front, [16, 16])
+    devices[1].front = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU())
+    with pytest.raises(DeviceError, match="each of devices 0, 1 describes"):
+        train_locally(
+            devices,
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=Lightweight(prune=0.5),
+            on_device_error="drop",
         )
