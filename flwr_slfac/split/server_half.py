@@ -1,6 +1,7 @@
 """The server's side of a step: back, loss, backward, update, under any scheme."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from flwr_slfac.split.device import (
     require_positive,
 )
 from flwr_slfac.split.joined import JoinedBatch
+from flwr_slfac.split.outputs import tensors_of
 from flwr_slfac.split.own_losses import Loss, own_losses
 from flwr_slfac.split.place import seed_for, seeded
 from flwr_slfac.split.replica import MakeTuning, Replica
@@ -173,12 +175,18 @@ class ServerHalf:
         self._copies = {}
 
     def evaluate(self, batch: Batch) -> dict[str, float]:
-        """Return the loss and metrics of one test batch."""
+        """Return the loss and metrics of one test batch.
+
+        No loss if it is NaN though outputs are numbers: all targets are ignored.
+        """
         self.back.eval()
         with torch.no_grad(), self._precision():
             outputs = self.back(batch.activations)
             loss = self._call_loss(outputs, batch.targets)
             results = {"loss": float(loss)}
+            finite = (bool(t.isfinite().all()) for t in tensors_of(outputs))
+            if math.isnan(results["loss"]) and all(finite):
+                results = {}
             for name, metric in self._metrics.items():
                 results[name] = float(metric(outputs, batch.targets))
         return results
