@@ -91,7 +91,7 @@ class LocalResult:
         The averaged device-side model, zero where it is pruned; the back is in the
         `ServerHalf`.
     rounds : list of RoundResult
-        One a round.
+        One a round, without the fronts.
     evaluations : list of dict
         One a round: the metrics over all test sets, weighted by examples.
     traffic : Traffic
@@ -169,6 +169,9 @@ def train_locally(
         outcome = rounds.train(link, keys, begin)
         if outcome.aggregates:
             result.front = fronts.advance(merge_fronts(outcome))
+        for device in outcome.finished.values():
+            # Else a long run would hold every front that it ever averaged.
+            device.front = None
         result.rounds.append(outcome)
         if evaluate:
             served = replace(begin, front=result.front)

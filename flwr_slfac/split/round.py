@@ -246,7 +246,11 @@ class Round:
             stream, num_examples = streams[device], batches[device].num_examples
             stream.learned(loss, num_examples)
             self._run.side.size.learn(batches[device].activations)
-            frame, order = stream.end.send(gradient, step)
+            try:
+                frame, order = stream.end.send(gradient, step)
+            except DivergedError as error:
+                self._drop(device, error, step)
+                continue
             requests[stream.key] = TrainRequest(step + 1, None, frame, order)
         self._run.side.end_step()
         return requests
