@@ -144,15 +144,17 @@ class Traffic:
     ) -> list[Crossing]:
         """Return the entries, in order of round, device, phase and direction."""
         wanted = None if directions is None else set(directions)
-        rounds = sorted(self._rounds.keys() | self._spooled.keys())
-        if server_round is not None:
-            rounds = [server_round]
+        # All rounds are looked up only if asked for: a long run has many.
+        rounds = [server_round] if server_round is not None else self._all_rounds()
         return [
             c
             for number in rounds
             for c in self._round(number, device)
             if phase in (None, c.phase) and (wanted is None or c.direction in wanted)
         ]
+
+    def _all_rounds(self) -> list[int]:
+        return sorted(self._rounds.keys() | self._spooled.keys())
 
     def num_bytes(
         self,
