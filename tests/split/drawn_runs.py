@@ -6,7 +6,7 @@ from what the docs promise.
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,9 +18,19 @@ from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
 
 from flwr_slfac import CutError, cut, legal_cuts
-from flwr_slfac.split import Device, ServerHalf, train_locally
+from flwr_slfac.split import (
+    Device,
+    DeviceHalf,
+    LocalLink,
+    ServerHalf,
+    TrainRequest,
+    train_locally,
+)
 from flwr_slfac.split.device import has_batch_norm
 from flwr_slfac.split.place import seed_for, seeded
+from flwr_slfac.split.protocol import TrainAnswer
+from flwr_slfac.transport.packing import pack_state, unpack_state
+from flwr_slfac.transport.snapshots import pack_snapshot, unpack_snapshot
 from tests.split.drawn_models import NUM_CLASSES, NUM_WORDS, Sequence, draw_model
 
 CPU = torch.device("cpu")
@@ -193,7 +203,9 @@ def choose_cut(run: Run, seed: int) -> tuple[Any, str]:
     return cut(copy.deepcopy(run.model), at=run.at, example=example), ""
 
 
-def train_split(run: Run, halves: Any) -> dict[str, Tensor]:
+def train_split(
+    run: Run, halves: Any, link: type[LocalLink] = LocalLink
+) -> dict[str, Tensor]:
     """Return the state of the model after training through the split."""
     schedule = {"scheduler": run.scheduler}
     device = Device(halves.front, run.optimizer, run.data, **run.settings, **schedule)
@@ -204,6 +216,7 @@ def train_split(run: Run, halves: Any) -> dict[str, Tensor]:
         server,
         num_rounds=run.num_rounds,
         evaluate=False,
+        make_link=link,
     )
     return dict(halves.load(result.front, server.back.state_dict()).state_dict())
 
@@ -313,3 +326,50 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or (
         a.is_floating_point() and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
     )
+
+
+class Forgetful(LocalLink):
+    """Answers each request by a device that was built anew from stored bytes."""
+
+    def __init__(self, halves: list[DeviceHalf]) -> None:
+        super().__init__(halves)
+        self._device, self._stored = halves[0].device, (b"", b"")
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Train on a copy of the device as it was before the first request."""
+        half = DeviceHalf(copy.deepcopy(self._device), 0)
+        kept, snapshot = self._stored
+        half.kept = unpack_state(kept) if kept else None
+        half.restore(unpack_snapshot(snapshot) if snapshot else None)
+        self._halves = {0: half}
+        answers = super().train(requests)
+        now = half.snapshot()
+        self._stored = (
+            b"" if half.kept is None else pack_state(half.kept),
+            b"" if now is None else pack_snapshot(now),
+        )
+        return answers
+
+
+def compare_engines(seed: int) -> str:
+    """Train a drawn run on a device that lives on, and on one that never does.
+
+    Returns
+    -------
+    str
+        As `compare`.
+    """
+    run = draw_run(seed)
+    try:
+        halves, why = choose_cut(run, seed)
+    except CutError as error:
+        return f"refused: {error}"
+    if halves is None:
+        return f"refused: {why}"
+    try:
+        expected = train_split(run, copy.deepcopy(halves))
+    except RuntimeError as error:
+        return f"refused: the model itself fails: {error}"
+    got = train_split(run, halves, Forgetful)
+    unlike = [n for n in expected if not same_bits(expected[n], got[n])]
+    return f"cut at {run.at}: {', '.join(unlike)} differ" if unlike else ""
