@@ -72,6 +72,11 @@ class CutSize:
     limits : Limits
         Bounds whatever was seen.
 
+    Attributes
+    ----------
+    elements_per_example : int
+        The most that was seen; 0 before anything was.
+
     Examples
     --------
     >>> size = CutSize(Limits(max_elements=10_000))
@@ -84,20 +89,20 @@ class CutSize:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._elements_per_example = 0
+        self.elements_per_example = 0
 
     def limit(self, num_examples: int) -> int:
         """Return how many values the smashed data of so many examples may have."""
-        if not self._elements_per_example:
+        if not self.elements_per_example:
             return self.limits.max_elements
-        most = _GROWTH * self._elements_per_example * max(num_examples, 1)
+        most = _GROWTH * self.elements_per_example * max(num_examples, 1)
         return min(most, self.limits.max_elements)
 
     def learn(self, activations: torch.Tensor) -> None:
         """Take note of smashed data that was trained on."""
         if len(activations):
             size = activations.numel() // len(activations)
-            self._elements_per_example = max(self._elements_per_example, size)
+            self.elements_per_example = max(self.elements_per_example, size)
 
 
 def require_on_device_error(value: str) -> None:

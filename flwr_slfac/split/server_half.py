@@ -74,8 +74,8 @@ class ServerHalf:
         _require_settings(scheme, scheduler_per, clip_norm, autocast)
         self.scheme = scheme
         self.where = torch.device(device)
-        self._loss = loss
-        self._metrics = dict(metrics or {})
+        self.loss = loss
+        self.metrics = dict(metrics or {})
         self._autocast = autocast
         make_tuning: MakeTuning = partial(
             Tuning,
@@ -95,6 +95,11 @@ class ServerHalf:
     def back(self) -> nn.Module:
         """The server-side model."""
         return self._main.module
+
+    @property
+    def replica(self) -> Replica:
+        """The server-side model with what trains it, from round to round."""
+        return self._main
 
     @property
     def min_batch(self) -> int:
@@ -179,7 +184,7 @@ class ServerHalf:
             outputs = self.back(batch.activations)
             loss = self._call_loss(outputs, batch.targets)
             results = {"loss": float(loss)}
-            for name, metric in self._metrics.items():
+            for name, metric in self.metrics.items():
                 results[name] = float(metric(outputs, batch.targets))
         return results
 
@@ -196,7 +201,7 @@ class ServerHalf:
             with replica.unless_it_fails(), self._precision():
                 outputs = replica.module(joined.inputs.clone())
                 loss = self._call_loss(outputs, joined.targets)
-                own = own_losses(self._loss, loss, outputs, joined)
+                own = own_losses(self.loss, loss, outputs, joined)
                 self._checks.require_finite(own, at)
                 if joined.inputs.requires_grad:
                     gradients = torch.autograd.grad(
@@ -228,7 +233,7 @@ class ServerHalf:
                     return self._checks.left_out(joined, at)
                 loss = self._call_loss(outputs, joined.targets)
             with self._precision():
-                own = own_losses(self._loss, loss, outputs, joined)
+                own = own_losses(self.loss, loss, outputs, joined)
             self._checks.require_finite(own, at)
             check = partial(self._checks.require_finite_gradient, joined, own, at)
             gradient, scale = replica.learn(loss, joined.inputs, check, own.mean)
@@ -245,7 +250,7 @@ class ServerHalf:
 
     def _call_loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         try:
-            loss = self._loss(outputs, targets)
+            loss = self.loss(outputs, targets)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if self._checked:
                 raise

@@ -1,6 +1,8 @@
 """The server's side of a run, which outlives its rounds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flwr_slfac.codec import Memory
 from flwr_slfac.split.crossing import ServerSide
@@ -28,6 +30,8 @@ class ServerRun:
         What becomes of a device at fault.
     lasting : dict of int to dict
         Of gradient codecs, by device: what outlives a round, a residual for example.
+    kept : dict of int to tuple of str
+        By device, what it said it keeps for the next round, as in `lasting.KEPT`.
     """
 
     server: ServerHalf
@@ -36,3 +40,24 @@ class ServerRun:
     side: ServerSide
     on_device_error: OnDeviceError = "raise"
     lasting: dict[int, Memory] = field(default_factory=dict)
+    kept: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """Return, between rounds, what the next one goes on from; no weights."""
+        return {
+            "server": self.server.replica.state(),
+            "fronts": self.fronts.state(),
+            "features": [memory.state() for _, memory in self.side.features],
+            "elements_per_example": self.side.size.elements_per_example,
+            "lasting": {device: dict(m) for device, m in self.lasting.items()},
+            "kept": dict(self.kept),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned, with devices that start anew."""
+        self.server.replica.load(state["server"])
+        self.fronts.load(state["fronts"])
+        for (_, memory), own in zip(self.side.features, state["features"], strict=True):
+            memory.load(own)
+        self.side.size.elements_per_example = state["elements_per_example"]
+        self.lasting.update(state["lasting"])

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.split import (
+    KEPT,
     Begin,
     Description,
     EvaluateReply,
@@ -86,6 +87,8 @@ def from_train_reply(reply: TrainReply) -> RecordDict:
         config["cost"] = json.dumps(asdict(reply.cost))
     if reply.metrics:
         config["metrics"] = metrics_to_text(reply.metrics)
+    if reply.kept:
+        config["kept"] = " ".join(reply.kept)
     content = RecordDict({SPLIT: config})
     if reply.smashed is not None:
         _put_smashed(content, "", reply.smashed)
@@ -110,6 +113,7 @@ def to_train_reply(content: RecordDict) -> TrainReply:
         wants_front=bool(config.get("wants-front", False)),
         cost=_get_cost(config),
         metrics=metrics_of_text(str(config.get("metrics", "{}"))),
+        kept=tuple(k for k in str(config.get("kept", "")).split() if k in KEPT),
         compute_s=_float(config, "compute-s"),
         codec_s=_float(config, "codec-s"),
     )
