@@ -15,6 +15,7 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 
 from flwr_slfac import Device, RoundReport, SplitFed, client_app
+from flwr_slfac.checkpoint import SECTIONS, CheckpointFolder, Saved, pack
 from tests.grid_in_process import GridInProcess, process_of_a_run
 from tests.split import builders
 
@@ -22,7 +23,7 @@ NUM_DEVICES = 3
 SIZES = (20, 12, 16)
 
 
-class BrokenOff(Exception):
+class BrokenOffError(Exception):
     """Ends a run as a power cut would."""
 
 
@@ -34,14 +35,14 @@ class BreaksOff:
 
     def on_round(self, report: RoundReport) -> None:
         if report.server_round == self._round:
-            raise BrokenOff
+            raise BrokenOffError
 
 
 @dataclass
 class Case:
     """What a run is made of; the parts with state are made anew for each run."""
 
-    strategy: Callable[[], Strategy] = partial(FedAvg, fraction_train=0.7)
+    strategy: Callable[[], Strategy] = FedAvg
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: Mapping[str, Any] = field(default_factory=dict)
     num_rounds: int = 4
@@ -91,7 +92,7 @@ class Case:
                 result = split.start(
                     grid, arrays, num_rounds=num_rounds, evaluate_fn=central, **start
                 )
-        except BrokenOff:
+        except BrokenOffError:
             result = None
         return Outcome(split, result, seen)
 
@@ -159,3 +160,34 @@ def assert_same_run(one: Outcome, other: Outcome) -> None:
     a, b = one.state(), other.state()
     assert a.keys() == b.keys()
     assert not [name for name in a if a[name] != b[name]]
+
+
+def assert_same_checkpoint(one: Path, other: Path) -> None:
+    """Assert that the newest checkpoints of two runs hold the same, times left out."""
+    a, b = (newest(path).sections for path in (one, other))
+    for name in SECTIONS:
+        texts, tensors = zip(
+            pack(untimed_metrics(a[name])), pack(untimed_metrics(b[name])), strict=True
+        )
+        assert texts[0] == texts[1]
+        assert tensors[0].keys() == tensors[1].keys()
+        raw = [{n: bits(t) for n, t in each.items()} for each in tensors]
+        assert not [n for n in raw[0] if raw[0][n] != raw[1][n]]
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def newest(path: Path) -> Saved:
+    """Return the newest checkpoint of a run."""
+    return next(iter(CheckpointFolder(path).whole(SECTIONS)))
+
+
+def untimed_metrics(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section without the seconds in its metrics."""
+    if "metrics" not in section:
+        return section
+    plain = {name: metrics(by_round) for name, by_round in section["metrics"].items()}
+    return {**section, "metrics": plain}

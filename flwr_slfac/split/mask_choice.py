@@ -124,12 +124,12 @@ class MaskChoice:
         """Return what the next choices depend on, and the masks in force."""
         return {
             "channels": plain_channels(self.channels),
-            "profiles": {d: dict(p) for d, p in self._profiles.items()},
+            "profiles": {d: dict(self._profiles[d]) for d in sorted(self._profiles)},
             "gradients": None if self._gradients is None else dict(self._gradients),
             "first_scores": dict(self._first_scores),
             "chosen_in": self._chosen_in,
             "masks": {share: data for share, (_, data) in self._by_share.items()},
-            "shares": dict(self._shares),
+            "shares": {d: self._shares[d] for d in sorted(self._shares)},
         }
 
     def load(self, state: Mapping[str, Any], full: State) -> None:

@@ -49,8 +49,8 @@ class ServerRun:
             "fronts": self.fronts.state(),
             "features": [memory.state() for _, memory in self.side.features],
             "elements_per_example": self.side.size.elements_per_example,
-            "lasting": {device: dict(m) for device, m in self.lasting.items()},
-            "kept": dict(self.kept),
+            "lasting": {d: dict(self.lasting[d]) for d in sorted(self.lasting)},
+            "kept": {d: self.kept[d] for d in sorted(self.kept)},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
