@@ -28,9 +28,6 @@ _REMEDY = (
     "checkpoint= out"
 )
 
-# In these is more than their attributes.
-_CONTAINERS = (dict, list, set, frozenset, tuple, str, bytes, int, float)
-
 
 @dataclass(frozen=True)
 class _Held:
@@ -212,16 +209,20 @@ def _has_state_dict(value: Any) -> bool:
     )
 
 
+class _Plain:
+    """An object of attributes only, to compare others with."""
+
+
 def _is_data(value: Any, around: tuple[int, ...]) -> bool:
     """Say whether an object is of attributes only, all of which can be stored."""
     kind = type(value)
-    if not hasattr(value, "__dict__") or isinstance(value, type) or callable(value):
+    # What is made in C, extends a container or has slots is larger than its attributes.
+    if kind.__basicsize__ != _Plain.__basicsize__ or not hasattr(value, "__dict__"):
         return False
-    # Made in C, or with state of its own kind, it has more than attributes.
-    own_pickling = ("__reduce__", "__reduce_ex__", "__getstate__", "__slots__")
+    own_pickling = ("__reduce__", "__reduce_ex__", "__getstate__")
     if any(name in vars(c) for c in kind.__mro__[:-1] for name in own_pickling):
         return False
-    if id(value) in around or any(issubclass(kind, each) for each in _CONTAINERS):
+    if isinstance(value, type) or callable(value) or id(value) in around:
         return False
     inside = (*around, id(value))
     return all(storable(v) or _is_data(v, inside) for v in vars(value).values())

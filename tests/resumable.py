@@ -53,13 +53,13 @@ class Case:
         checkpoint: Path | None = None,
         *,
         breaks_off_in: int = 0,
-        seed: int = 0,
+        torch_seed: int = 0,
         callbacks: tuple[Any, ...] = (),
         **settings: Any,
     ) -> "Outcome":
         """Run to the end, or until it is broken off in a round."""
-        torch.manual_seed(seed)
-        np.random.seed(seed)
+        torch.manual_seed(torch_seed)
+        np.random.seed(torch_seed)
         front, back = self.model()
         own = {"up": "identity", "down": "identity", **self.settings}
         num_rounds = settings.pop("num_rounds", self.num_rounds)

@@ -1,5 +1,6 @@
 """What is saved is read again bit for bit, or refused by name; never half of it."""
 
+import hashlib
 import json
 import logging
 import math
@@ -182,7 +183,7 @@ def test_what_else_is_known_comes_back() -> None:
 )
 def test_what_is_not_known_is_refused_by_name(value: Any) -> None:
     """Nothing is pickled: the class is named, and where it is."""
-    with pytest.raises(CheckpointError, match=r"thing at 'a/0' holds a [a-z_]+\."):
+    with pytest.raises(CheckpointError, match=r"thing at 'a/0.*' holds a [a-z_]+\."):
         pack({"a": [value]}, "thing")
 
 
@@ -258,8 +259,6 @@ def test_only_damaged_checkpoints_are_an_error(folder: Path) -> None:
         of_another_release(path)
         about = json.loads(path.read_text())
         about.pop("sha256")
-        import hashlib
-
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
         path.write_text(json.dumps({**about, "sha256": digest}))
     with pytest.raises(CheckpointError, match=r"9\.9\.0.*this is 0\.1") as found:
@@ -267,10 +266,6 @@ def test_only_damaged_checkpoints_are_an_error(folder: Path) -> None:
     assert "start anew" in str(found.value)
     with pytest.raises(CheckpointError, match=r"9\.9\.0"):
         load_checkpoint(folder)
-
-
-class Small(nn.Module):
-    """A back of another width."""
 
 
 def narrow() -> tuple[nn.Module, nn.Module]:
@@ -309,7 +304,7 @@ def test_other_strategies_and_models_are_refused_by_name(folder: Path) -> None:
         (Case(partial(strategy.FedAdam, eta=0.1)), "FedAvg"),
         (Case(partial(strategy.FedAvg, fraction_train=0.5)), "FedAvg.fraction_train"),
         (Case(model=narrow), "back '1.weight'"),
-        (Case(model=net), "front '3.weight'"),
+        (Case(model=net), "front '"),
     ):
         with pytest.raises(SettingError, match="other settings") as found:
             case.run(folder, resume=True)
@@ -342,8 +337,11 @@ def test_one_command_line_can_be_repeated_for_ever(
     longer = CASE.run(folder, resume=True)
     assert longer.central_rounds == [3, 4]
     assert_same_run(longer, CASE.run())
-    with pytest.raises(SettingError, match="end after round 3"):
-        CASE.run(folder, resume=True, num_rounds=3)
+    shorter = CASE.run(folder, resume=True, num_rounds=3)
+    assert shorter.central_rounds == []
+    assert_same_run(shorter, CASE.run(num_rounds=3))
+    with pytest.raises(SettingError, match="is to end after round 1"):
+        CASE.run(folder, resume=True, num_rounds=1)
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
@@ -358,7 +356,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_run_that_ended_early_for_fronts_that_stay_is_not_gone_on_with(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its last aggregation is none of the longer run; the checkpoint before is taken."""
+    """Its last aggregation is none of the longer run's: the one before is taken."""
     setting = {"lightweight": Lightweight(prune=0.4, aggregate_every=2)}
     case = Case(settings=setting, model=net, num_rounds=6)
     folder = tmp_path / "run"

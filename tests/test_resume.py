@@ -193,7 +193,7 @@ def test_a_resumed_run_is_the_run_that_was_not_broken_off(
     assert_same_run(whole, case.run())
     folder = tmp_path / "run"
     case.run(folder, breaks_off_in=3, resume=True)
-    resumed = case.run(folder, resume=True, seed=1)
+    resumed = case.run(folder, resume=True, torch_seed=1)
     assert_same_run(whole, resumed)
     assert_same_checkpoint(tmp_path / "whole", folder)
     assert resumed.central_rounds[0] == 3
