@@ -120,8 +120,14 @@ def _log_start(strategy: Strategy, arguments: Mapping[str, Any]) -> None:
     size = sum(len(array.data) for array in arrays.values()) / 1024**2
     logger.info("\t├── ArrayRecord (%.2f MB)", size)
     for what in ("train", "evaluate"):
-        config = dict(arguments[f"{what}_config"] or {})
-        logger.info("\t├── ConfigRecord (%s): %s", what, config or "(empty!)")
+        config = arguments[f"{what}_config"] or {}
+        # Bytes may be long, or secret.
+        shown = (
+            f"'{k}': {'<bytes>' if isinstance(v, bytes) else v}"
+            for k, v in config.items()
+        )
+        text = f"{{{', '.join(shown)}}}" if config else "(empty!)"
+        logger.info("\t├── ConfigRecord (%s): %s", what, text)
     strategy.summary()
     logger.info("")
 
