@@ -69,6 +69,21 @@ class Remembering(strategy.FedAvg):
         return ArrayRecord(torches), metrics
 
 
+class Exact(torch.optim.Optimizer):
+    """Descent with momentum, the momentum in float64."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for weight in self.param_groups[0]["params"]:
+            state = self.state[weight]
+            moment = state.get("moment", torch.zeros_like(weight, dtype=torch.float64))
+            state["moment"] = 0.9 * moment + weight.grad.double() / 3
+            weight -= (0.05 * state["moment"]).to(weight.dtype)
+
+
 class CountingNet(nn.Module):
     """A back with a counter that no state dict has, and complex weights."""
 
@@ -140,6 +155,7 @@ CASES = {
             "scheduler_per": "step",
         }
     ),
+    "exact moments": Case(settings={"optimizer": Exact}),
     "float16": Case(settings={"autocast": torch.float16, "loss": steep}),
     "bfloat16": Case(settings={"autocast": torch.bfloat16}),
     "what is hard to save": Case(settings={"scheme": "sflv2"}, model=counting),

@@ -104,13 +104,14 @@ class Tuning:
         }
 
 
-def _undo_casts(optimizer: torch.optim.Optimizer, moments: dict[int, Any]) -> None:
+def _undo_casts(optimizer: torch.optim.Optimizer, moments: dict[Any, Any]) -> None:
     """Give moments the dtype they had; torch loads them in that of their weights."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, own in moments.items():
-        loaded = optimizer.state[weights[index]]
-        for name, value in own.items():
-            if not isinstance(value, torch.Tensor):
+    for index, weight in enumerate(weights):
+        loaded = optimizer.state.get(weight, {})
+        for name, value in moments.get(index, {}).items():
+            now = loaded.get(name)
+            if not isinstance(value, torch.Tensor) or not isinstance(now, torch.Tensor):
                 continue
-            if loaded[name].dtype is not value.dtype:
-                loaded[name] = value.to(loaded[name].device, copy=True)
+            if now.dtype is not value.dtype:
+                loaded[name] = value.to(now.device, copy=True)
