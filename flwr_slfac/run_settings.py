@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -41,6 +42,15 @@ def shapes_of(
     return {
         f"{what} {name!r}": f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
         for name, t in state.items()
+    }
+
+
+def modules_of(what: str, model: nn.Module) -> dict[str, str]:
+    """Return what the modules of a model are, as settings; addresses left out."""
+    return {
+        f"{what} module {name!r}": re.sub(r" at 0x[0-9a-f]+", "", repr(each))
+        for name, each in model.named_modules()
+        if not any(True for _ in each.children())
     }
 
 

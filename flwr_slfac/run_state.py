@@ -19,7 +19,7 @@ from flwr_slfac.errors import SettingError
 from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
 from flwr_slfac.report import Callback
-from flwr_slfac.run_settings import described, shapes_of
+from flwr_slfac.run_settings import described, modules_of, shapes_of
 from flwr_slfac.split import KEPT
 from flwr_slfac.strategy_state import StrategyState
 from flwr_slfac.wrapped import WrappedStrategy
@@ -90,12 +90,14 @@ class RunState:
     def settings(self, arguments: Mapping[str, Any]) -> dict[str, str]:
         """Return what makes the run another one; before the first round."""
         configs = {name: dict(arguments[name] or {}) for name in _CONFIGS}
+        back = self._rounds.server.back
         return {
             **described(self._rounds.settings()),
             **described({"seeded_sampling": self._wrapped.seeded, **configs}),
             **described(self._strategy.settings()),
             **shapes_of("front", arguments["initial_arrays"]),
-            **shapes_of("back", self._rounds.server.back.state_dict()),
+            **shapes_of("back", back.state_dict()),
+            **modules_of("back", back),
         }
 
     @property

@@ -189,9 +189,8 @@ class Session:
         Raises
         ------
         CheckpointError
-            If something of the run cannot be stored.
-        OSError
-            If the disk is full, say; the checkpoints of before stay whole.
+            If something of the run cannot be stored, or the disk is full, say; the
+            checkpoints of before stay whole.
         """
         now, state = self.progress.server_round, self._state
         due = last or now - self._last_saved >= self._every

@@ -192,7 +192,8 @@ def _attributes(owner: Any, where: str, seen: set[int]) -> Iterator[tuple[str, _
     seen.add(id(owner))
     for name, value in list(vars(owner).items()):
         place = f"{where}.{name}"
-        if isinstance(value, Strategy):
+        # A grid is handed to a strategy anew in each round.
+        if isinstance(value, Strategy) or hasattr(value, "push_messages"):
             continue
         if _has_state_dict(value):
             yield place, _Held(owner, name, value, asked=True)

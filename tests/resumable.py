@@ -62,6 +62,8 @@ class Case:
         np.random.seed(torch_seed)
         front, back = self.model()
         own = {"up": "identity", "down": "identity", **self.settings}
+        if isinstance(own.get("loss"), type):
+            own["loss"] = own["loss"]()
         num_rounds = settings.pop("num_rounds", self.num_rounds)
         start = settings.pop("start", {})
         if breaks_off_in:

@@ -268,6 +268,11 @@ def test_only_damaged_checkpoints_are_an_error(folder: Path) -> None:
         load_checkpoint(folder)
 
 
+def dropping() -> tuple[nn.Module, nn.Module]:
+    """Return the usual halves, with another share of dropout."""
+    return builders.halves(dropout=0.1)
+
+
 def narrow() -> tuple[nn.Module, nn.Module]:
     """Return halves of which the back is of another shape."""
     front, _ = builders.halves()
@@ -304,6 +309,7 @@ def test_other_strategies_and_models_are_refused_by_name(folder: Path) -> None:
         (Case(partial(strategy.FedAdam, eta=0.1)), "FedAvg"),
         (Case(partial(strategy.FedAvg, fraction_train=0.5)), "FedAvg.fraction_train"),
         (Case(model=narrow), "back '1.weight'"),
+        (Case(model=dropping), "back module '4' was Dropout(p=0.0"),
         (Case(model=net), "front '"),
     ):
         with pytest.raises(SettingError, match="other settings") as found:
@@ -652,6 +658,47 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new(tmp_path: Path) -> None
     assert len(rounds) > 10
     left = {p.name for p in (tmp_path / "run").iterdir()}
     assert left == {".lock", "round-000002"}
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from flwr_slfac import CheckpointError
+from flwr_slfac.checkpoint import CheckpointFolder, load_checkpoint
+
+folder = CheckpointFolder(Path(sys.argv[1]))
+def save(number, size):
+    part = {"w": torch.ones(size)}
+    facts = {"settings": {}, "metrics": {"$dict": []}}
+    sections = {"front": {}, "back": part, "state": {}}
+    folder.save(number, sections, bytes(size), facts)
+save(1, 10)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+for size in (4000, 9990, 20000):
+    try:
+        save(2, size)
+    except CheckpointError as error:
+        print(error)
+names = [p.name for p in folder.path.iterdir()]
+print(load_checkpoint(folder.path).server_round, names)
+"""
+
+
+def test_a_full_disk_ends_the_run_and_harms_nothing(tmp_path: Path) -> None:
+    """The error says what to do; nothing is left of the checkpoint."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    *errors, last = done.stdout.splitlines()
+    assert len(errors) == 3
+    assert all("round-000002 cannot be written" in text for text in errors)
+    assert last == "1 ['round-000001']"
 
 
 HOLDS = """

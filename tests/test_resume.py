@@ -92,12 +92,27 @@ class CountingNet(nn.Module):
         self.linear = nn.Linear(108, 4)
         self.phase = nn.Parameter(torch.ones(108, dtype=torch.complex64))
         self.register_buffer("calls", torch.zeros(()), persistent=False)
+        self.count = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             self.calls += 1
+            self.count += 1
         turned = (x.flatten(1) * self.phase).real
-        return self.linear(turned) * (1 + self.calls / 100)
+        return self.linear(turned) * (1 + self.calls / 100 + self.count / 50)
+
+
+class Centred(nn.CrossEntropyLoss):
+    """A loss that follows the mean of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if outputs.requires_grad:  # tests come in the order of node ids
+            self.mean += 0.1 * (outputs.detach().mean() - self.mean)
+        return super().forward(outputs * (1 + self.mean), targets)
 
 
 def counting() -> tuple[nn.Module, nn.Module]:
@@ -159,6 +174,7 @@ CASES = {
     "float16": Case(settings={"autocast": torch.float16, "loss": steep}),
     "bfloat16": Case(settings={"autocast": torch.bfloat16}),
     "what is hard to save": Case(settings={"scheme": "sflv2"}, model=counting),
+    "loss with a memory": Case(settings={"scheme": "sflv2", "loss": Centred}),
     "residuals on the server": Case(
         settings={"down": "feedback(inner=topk(fraction=0.1))", "up": "waterfill"}
     ),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from flwr_slfac._release import RELEASE, compatible
@@ -52,15 +53,14 @@ def write_files(
     Raises
     ------
     CheckpointError
-        If a value cannot be stored; nothing is then left behind.
-    OSError
-        If the disk is full, say; then too.
+        If a value cannot be stored, or the disk is full, say; nothing is then left
+        behind, and earlier checkpoints stay whole.
     """
     packed = {name: pack(value, name) for name, value in sections.items()}
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     try:
+        part.mkdir(parents=True)
         for name, (_, tensors) in packed.items():
             save_file(_unshared(tensors), part / f"{name}{_TENSORS}")
         values = {name: value for name, (value, _) in packed.items()}
@@ -73,6 +73,12 @@ def write_files(
         for path in [*part.iterdir(), part]:
             _sync(path)
         _put_in_place(part, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder} cannot be written: {error}; make room, and resume the run from "
+            "the checkpoint before"
+        ) from error
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -125,9 +125,7 @@ class CheckpointFolder:
         Raises
         ------
         CheckpointError
-            If a value cannot be stored.
-        OSError
-            If it cannot be written.
+            If a value cannot be stored, or the disk is full, say.
         """
         path = self.path / f"round-{server_round:06d}"
         write_files(path, sections, rounds, {**facts, "round": server_round})

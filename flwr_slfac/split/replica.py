@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from flwr_slfac.split.buffers import put_buffers, unsent_buffers
+from flwr_slfac.split.buffers import (
+    numbers_of,
+    put_buffers,
+    put_numbers,
+    unsent_buffers,
+)
 from flwr_slfac.split.device import has_batch_norm
 from flwr_slfac.split.tuning import Tuning
 
@@ -81,6 +86,7 @@ class Replica:
             "scale": self._scaler.state_dict(),
             "num_steps": self.num_steps,
             "buffers": unsent_buffers(self.module),
+            "numbers": numbers_of(self.module),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -90,6 +96,7 @@ class Replica:
             self._scaler.load_state_dict(state["scale"])
         self.num_steps = state["num_steps"]
         put_buffers(self.module, state["buffers"])
+        put_numbers(self.module, state["numbers"])
 
     def settings(self) -> dict[str, Any]:
         """Return what the user set."""
