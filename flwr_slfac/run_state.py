@@ -115,10 +115,11 @@ class RunState:
         endless.last_round = None
         return not endless.aggregates(server_round)
 
-    def metrics(self) -> Any:
-        """Return what the last round came to, as JSON."""
-        reports = self._history.reports
-        return pack(reports[-1].scalars() if reports else {})[0]
+    def metrics(self, server_round: int) -> Any:
+        """Return what a round that just ended came to, as JSON."""
+        reports = self._history.reports[-1:]
+        found = [r.scalars() for r in reports if r.server_round == server_round]
+        return pack(found[0] if found else {})[0]
 
     def sections(self, progress: Progress) -> dict[str, Any]:
         """Return what a checkpoint holds but for `rounds`.

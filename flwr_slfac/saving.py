@@ -40,7 +40,7 @@ class Saving:
     Raises
     ------
     SettingError
-        If a number is below 1, or a run is to be resumed from nowhere.
+        If a setting is none, or a run is to be resumed from nowhere.
     """
 
     def __init__(
@@ -49,6 +49,10 @@ class Saving:
         for name, value in (("checkpoint_every", every), ("keep", keep)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingError(f"{name} is {value!r}; give a whole number above 0")
+        if not isinstance(resume, bool):
+            raise SettingError(f"resume is {resume!r}; give True or False")
+        if folder is not None and not str(folder):
+            raise SettingError("checkpoint is an empty text; give a folder, or None")
         if resume and folder is None:
             raise SettingError("resume=True needs checkpoint=, the folder of the run")
         self.folder = None if folder is None else CheckpointFolder(Path(folder), keep)
@@ -198,7 +202,7 @@ class Session:
             return
         facts = {
             "settings": dict(self._settings),
-            "metrics": state.metrics(),
+            "metrics": state.metrics(now),
             "torch": torch.__version__,
             # A shorter run aggregates after its last round, where a longer would not.
             "forced": state.is_forced(now),

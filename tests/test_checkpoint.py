@@ -327,6 +327,10 @@ def test_a_folder_of_another_run_is_not_mixed(folder: Path, tmp_path: Path) -> N
         for value in (0, 1.5, True):
             with pytest.raises(SettingError, match=name):
                 CASE.run(tmp_path / "new", **{name: value})
+    with pytest.raises(SettingError, match="give True or False"):
+        CASE.run(tmp_path / "new", resume="false")
+    with pytest.raises(SettingError, match="empty text"):
+        CASE.run("")  # type: ignore[arg-type]
     (tmp_path / "file").touch()
     with pytest.raises(SettingError, match="cannot be written"):
         CASE.run(tmp_path / "file")
