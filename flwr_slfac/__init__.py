@@ -5,10 +5,13 @@ smashed data crosses the network, and it crosses small.
 """
 
 from flwr_slfac._release import RELEASE
+from flwr_slfac.callbacks import SaveBest, StopEarly
+from flwr_slfac.checkpoint import Checkpoint, load_checkpoint
 from flwr_slfac.client import client_app
 from flwr_slfac.cutting import CutPoint, Halves, cut, legal_cuts
 from flwr_slfac.errors import (
     AllDevicesLostError,
+    CheckpointError,
     CodecError,
     CutError,
     DecodeError,
@@ -31,6 +34,8 @@ __version__ = RELEASE
 
 __all__ = [
     "AllDevicesLostError",
+    "Checkpoint",
+    "CheckpointError",
     "CodecError",
     "CutError",
     "CutPoint",
@@ -43,9 +48,11 @@ __all__ = [
     "Halves",
     "Lightweight",
     "RoundReport",
+    "SaveBest",
     "SettingError",
     "SlfacError",
     "SplitFed",
+    "StopEarly",
     "TensorBoard",
     "Traffic",
     "TrainingError",
@@ -55,4 +62,5 @@ __all__ = [
     "client_app",
     "cut",
     "legal_cuts",
+    "load_checkpoint",
 ]

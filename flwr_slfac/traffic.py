@@ -7,10 +7,10 @@ names (`model-up`, `model-down`) and the small records around them (`control`).
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flwr_slfac.spool import Spool
 
@@ -133,6 +133,13 @@ class Traffic:
             rows = [Crossing(**fields) for fields in self._spool.read(number)]
             found += [c for c in rows if device in (None, c.device)]
         return _merged(found)
+
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Enter sums of an earlier run, each the fields of a `Crossing`."""
+        for fields in rows:
+            row = Crossing(**fields)
+            own = self._crossing(row.server_round, row.device, row.phase, row.direction)
+            vars(own).update(vars(row))
 
     def rows(
         self,

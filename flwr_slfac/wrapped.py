@@ -61,7 +61,7 @@ class WrappedStrategy:
         self.inner = inner
         self._devices = devices
         self._seed = seed
-        self._seeded = seeded
+        self.seeded = seeded
 
     @property
     def name(self) -> str:
@@ -213,7 +213,7 @@ class WrappedStrategy:
     @contextmanager
     def _sampling(self, server_round: int, what: str, grid: Grid) -> Iterator[Grid]:
         """Give the strategy a grid and a `random` that make its sampling repeatable."""
-        if not self._seeded:
+        if not self.seeded:
             yield grid
             return
         state = random.getstate()

@@ -18,7 +18,7 @@ from flwr_slfac.split.batches import fetch, require_batches
 from flwr_slfac.split.crossing import DeviceEnd
 from flwr_slfac.split.device import Device, has_batch_norm
 from flwr_slfac.split.device_front import DeviceFront
-from flwr_slfac.split.lasting import recalled, remembered
+from flwr_slfac.split.lasting import recalled, remembered, what_is_kept
 from flwr_slfac.split.place import Place, seeded
 from flwr_slfac.split.protocol import (
     Begin,
@@ -142,8 +142,7 @@ class DeviceHalf:
         now = self._round
         now.end.seconds = 0.0
         sizes = self.device.test_batch_sizes()
-        batches: list[Smashed] = []
-        num_bytes = 0
+        batches, num_bytes = list[Smashed](), 0
         self.front.eval()
         for index in range(request.first, len(sizes)):
             smashed = self._test_batch(now, index, sizes)
@@ -269,6 +268,7 @@ class DeviceHalf:
         if memory := now.end.lasting:
             keeps["memory"] = remembered(memory, self._front.channels_sent)
         self.kept = keeps or None
+        sent["kept"] = what_is_kept(keeps, self.device.scheduler_per)
         self._forget_round()
         return sent
 

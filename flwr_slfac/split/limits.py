@@ -78,6 +78,11 @@ class CutSize:
         Of the smashed data of an example batch; without one, the first batch of a
         device is bounded by `Limits.max_elements` alone.
 
+    Attributes
+    ----------
+    elements_per_example : int
+        The most that was seen; 0 before anything was.
+
     Examples
     --------
     >>> size = CutSize(Limits(max_elements=10_000))
@@ -90,13 +95,13 @@ class CutSize:
 
     def __init__(self, limits: Limits, shape: Sequence[int] | None = None) -> None:
         self.limits = limits
-        self._elements_per_example = math.prod(shape[1:]) if shape else 0
+        self.elements_per_example = math.prod(shape[1:]) if shape else 0
 
     def limit(self, num_examples: int) -> int:
         """Return how many values the smashed data of so many examples may have."""
-        if not self._elements_per_example:
+        if not self.elements_per_example:
             return self.limits.max_elements
-        most = self.limits.max_growth * self._elements_per_example
+        most = self.limits.max_growth * self.elements_per_example
         most *= max(num_examples, 1)
         return min(most, self.limits.max_elements)
 
@@ -104,7 +109,7 @@ class CutSize:
         """Take note of smashed data that was trained on."""
         if len(activations):
             size = activations.numel() // len(activations)
-            self._elements_per_example = max(self._elements_per_example, size)
+            self.elements_per_example = max(self.elements_per_example, size)
 
 
 def require_on_device_error(value: str) -> None:

@@ -169,15 +169,19 @@ def train_locally(
         outcome = rounds.train(link, keys, begin)
         if outcome.aggregates:
             result.front = fronts.advance(merge_fronts(outcome))
-        for device in outcome.finished.values():
-            # Else a long run would hold every front that it ever averaged.
-            device.front = None
-        result.rounds.append(outcome)
+        result.rounds.append(_without_fronts(outcome))
         if evaluate:
             served = replace(begin, front=result.front)
             by_key = rounds.evaluate(link, keys, served, _EVALUATE_BYTES)
             result.evaluations.append(weighted_metrics(list(by_key.values())))
     return result
+
+
+def _without_fronts(outcome: RoundResult) -> RoundResult:
+    """Let go of fronts, or a long run would hold all that it ever averaged."""
+    for device in outcome.finished.values():
+        device.front = None
+    return outcome
 
 
 def merge_fronts(outcome: RoundResult) -> State:

@@ -23,6 +23,7 @@ from flwr_slfac.lightweight.pruning import (
     update_as_gradient,
 )
 from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.mask_state import channels_of, mask_of, plain_channels
 from flwr_slfac.split.protocol import Description, Link, Lost
 from flwr_slfac.states import State
 
@@ -123,6 +124,31 @@ class MaskChoice:
         return choose_channels(
             self.channels, scores, share, setting.scope, setting.at_cut
         )
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next choices depend on, and the masks in force."""
+        return {
+            "channels": plain_channels(self.channels),
+            "profiles": {d: dict(self._profiles[d]) for d in sorted(self._profiles)},
+            "gradients": None if self._gradients is None else dict(self._gradients),
+            "first_scores": dict(self._first_scores),
+            "chosen_in": self._chosen_in,
+            "masks": {share: data for share, (_, data) in self._by_share.items()},
+            "shares": {d: self._shares[d] for d in sorted(self._shares)},
+        }
+
+    def load(self, state: Mapping[str, Any], full: State) -> None:
+        """Go on from what `state` returned, for a front like `full`."""
+        self.channels = channels_of(state["channels"])
+        self._profiles = dict(state["profiles"])
+        self._gradients = state["gradients"]
+        self._first_scores = state["first_scores"]
+        self._chosen_in = state["chosen_in"]
+        self._by_share = {
+            share: (mask_of(data, self.channels, full), data)
+            for share, data in state["masks"].items()
+        }
+        self._shares = dict(state["shares"])
 
     def ask(
         self, link: Link, devices: Mapping[int, int], full: State, accounts: Accounts

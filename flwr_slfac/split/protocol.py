@@ -160,6 +160,8 @@ class TrainReply:
         In the last reply, where asked for: what a step costs.
     metrics : mapping of str to number or list of numbers
         In the last reply: what the device adds to the metrics of the round.
+    kept : tuple of str
+        In the last reply: what the device keeps for the next round, of `lasting.KEPT`.
     compute_s, codec_s : float
         Seconds that the device spent on forward and backward, and on its codec.
     carried : tuple of Piece
@@ -175,6 +177,7 @@ class TrainReply:
     wants_front: bool = False
     cost: StepCost | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     compute_s: float = 0.0
     codec_s: float = 0.0
     carried: tuple[Piece, ...] = ()

@@ -1,13 +1,19 @@
 """A server-side model with what trains it: one for all devices, or a copy for each."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from flwr_slfac.split.buffers import (
+    numbers_of,
+    put_buffers,
+    put_numbers,
+    unsent_buffers,
+)
 from flwr_slfac.split.device import has_batch_norm
 from flwr_slfac.split.tuning import Tuning
 
@@ -72,6 +78,29 @@ class Replica:
         longest = max(copies, key=lambda replica: replica.num_steps)
         self.tuning.load(longest.tuning.state(moments=False))
         self._take_scale(min(copies, key=lambda r: r._scaler.get_scale()))
+
+    def state(self) -> dict[str, Any]:
+        """Return what training goes on from, but for the model's state dict."""
+        return {
+            "tuning": self.tuning.state(moments=True),
+            "scale": self._scaler.state_dict(),
+            "num_steps": self.num_steps,
+            "buffers": unsent_buffers(self.module),
+            "numbers": numbers_of(self.module),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.tuning.load(state["tuning"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scale"])
+        self.num_steps = state["num_steps"]
+        put_buffers(self.module, state["buffers"])
+        put_numbers(self.module, state["numbers"])
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the user set."""
+        return {**self.tuning.settings(), "autocast": str(self._precision)}
 
     def _take_scale(self, other: "Replica") -> None:
         if self._scaler.is_enabled():

@@ -218,6 +218,7 @@ class Round:
         if lasting := restart(stream.end.down):
             channels = self._fronts.at_cut(stream.device)
             self._run.lasting[stream.device] = remembered(lasting, channels)
+        self._run.kept[stream.device] = reply.kept
         front = self._fronts.receive(stream.device, reply)
         self._accounts.finished(stream.device, reply, front)
         self._result.finished[stream.key] = DeviceResult(

@@ -69,6 +69,16 @@ class Rounds:
         side = ServerSide(down, memories, size, server.where)
         self._run = ServerRun(server, fronts, traffic, side, on_device_error)
 
+    @property
+    def run(self) -> ServerRun:
+        """The server's side of the run, which outlives its rounds."""
+        return self._run
+
+    @property
+    def features(self) -> tuple[CutFeature, ...]:
+        """What is done to the smashed data, in the order of sending."""
+        return self._features
+
     def train(
         self,
         link: Link,

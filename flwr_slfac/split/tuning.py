@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
 
@@ -79,22 +78,40 @@ class Tuning:
         if not state or not self.optimizer:
             return
         optimizer = state["optimizer"]
-        optimizer = optimizer if moments else {**optimizer, "state": {}}
+        if not moments:
+            optimizer = {**optimizer, "state": {}}
         self.optimizer.load_state_dict(optimizer)
-        _keep_dtypes(self.optimizer, optimizer)
+        _undo_casts(self.optimizer, optimizer["state"])
         if self.scheduler and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
+    def settings(self) -> dict[str, Any]:
+        """Return what the user set, as it is before the first step."""
+        if not self.optimizer:
+            return {"optimizer": None, "scheduler": None}
+        groups = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        schedule = None
+        if self.scheduler:
+            schedule = [type(self.scheduler).__name__, self.scheduler.state_dict()]
+        return {
+            "optimizer": [type(self.optimizer).__name__, groups],
+            "scheduler": schedule,
+            "scheduler_per": self._per,
+            "clip_norm": self._clip_norm,
+        }
 
-def _keep_dtypes(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Undo that torch casts what an optimizer remembers to the weights' dtype.
 
-    NAdam's running product is float32 whatever the weights are.
-    """
-    names = [name for group in state["param_groups"] for name in group["params"]]
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for name, weight in zip(names, weights, strict=True):
-        own = optimizer.state[weight] if name in state["state"] else {}
-        for key, value in state["state"].get(name, {}).items():
-            if isinstance(value, torch.Tensor) and own[key].dtype != value.dtype:
-                own[key] = value.to(own[key].device)
+def _undo_casts(optimizer: torch.optim.Optimizer, moments: dict[Any, Any]) -> None:
+    """Give moments the dtype they had; torch loads them in that of their weights."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, weight in enumerate(weights):
+        loaded = optimizer.state.get(weight, {})
+        for name, value in moments.get(index, {}).items():
+            now = loaded.get(name)
+            if not isinstance(value, torch.Tensor) or not isinstance(now, torch.Tensor):
+                continue
+            if now.dtype is not value.dtype:
+                loaded[name] = value.to(now.device, copy=True)

@@ -315,7 +315,7 @@ def test_if_every_device_is_at_fault_the_error_says_so() -> None:
     """A loss that takes nobody's targets is the user's to mend."""
     front, back = builders.halves()
     server = builders.server(back)
-    server._loss = nn.CrossEntropyLoss(reduction="none")
+    server.loss = nn.CrossEntropyLoss(reduction="none")
     with pytest.raises(SettingError, match="scalar"):
         train_locally(
             builders.devices(front, SIZES),
