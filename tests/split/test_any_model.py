@@ -18,6 +18,7 @@ REFUSALS = (
     "torch.fx cannot trace",
     "Neither torch.fx nor torch.export can trace",
     "the model itself fails",
+    "the back cannot give its input a gradient",
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 
