@@ -5,10 +5,13 @@ smashed data crosses the network, and it crosses small.
 """
 
 from flwr_slfac._release import RELEASE
+from flwr_slfac.callbacks import SaveBest, StopEarly
+from flwr_slfac.checkpoint import Checkpoint, load_checkpoint
 from flwr_slfac.client import client_app
 from flwr_slfac.cutting import CutPoint, Halves, cut, legal_cuts
 from flwr_slfac.errors import (
     AllDevicesLostError,
+    CheckpointError,
     CodecError,
     CutError,
     DecodeError,
@@ -32,6 +35,8 @@ __version__ = RELEASE
 
 __all__ = [
     "AllDevicesLostError",
+    "Checkpoint",
+    "CheckpointError",
     "CodecError",
     "CutError",
     "CutPoint",
@@ -44,9 +49,11 @@ __all__ = [
     "Halves",
     "Lightweight",
     "RoundReport",
+    "SaveBest",
     "SettingError",
     "SlfacError",
     "SplitFed",
+    "StopEarly",
     "StreamTransport",
     "TensorBoard",
     "Traffic",
@@ -57,4 +64,5 @@ __all__ = [
     "client_app",
     "cut",
     "legal_cuts",
+    "load_checkpoint",
 ]

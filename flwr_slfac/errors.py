@@ -9,6 +9,7 @@
     ├── CodecError        smashed data cannot be coded
     │   ├── EncodeError   the tensor is refused                (also ValueError)
     │   └── DecodeError   the bytes are not a valid frame      (also ValueError)
+    ├── CheckpointError   a run cannot be saved, or read again
     └── TrainingError     training cannot go on
         ├── DivergedError      the loss or the smashed data is NaN or infinite
         ├── DeviceError        a device refused a request, and said why
@@ -42,6 +43,10 @@ class EncodeError(CodecError, ValueError):
 
 class DecodeError(CodecError, ValueError):
     """Bytes are not a valid frame, or claim more than the caller's limit."""
+
+
+class CheckpointError(SlfacError, RuntimeError):
+    """A run cannot be saved, or what was saved cannot be read again."""
 
 
 class TrainingError(SlfacError, RuntimeError):

@@ -13,8 +13,8 @@ part                               when it changes
                                    is passed on as it is
 a strategy inside a strategy       found among a strategy's attributes, wherever it is
                                    stored
-``Strategy.start``                 calls configure and aggregate in turn, and sends
-                                   what configure returns: here nothing
+``Strategy.start``                 calls configure and aggregate in turn, as
+                                   `flower_loop` does; its signature is that of ours
 mods                               called as ``mod(message, context, call_next)``
 ``Grid.run.primary_task_type``,    tells a deployment from a simulation: "auto" then
 `InMemoryGrid`                     takes messages, which work in both

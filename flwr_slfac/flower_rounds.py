@@ -1,10 +1,13 @@
 """Rounds of split training on Flower's nodes."""
 
+import inspect
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, format_codec
@@ -109,17 +112,54 @@ class FlowerRounds:
         )
         return [*(f"├── {line}" for line in settings), f"└── Seed: {self._seed}"]
 
-    def limit(self, timeout_s: float | None) -> None:
-        """Bound a round's training, and its evaluation; None for any time.
+    def log_summary(self) -> None:
+        """Log the settings."""
+        logger.info("\t├──> Split learning (flwr-slfac %s):", RELEASE)
+        for line in self.summary():
+            logger.info("\t│\t%s", line)
+
+    def arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of Flower's `start` by name; take over those of rounds.
 
         Raises
         ------
         SettingError
-            If the bound is not above 0.
+            If the timeout is not above 0.
         """
+        bound = inspect.signature(Strategy.start).bind(None, *args, **kwargs)
+        # Flower's own default, an hour, is one for a single message.
+        self._round_timeout_s = bound.arguments.get("timeout")
+        timeout_s = self._round_timeout_s
         if timeout_s is not None and not timeout_s > 0:
             raise SettingError(f"timeout is {timeout_s} s; it must be above 0")
-        self._round_timeout_s = timeout_s
+        bound.apply_defaults()
+        self._fronts.last_round = bound.arguments["num_rounds"]
+        return bound.arguments
+
+    @property
+    def rounds(self) -> Rounds:
+        """What runs, over any link."""
+        return self._rounds
+
+    @property
+    def server(self) -> ServerHalf:
+        """The back and how it learns."""
+        return self._server
+
+    def settings(self) -> dict[str, Any]:
+        """Return what makes a run another one."""
+        server = self._server
+        return {
+            "seed": self._seed,
+            "scheme": server.scheme,
+            "up": format_codec(self._up),
+            "down": format_codec(self._down),
+            "loss": server.loss,
+            "metrics": server.metrics,
+            **server.replica.settings(),
+            "lightweight": self._fronts.setting,
+            "cut_features": self._rounds.features,
+        }
 
     def devices(self, grid: Grid, nodes: list[int]) -> dict[int, int]:
         """Return the partition ids of the nodes that answer."""

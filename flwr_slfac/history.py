@@ -35,13 +35,16 @@ class History:
         One a round.
     costs : sequence of DeviceCost
         What each round cost each device that told.
+    callbacks : list of Callback
+        Told of every round.
     """
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self.traffic = Traffic()
         self.reports: list[RoundReport] = []
         self.costs = SpooledList(asdict, _cost_of, _COSTS_IN_MEMORY)
-        self._callbacks = list(callbacks)
+        self.callbacks = list(callbacks)
+        self._headed = False
 
     def trained(self, server_round: int, result: RoundResult) -> None:
         """Enter what a round of training came to."""
@@ -75,18 +78,59 @@ class History:
             "train-seconds": report.train_s,
         }
 
-    def evaluated(self, server_round: int, evaluation: Mapping[str, float]) -> None:
-        """Enter a round's evaluation; log the round and tell the callbacks."""
+    def evaluated(self, server_round: int, evaluation: Mapping[str, Any]) -> None:
+        """Enter a round's evaluation and log the round."""
         report = self.reports[-1] if self.reports else None
         if report is None or report.server_round != server_round:
             return
         report.count(self.traffic)
-        report.evaluation = dict(evaluation)
-        if len(self.reports) == 1:
+        report.evaluation = _numbers(evaluation)
+        if not self._headed:
             logger.info("%s", table_head())
+        self._headed = True
         logger.info("%s", report.line())
-        for callback in self._callbacks:
-            callback.on_round(report)
+
+    def started(self, strategy: Any) -> None:
+        """Tell the callbacks that want to know of the strategy before a run."""
+        for callback in self.callbacks:
+            if (tell := getattr(callback, "on_start", None)) is not None:
+                tell(strategy)
+
+    def finished(self, server_round: int, central: Mapping[str, Any]) -> str:
+        """Tell the callbacks of a round; return the class of one that ends the run."""
+        report = self.reports[-1] if self.reports else None
+        if report is None or report.server_round != server_round:
+            return ""
+        report.central = _numbers(central)
+        said = [(type(c).__name__, c.on_round(report)) for c in self.callbacks]
+        return next((name for name, answer in said if answer is True), "")
+
+    def entry(self, server_round: int) -> dict[str, Any]:
+        """Return what a round came to, for `restore`."""
+        report = next(
+            (r for r in reversed(self.reports) if r.server_round == server_round), None
+        )
+        costs: list[DeviceCost] = []
+        for number in range(len(self.costs) - 1, -1, -1):
+            cost = self.costs[number]
+            if cost.server_round < server_round:
+                break
+            if cost.server_round == server_round:
+                costs.insert(0, cost)
+        return {
+            "traffic": [
+                asdict(row) for row in self.traffic.rows(server_round=server_round)
+            ],
+            "report": None if report is None else asdict(report),
+            "costs": [asdict(cost) for cost in costs],
+        }
+
+    def restore(self, entry: Mapping[str, Any]) -> None:
+        """Enter what a round of an earlier run came to."""
+        self.traffic.restore(entry["traffic"])
+        self.costs.extend([_cost_of(fields) for fields in entry["costs"]])
+        if entry["report"] is not None:
+            self.reports.append(RoundReport(**entry["report"]))
 
     def write(self, folder: Path) -> None:
         """Write ``rounds.json``, ``traffic.csv`` and ``traffic.json`` into a folder.
@@ -103,3 +147,8 @@ class History:
 
 def _cost_of(fields: Mapping[str, Any]) -> DeviceCost:
     return DeviceCost(**{**fields, "step": StepCost(**fields["step"])})
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that are one number each."""
+    return {k: float(v) for k, v in metrics.items() if not isinstance(v, list)}

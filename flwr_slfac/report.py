@@ -47,6 +47,8 @@ class RoundReport:
         Wall time of training, and the sum of what devices spent on computing.
     num_steps : int
         Steps in lock-step, of the device with most; summed over a relay's devices.
+    central : dict of str to float
+        What ``evaluate_fn`` returned; empty without one.
     """
 
     server_round: int
@@ -59,6 +61,7 @@ class RoundReport:
     train_s: float = 0.0
     compute_s: float = 0.0
     num_steps: int = 0
+    central: dict[str, float] = field(default_factory=dict)
 
     def count(self, traffic: Traffic) -> None:
         """Take this round's bytes from the ledger."""
@@ -75,6 +78,7 @@ class RoundReport:
             "train/devices": self.num_devices,
             "traffic/compression_ratio": self.compression_ratio,
             **{f"evaluate/{k}": v for k, v in self.evaluation.items()},
+            **{f"central/{k}": v for k, v in self.central.items()},
             **{f"traffic/{k}_bytes": v for k, v in self.num_bytes.items()},
         }
 
@@ -163,10 +167,14 @@ class Callback(Protocol):
         class WandB:
             def on_round(self, report: RoundReport) -> None:
                 wandb.log(report.scalars(), step=report.server_round)
+
+    One that has a method ``on_start(strategy)`` is told of the `SplitFed` before the
+    first round. What one remembers is saved with the run, and given back when that is
+    resumed, if it has the methods ``state_dict()`` and ``load_state_dict(state)``.
     """
 
-    def on_round(self, report: RoundReport) -> None:
-        """Be told of a finished round."""
+    def on_round(self, report: RoundReport) -> bool | None:
+        """Be told of a finished round; return True to end the run after it."""
         ...
 
 

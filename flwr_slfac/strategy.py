@@ -1,8 +1,7 @@
 """The server's door to Flower: a strategy around any strategy that averages fronts."""
 
-import inspect
-import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +11,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec
 from flwr_slfac.default_codecs import codecs_of
 from flwr_slfac.errors import SettingError
+from flwr_slfac.flower_loop import run_rounds
 from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.links import Transport
 from flwr_slfac.report import Callback
+from flwr_slfac.saving import Saving
 from flwr_slfac.split import (
     CutFeature,
     Limits,
@@ -36,8 +36,6 @@ from flwr_slfac.split import (
 )
 from flwr_slfac.transport import RecordState, as_record
 from flwr_slfac.wrapped import WRAPPED_AROUND, WrappedStrategy
-
-logger = logging.getLogger("flwr")
 
 
 class SplitFed(Strategy):
@@ -93,6 +91,9 @@ class SplitFed(Strategy):
         Make sampling a function of `seed`: nodes are listed by partition id.
     callbacks : sequence of Callback
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
+    checkpoint, checkpoint_every, keep, resume
+        As `folder` (None), `every` (1), `keep` (3) and `resume` (False) of
+        `flwr_slfac.saving.Saving`: where and when the run is saved, and resumed.
 
     Attributes
     ----------
@@ -137,7 +138,12 @@ class SplitFed(Strategy):
         seed: int = 0,
         seeded_sampling: bool = True,
         callbacks: Sequence[Callback] = (),
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 1,
+        keep: int = 3,
+        resume: bool = False,
     ) -> None:
+        self.saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
         self._seed = int(seed)
         codecs = codecs_of(up, down)
         self._server = ServerHalf(
@@ -193,20 +199,16 @@ class SplitFed(Strategy):
         Raises
         ------
         SettingError
-            If the timeout is not above 0, or strategy and scheme do not go together.
+            If the timeout is not above 0, or strategy and scheme do not go together, or
+            the checkpoint folder holds another run.
         """
-        bound = inspect.signature(super().start).bind(grid, *args, **kwargs)
-        # Flower's own default, an hour, is one for a single message.
-        self._rounds.limit(bound.arguments.get("timeout"))
-        bound.apply_defaults()
-        arrays = bound.arguments["initial_arrays"]
-        self._fronts.last_round = bound.arguments["num_rounds"]
+        arguments = self._rounds.arguments(grid, *args, **kwargs)
+        arrays = arguments["initial_arrays"]
         self._wrapped.require_fit(self._fronts, self._server.scheme, arrays)
-        self._started = True
-        try:
-            return super().start(grid, *args, **kwargs)
-        finally:
-            self._rounds.close()
+        parts = self._rounds, self._history, self._wrapped
+        with closing(self._rounds), self.saving.session(*parts, arguments) as session:
+            self._started, self.arrays = True, session.arrays
+            return run_rounds(self, arguments, self._history, session)
 
     def back_state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the server-side model's state dict, on the CPU."""
@@ -218,9 +220,7 @@ class SplitFed(Strategy):
 
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
-        logger.info("\t├──> Split learning (flwr-slfac %s):", RELEASE)
-        for line in self._rounds.summary():
-            logger.info("\t│\t%s", line)
+        self._rounds.log_summary()
         self._wrapped.summary()
 
     def configure_train(
@@ -290,11 +290,8 @@ class SplitFed(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the wrapped strategy aggregate the metrics; report the round."""
-        metrics = self._wrapped.inner.aggregate_evaluate(
-            server_round, self._evaluate_replies
-        )
+        aggregate = self._wrapped.inner.aggregate_evaluate
+        metrics = aggregate(server_round, self._evaluate_replies)
         self._evaluate_replies = []
-        scalars = metrics.items() if metrics else ()
-        numbers = {k: float(v) for k, v in scalars if not isinstance(v, list)}
-        self._history.evaluated(server_round, numbers)
+        self._history.evaluated(server_round, metrics or {})
         return metrics

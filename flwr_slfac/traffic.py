@@ -7,10 +7,10 @@ names (`model-up`, `model-down`) and the small records around them (`control`).
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flwr_slfac.spool import Spool
 
@@ -134,6 +134,13 @@ class Traffic:
             found += [c for c in rows if device in (None, c.device)]
         return _merged(found)
 
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Enter sums of an earlier run, each the fields of a `Crossing`."""
+        for fields in rows:
+            row = Crossing(**fields)
+            own = self._crossing(row.server_round, row.device, row.phase, row.direction)
+            vars(own).update(vars(row))
+
     def rows(
         self,
         *,
@@ -144,15 +151,17 @@ class Traffic:
     ) -> list[Crossing]:
         """Return the entries, in order of round, device, phase and direction."""
         wanted = None if directions is None else set(directions)
-        rounds = sorted(self._rounds.keys() | self._spooled.keys())
-        if server_round is not None:
-            rounds = [server_round]
+        # All rounds are looked up only if asked for: a long run has many.
+        rounds = [server_round] if server_round is not None else self._all_rounds()
         return [
             c
             for number in rounds
             for c in self._round(number, device)
             if phase in (None, c.phase) and (wanted is None or c.direction in wanted)
         ]
+
+    def _all_rounds(self) -> list[int]:
+        return sorted(self._rounds.keys() | self._spooled.keys())
 
     def num_bytes(
         self,

@@ -1,6 +1,7 @@
 """The Flower strategy inside `SplitFed`: it samples devices and aggregates fronts."""
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ class WrappedStrategy:
         self.inner = inner
         self._devices = devices
         self._seed = seed
-        self._seeded = seeded
+        self.seeded = seeded
 
     @property
     def name(self) -> str:
@@ -126,20 +127,26 @@ class WrappedStrategy:
         key = said_in(self.inner, "arrayrecord_key", "arrays")
         replies = []
         for node, r in ordered:
-            content = self._metrics(self._train_metrics(r))
+            content = self._metrics(self._train_metrics(r, result.loss))
             # A record of the strategy's own: some empty what they are given.
             content[key] = as_floats(as_record(r.front or {}))
             replies.append(sampled.reply(node, content))
         return replies
 
-    def _train_metrics(self, result: DeviceResult) -> dict[str, float | list[float]]:
-        """Return a device's metrics; the loss also under the strategy's name for it."""
+    def _train_metrics(
+        self, result: DeviceResult, mean: float
+    ) -> dict[str, float | list[float]]:
+        """Return a device's metrics; the loss also under the strategy's name for it.
+
+        A device that has none is given the mean, which leaves the mean as it is.
+        """
+        loss = mean if math.isnan(result.loss) else result.loss
         loss_key = said_in(self.inner, "train_loss_key", "train-loss")
         return {
             **result.metrics,
             "num-examples": result.num_examples,
-            "train-loss": result.loss,
-            loss_key: result.loss,
+            "train-loss": loss,
+            loss_key: loss,
         }
 
     def evaluate_replies(
@@ -206,7 +213,7 @@ class WrappedStrategy:
     @contextmanager
     def _sampling(self, server_round: int, what: str, grid: Grid) -> Iterator[Grid]:
         """Give the strategy a grid and a `random` that make its sampling repeatable."""
-        if not self._seeded:
+        if not self.seeded:
             yield grid
             return
         state = random.getstate()

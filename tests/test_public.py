@@ -11,11 +11,16 @@ import flwr_slfac
 
 PUBLIC = {
     "flwr_slfac": """
-        AllDevicesLostError CodecError CutError CutPoint DecodeError Device
-        DeviceCost DeviceError DivergedError EncodeError Halves Lightweight
-        RoundReport SettingError SlfacError SplitFed StreamTransport TensorBoard
-        Traffic TrainingError VersionError __version__ accuracy client_app cut
-        legal_cuts
+        AllDevicesLostError Checkpoint CheckpointError CodecError CutError
+        CutPoint DecodeError Device DeviceCost DeviceError DivergedError
+        EncodeError Halves Lightweight RoundReport SaveBest SettingError
+        SlfacError SplitFed StopEarly StreamTransport TensorBoard Traffic
+        TrainingError VersionError __version__ accuracy client_app cut
+        legal_cuts load_checkpoint
+    """,
+    "flwr_slfac.checkpoint": """
+        SECTIONS Checkpoint CheckpointFolder Ledger Saved load_checkpoint pack
+        read_checkpoint register_kind storable unpack write_files
     """,
     "flwr_slfac.codec": """
         SLFAC BFloat16 Codec EasyQuant Feedback Float16 Frame Hints Identity
@@ -58,7 +63,7 @@ PUBLIC = {
         unpack_update update_variance
     """,
     "flwr_slfac.split": """
-        SCHEMES Batch Begin CutFeature Description Device DeviceHalf
+        KEPT SCHEMES Batch Begin CutFeature Description Device DeviceHalf
         DeviceResult Dropout EvaluateReply EvaluateRequest Fronts Limits Link
         LocalLink LocalResult Loss Lost Metric Moment OnDeviceError
         OptimizerFactory Passage Piece Place RoundResult Rounds SchedulerFactory

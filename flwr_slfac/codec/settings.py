@@ -19,8 +19,9 @@ def parse_codec(text: str) -> Codec:
     Parameters
     ----------
     text : str
-        ``name`` or ``name(setting=value, ...)``; a value is a Python literal or,
-        for a codec inside a codec, such a text again. At most 1000 characters.
+        ``name`` or ``name(setting=value, ...)``; a value is a Python literal, a bare
+        word where the setting is a word, or, for a codec inside a codec, such a text
+        again. At most 1000 characters.
 
     Returns
     -------
@@ -40,6 +41,8 @@ def parse_codec(text: str) -> Codec:
     Float16()
     >>> format_codec(parse_codec("float16()"))
     'float16'
+    >>> parse_codec("waterfill(coder=fast)").coder
+    'fast'
     """
     if len(text) > _MAX_TEXT:
         raise SettingError(
@@ -102,8 +105,10 @@ def _build(name: str, tree: ast.expr, text: str) -> Codec:
         raise SettingError(
             f"no codec is named {name!r}; {hint}known: {', '.join(known)}"
         )
-    settings = _settings_in(tree, text)
-    fields = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    declared = dataclasses.fields(cls)  # type: ignore[arg-type]
+    words = {f.name for f in declared if isinstance(f.default, str)}
+    settings = _settings_in(tree, text, words)
+    fields = [f.name for f in declared]
     for key in settings:
         if key not in fields:
             raise SettingError(
@@ -116,21 +121,27 @@ def _build(name: str, tree: ast.expr, text: str) -> Codec:
         raise SettingError(f"codec {name!r}: {error}") from error
 
 
-def _settings_in(tree: ast.expr, text: str) -> dict[str, Any]:
-    """Return the keyword arguments of a name or a call."""
+def _settings_in(tree: ast.expr, text: str, words: set[str]) -> dict[str, Any]:
+    """Return the keyword arguments of a name or a call; some may be bare words."""
     if isinstance(tree, ast.Name):
         return {}
     if not (
         isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args
     ):
         raise _malformed(text)
-    settings = {k.arg: _value(k.value, text) for k in tree.keywords if k.arg}
+    settings = {
+        k.arg: _value(k.value, text, bare=k.arg in words)
+        for k in tree.keywords
+        if k.arg
+    }
     if len(settings) != len(tree.keywords):
         raise _malformed(text)
     return settings
 
 
-def _value(node: ast.expr, text: str) -> Any:
+def _value(node: ast.expr, text: str, *, bare: bool) -> Any:
+    if bare and isinstance(node, ast.Name):
+        return node.id
     inner = node.func if isinstance(node, ast.Call) else node
     if isinstance(inner, ast.Name) and inner.id in known_ids():
         return _build(inner.id, node, text)

@@ -67,6 +67,11 @@ class Half(nn.Module):
         there are none.
     others : dict of bool to list of str
         By mode: modules that stand in the other one, such as a frozen batch norm.
+
+    Attributes
+    ----------
+    example_shape : tuple of int or None
+        Of the back: shape of the smashed data of the example that was given to `cut`.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Half(nn.Module):
         super().__init__()
         self._programs = programs
         self._sizes = sizes
+        self.example_shape: tuple[int, ...] | None = None
         self._others = others
         self._forwards = {mode: p.compile() for mode, p in programs.items()}
 
@@ -123,7 +129,7 @@ class Half(nn.Module):
         self._forwards = {mode: p.compile() for mode, p in self._programs.items()}
 
 
-def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[nn.Module, nn.Module]:
+def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[Half, Half]:
     """Return front and back; they take the tensors of the trace's own copy.
 
     Raises
@@ -131,7 +137,7 @@ def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[nn.Module, nn.M
     CutError
         If both halves need one tensor, or a key of the state would be lost.
     """
-    halves: list[nn.Module] = []
+    halves: list[Half] = []
     taken: set[str] = set()
     parts = (
         {mode: s.front - {trace.flows[mode].source} for mode, s in plan.items()},

@@ -30,6 +30,7 @@ from flwr_slfac.cutting.plan import (
 from flwr_slfac.cutting.proof import NO_EXAMPLE, prove
 from flwr_slfac.cutting.refusals import require_plain
 from flwr_slfac.cutting.trace import Trace, trace_model
+from flwr_slfac.cutting.tracer import CLOSED
 from flwr_slfac.errors import CutError
 from flwr_slfac.states import State, in_dtypes_of, misfits
 
@@ -204,7 +205,7 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
             f"The model has no module {at!r}; {f'close: {close}' if close else ''}"
             f"{'' if close else 'names are those of model.named_modules()'}."
         )
-    trace = trace_model(model, example)
+    trace = trace_model(model, example, closed=not _is_inside(model, at))
     values = None if example is None else measure(trace, example)
     try:
         plan = plan_cut(trace, at, values)
@@ -214,7 +215,15 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     if example is None:
         _say_once(f"Not proved: {NO_EXAMPLE}.")
         return Halves(front, back, model, (NO_EXAMPLE,))
+    if values is not None:
+        back.example_shape = values.shapes.get(plan[False].point)
     return Halves(front, back, model, _prove(model, trace, (front, back), example))
+
+
+def _is_inside(model: nn.Module, at: str) -> bool:
+    """Whether a module lies inside one of PyTorch's own transformer layers."""
+    parents = [at[:end] for end, letter in enumerate(at) if letter == "."]
+    return any(isinstance(model.get_submodule(name), CLOSED) for name in parents)
 
 
 @cache
@@ -245,7 +254,8 @@ def legal_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
     Returns
     -------
     list of CutPoint
-        :func:`cut` accepts exactly their names and aliases.
+        :func:`cut` accepts exactly their names and aliases, and, where torch.export
+        can trace the model, legal places inside PyTorch's own transformer layers.
 
     Raises
     ------
@@ -260,7 +270,7 @@ def legal_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
     >>> [(p.name, p.shape) for p in legal_cuts(model, torch.ones(3, 8))]
     [('0', (3, 4)), ('1', (3, 4))]
     """
-    trace = trace_model(model, example)
+    trace = trace_model(model, example, closed=True)
     values = measure(trace, example)
     points = []
     for names, plan in legal_plans(trace, values):

@@ -11,6 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, fx, nn
 
@@ -19,7 +20,7 @@ from flwr_slfac.cutting.flow import Flow
 from flwr_slfac.cutting.modes import Flags, flags_by_mode, set_flags
 from flwr_slfac.cutting.randomness import unless_others_draw, untouched_randomness
 from flwr_slfac.cutting.refusals import require_plain, storage_of
-from flwr_slfac.cutting.tracer import FRESH, trace_symbolically
+from flwr_slfac.cutting.tracer import CLOSED, FRESH, trace_symbolically
 from flwr_slfac.errors import CutError
 
 # Tracing changes classes of torch for a while, which one thread can do at a time.
@@ -58,7 +59,9 @@ class Trace:
     refused: str
 
 
-def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
+def trace_model(
+    model: nn.Module, example: Tensor | None, *, closed: bool = False
+) -> Trace:
     """Trace a copy with torch.fx, or else, given an example, with torch.export.
 
     Parameters
@@ -68,6 +71,9 @@ def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
         changed.
     example : Tensor or None
         An input, batch first, of any shape and dtype that the model takes.
+    closed : bool (default: False)
+        Whether PyTorch's transformer layers may be one step each: before torch.export
+        is asked, which looks inside but fixes sizes.
 
     Returns
     -------
@@ -97,13 +103,12 @@ def trace_model(model: nn.Module, example: Tensor | None) -> Trace:
         ) from None
     require_plain(model)
     with _ONE_AT_A_TIME, untouched_randomness():
-        return unless_others_draw(lambda: _trace(model, example))
+        return unless_others_draw(lambda: _trace(model, example, closed))
 
 
-def _trace(model: nn.Module, example: Tensor | None) -> Trace:
-    root, flags = _copy(model)
+def _trace(model: nn.Module, example: Tensor | None, closed: bool) -> Trace:
     try:
-        graphs = _graphs(root, flags, trace_symbolically)
+        root, flags, graphs = _follow(model, closed)
         reason = ""
     except Exception as error:
         reason = str(error).removesuffix(".") or type(error).__name__
@@ -133,6 +138,21 @@ def _copy(model: nn.Module) -> tuple[nn.Module, dict[bool, Flags]]:
             f"{type(model).__name__} cannot be copied, and halves are copies ({error})."
         ) from error
     return root, flags_by_mode(root)
+
+
+def _follow(
+    model: nn.Module, closed: bool
+) -> tuple[nn.Module, dict[bool, Flags], dict[bool, fx.Graph]]:
+    """Trace with torch.fx: through everything, or else with layers left closed."""
+    root, flags = _copy(model)
+    try:
+        return root, flags, _graphs(root, flags, trace_symbolically)
+    except Exception:
+        if not closed or not any(isinstance(m, CLOSED) for m in model.modules()):
+            raise
+    root, flags = _copy(model)
+    graphs = _graphs(root, flags, partial(trace_symbolically, closed=True))
+    return root, flags, graphs
 
 
 def _graphs(

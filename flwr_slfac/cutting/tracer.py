@@ -36,18 +36,22 @@ from flwr_slfac.errors import CutError
 
 # Names under which torch.fx keeps constants on the traced module.
 _CONSTANTS = ("_tensor_constant", "_torchbind_obj")
+# Of torch.nn: layers that branch on their input, so that torch.fx cannot look inside.
+CLOSED = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _NONE = nn.Module()  # holds no generator of its own
 # Of a node that reads a constant: whether forward makes it anew each time.
 FRESH = "flwr_slfac_fresh"
 
 
-def trace_symbolically(root: nn.Module) -> fx.Graph:
+def trace_symbolically(root: nn.Module, *, closed: bool = False) -> fx.Graph:
     """Trace with torch.fx.
 
     Parameters
     ----------
     root : nn.Module
         A copy, in the mode to trace; gets the constants of the trace as attributes.
+    closed : bool (default: False)
+        Take layers of the `CLOSED` kinds as one step each.
 
     Returns
     -------
@@ -61,7 +65,7 @@ def trace_symbolically(root: nn.Module) -> fx.Graph:
     """
     graphs, steps = [], []
     for gradients in (True, False):
-        tracer = _Tracer(root, gradients)
+        tracer = _Tracer(root, gradients, CLOSED if closed else ())
         with tracer.watching():
             graphs.append(tracer.trace(root))
         steps.append(_steps(graphs[-1], root))
@@ -113,8 +117,11 @@ def _require_undrawn(before: Any, after: Any, who: str) -> None:
 class _Tracer(fx.Tracer):
     """Trace one input, and into torch.nn's containers as into any other."""
 
-    def __init__(self, root: nn.Module, gradients: bool) -> None:
+    def __init__(
+        self, root: nn.Module, gradients: bool, closed: tuple[type, ...]
+    ) -> None:
         super().__init__()
+        self.closed = (nn.MultiheadAttention, *closed)
         self.contexts = Recorder(gradients)
         self.watch = StateWatch(root)
         self.constants: list[tuple[Tensor, int, str]] = []
@@ -204,7 +211,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         inner = [c for name, c in m.named_children() if name != "parametrizations"]
-        plain = not inner or isinstance(m, nn.MultiheadAttention)
+        plain = not inner or isinstance(m, self.closed)
         parametrized = nn.utils.parametrize.is_parametrized(m)
         kind = type(m).__mro__[1] if parametrized else type(m)
         named = kind.__module__.startswith(("torch.nn.", "torch.ao.nn."))

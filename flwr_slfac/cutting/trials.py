@@ -97,16 +97,20 @@ class Pair:
         if trial.changed:
             _load(self._copy(trial), front, back)
         sent: list[Tensor] = []
+        # As they arrive: a leaf's own gradient is laid out as the leaf is.
+        arrived: list[Tensor] = []
 
         def forward(value: Tensor) -> Any:
             sent.append(front(value))
             asks = trial.gradients and sent[0].is_floating_point()
             sent.append(sent[0].detach().requires_grad_(asks))
+            if asks:
+                sent[1].register_hook(arrived.append)  # type: ignore[no-untyped-call]
             return back(sent[1])
 
         def backward() -> None:
-            if sent[0].requires_grad and sent[1].grad is not None:
-                sent[0].backward(sent[1].grad)  # type: ignore[no-untyped-call]
+            if sent[0].requires_grad and arrived:
+                sent[0].backward(arrived[0])  # type: ignore[no-untyped-call]
 
         found = _pass(forward, x, trial, backward)
         return found | _state_of(front) | _state_of(back)

@@ -8,6 +8,8 @@ from zero more than from each other. A control variate; ours, not the papers'. T
 gradient that a device needs is the same, so the means cost no byte.
 """
 
+from collections.abc import Mapping
+
 import torch
 
 from flwr_slfac.lightweight.dropout import DropMask
@@ -25,6 +27,11 @@ class RunningMeans:
     Our choice, because a mean over all devices is known as soon as one of them has sent
     a channel, and what is restored is unbiased whatever the mean.
 
+    Parameters
+    ----------
+    means : mapping, optional
+        What `means` returned, to go on from.
+
     Examples
     --------
     >>> means = RunningMeans()
@@ -39,9 +46,11 @@ class RunningMeans:
             [5., 5., 5.]])
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, means: Mapping[tuple[int, int], torch.Tensor] | None = None
+    ) -> None:
         # By dimension and number of channels: devices of one run might differ in it.
-        self._means: dict[tuple[int, int], torch.Tensor] = {}
+        self._means = dict(means or {})
         self._seen: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
 
     def restore(
@@ -90,6 +99,10 @@ class RunningMeans:
         if bool(torch.isfinite(mean).all()):
             self._seen.setdefault((dim, size), {})[device] = mean
         return full
+
+    def means(self) -> dict[tuple[int, int], torch.Tensor]:
+        """Return the means, by dimension and number of channels."""
+        return dict(self._means)
 
     def forget(self, device: int) -> None:
         """Leave out what was restored of a device since the last step."""

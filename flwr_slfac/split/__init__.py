@@ -24,6 +24,7 @@ from flwr_slfac.split.features import (
     feature_of,
     register_feature,
 )
+from flwr_slfac.split.lasting import KEPT
 from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
 from flwr_slfac.split.masked_fronts import Fronts, fronts_for
@@ -50,6 +51,7 @@ from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
 from flwr_slfac.split.server_half import Metric, ServerHalf
 
 __all__ = [
+    "KEPT",
     "SCHEMES",
     "Batch",
     "Begin",

@@ -1,6 +1,7 @@
 """Buffers of a module, also those that its state dict leaves out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,29 @@ def put_buffers(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
         where = value.device if like is None else like.device
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, value.to(where, copy=True))
+
+
+def numbers_of(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return the attributes that are one number or a text, by module.
+
+    Examples
+    --------
+    >>> numbers_of(nn.Sequential(nn.Flatten()))["0"]
+    {'start_dim': 1, 'end_dim': -1}
+    """
+    kinds = (bool, int, float, str)
+    return {
+        name: {
+            k: v for k, v in vars(each).items() if type(v) in kinds and k != "training"
+        }
+        for name, each in module.named_modules()
+    }
+
+
+def put_numbers(module: nn.Module, numbers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give modules the attributes that `numbers_of` returned."""
+    for name, each in module.named_modules():
+        vars(each).update(numbers.get(name, {}))
 
 
 def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:

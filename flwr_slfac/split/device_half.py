@@ -18,7 +18,7 @@ from flwr_slfac.split.batches import fetch, require_batches
 from flwr_slfac.split.crossing import DeviceEnd
 from flwr_slfac.split.device import Device, has_batch_norm
 from flwr_slfac.split.device_front import DeviceFront
-from flwr_slfac.split.lasting import recalled, remembered
+from flwr_slfac.split.lasting import recalled, remembered, what_is_kept
 from flwr_slfac.split.place import Place, seeded
 from flwr_slfac.split.protocol import (
     Begin,
@@ -109,8 +109,7 @@ class DeviceHalf:
             )
         now, batches = self._round, self._round.batches
         now.end.seconds = 0.0
-        if request.gradient is not None:
-            self._backward(now, batches, request.step - 1, request.gradient)
+        self._backward(now, batches, request)
         smashed, results = None, {}
         if request.step < batches.order.num_steps:
             smashed = self._forward(now, batches, request.step)
@@ -143,8 +142,7 @@ class DeviceHalf:
         now = self._round
         now.end.seconds = 0.0
         sizes = self.device.test_batch_sizes()
-        batches: list[Smashed] = []
-        num_bytes = 0
+        batches, num_bytes = list[Smashed](), 0
         self.front.eval()
         for index in range(request.first, len(sizes)):
             smashed = self._test_batch(now, index, sizes)
@@ -242,13 +240,14 @@ class DeviceHalf:
         out = self._front.forward(inputs, now.place.at(step))
         sent = now.end.apply(out, step)
         self._graph = self._front.handle(sent)
-        return now.end.send(sent, targets, step, out.shape)
+        return now.end.send(sent, targets, step, out)
 
     def _backward(
-        self, now: _Round, batches: BatchReader, step: int, frame: bytes
+        self, now: _Round, batches: BatchReader, request: TrainRequest
     ) -> None:
         """Take the step that a gradient asks for, unless it was taken already."""
-        if step == self._step - 1 and step >= 0:
+        step, frame = request.step - 1, request.gradient
+        if frame is None or step == self._step - 1 >= 0:
             return
         if step != self._step:
             raise self._out_of_step(step)
@@ -257,7 +256,7 @@ class DeviceHalf:
             self._front.load_buffers(self._buffers_before)
             out = self._front.forward(batches.again(step)[0], moment)
             self._graph = self._front.handle(now.end.apply(out, step))
-        gradient = now.end.receive(frame, self._graph, step)
+        gradient = now.end.receive(frame, request.memory_order, self._graph, step)
         self._front.step(self._graph, gradient, moment)
         self._graph = None
 
@@ -269,6 +268,7 @@ class DeviceHalf:
         if memory := now.end.lasting:
             keeps["memory"] = remembered(memory, self._front.channels_sent)
         self.kept = keeps or None
+        sent["kept"] = what_is_kept(keeps, self.device.scheduler_per)
         self._forget_round()
         return sent
 

@@ -1,5 +1,7 @@
 """Federated evaluation through the split: test batches up, metrics on the server."""
 
+import math
+
 from flwr_slfac.errors import DeviceError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing import ServerEnd, ServerSide
@@ -51,6 +53,8 @@ class Evaluation:
         self._num_batches: dict[int, int] = {}
         self._faults: list[Exception] = []
         self._sums: dict[int, dict[str, float]] = {}
+        # Examples behind the loss: batches whose targets are all ignored have none.
+        self._judged: dict[int, int] = {}
 
     def evaluate(
         self, link: Link, keys: list[int], begin: Begin, max_bytes: int
@@ -77,7 +81,7 @@ class Evaluation:
         if len(self._faults) == len(keys) > 1:
             # Every device at fault: that is the user's setting, model or metric.
             raise self._faults[0]
-        return {key: _means(self._sums[key]) for key in self._by_device()}
+        return self._means()
 
     def _begins(self, link: Link, keys: list[int], begin: Begin) -> dict[int, Begin]:
         if not self._fronts.needs_devices:
@@ -111,7 +115,10 @@ class Evaluation:
             batch = end.receive_test(smashed, index)
             total = self._sums.setdefault(key, {"num-examples": 0})
             total["num-examples"] += batch.num_examples
-            for metric, value in self._server.evaluate(batch).items():
+            values = self._server.evaluate(batch)
+            if "loss" in values:
+                self._judged[key] = self._judged.get(key, 0) + batch.num_examples
+            for metric, value in values.items():
                 total[metric] = total.get(metric, 0.0) + value * batch.num_examples
         return done if done < answer.num_batches else 0
 
@@ -139,13 +146,20 @@ class Evaluation:
         name = key if answer.device is None else answer.device
         log_lost(begin.server_round, 0, self._devices.get(key, name), why)
 
-    def _by_device(self) -> list[int]:
-        return sorted(self._sums, key=lambda key: self._devices[key])
+    def _means(self) -> dict[int, dict[str, float]]:
+        """Return means by key, in the order of devices.
 
-
-def _means(sums: dict[str, float]) -> dict[str, float]:
-    total = sums["num-examples"]
-    return {
-        name: value if name == "num-examples" else value / total
-        for name, value in sums.items()
-    }
+        A device that has no loss is given the mean of all others.
+        """
+        judged = sum(self._judged.values())
+        losses = sum(sums.get("loss", 0.0) for sums in self._sums.values())
+        mean = losses / judged if judged else math.nan
+        means = {}
+        for key in sorted(self._sums, key=lambda key: self._devices[key]):
+            sums = self._sums[key]
+            total = sums["num-examples"]
+            own = {name: value / total for name, value in sums.items()}
+            own["num-examples"] = total
+            own["loss"] = sums["loss"] / self._judged[key] if "loss" in sums else mean
+            means[key] = own
+        return means

@@ -4,6 +4,9 @@ A residual belongs to channels. Under another mask as many channels may be other
 a codec cannot see: what was lost of a channel would be added to a stranger.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from flwr_slfac.codec import Memory
@@ -12,6 +15,35 @@ from flwr_slfac.lightweight.pruning import CutMask, PartialCutMask
 _CHANNELS = "cut.channels"
 # In place of an index, as no mask leaves no channel.
 _ALL = torch.empty(0, dtype=torch.int64)
+
+
+# What a device keeps from round to round, and a run that is resumed without it lacks.
+KEPT = {
+    "moments": "the moments of their optimizers",
+    "schedule": "how far their schedules by step have come",
+    "residual": "what updates lost to quantization",
+    "memory": "what their codecs remember",
+    "buffers": "buffers that no state dict has",
+}
+
+
+def what_is_kept(keeps: Mapping[str, Any], scheduler_per: str) -> tuple[str, ...]:
+    """Return what of a device would be lost with it, as names of `KEPT`.
+
+    Parameters
+    ----------
+    keeps : mapping
+        What it keeps: see `DeviceFront`, and ``memory`` of its codec.
+    scheduler_per : {"round", "step"}
+        How its schedule goes; one by round follows from the round.
+    """
+    tuning = keeps.get("tuning", {})
+    found = {name for name in KEPT if keeps.get(name)}
+    if tuning.get("optimizer", {}).get("state"):
+        found.add("moments")
+    if scheduler_per == "step" and tuning.get("scheduler") is not None:
+        found.add("schedule")
+    return tuple(name for name in KEPT if name in found)
 
 
 def remembered(memory: Memory, channels: CutMask) -> Memory:

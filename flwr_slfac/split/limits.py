@@ -1,5 +1,7 @@
 """How much a server takes from one device before it calls that a fault."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -9,10 +11,6 @@ from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.errors import DeviceError, SettingError
 
 OnDeviceError = Literal["drop", "raise"]
-
-# Our choice: a batch may be four times as high and wide, or sixteen times as long, as
-# the largest one before it; padded text and images of several sizes are not.
-_GROWTH = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,10 @@ class Limits:
     max_steps : int (default: 1_000_000)
         Steps of a device in a round, and test batches in an evaluation; our choice, far
         above an epoch of small batches.
+    max_growth : int (default: 16)
+        How many times as large as the largest before it an example's smashed data may
+        be; before the first, as that of the example given to `cut`. Our choice: four
+        times as high and wide, which padded text and images of several sizes are not.
 
     Raises
     ------
@@ -38,6 +40,7 @@ class Limits:
     max_elements: int = DEFAULT_MAX_ELEMENTS
     max_frame_bytes: int = 2**30
     max_steps: int = 1_000_000
+    max_growth: int = 16
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -71,6 +74,14 @@ class CutSize:
     ----------
     limits : Limits
         Bounds whatever was seen.
+    shape : sequence of int, optional
+        Of the smashed data of an example batch; without one, the first batch of a
+        device is bounded by `Limits.max_elements` alone.
+
+    Attributes
+    ----------
+    elements_per_example : int
+        The most that was seen; 0 before anything was.
 
     Examples
     --------
@@ -82,22 +93,23 @@ class CutSize:
     320
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, shape: Sequence[int] | None = None) -> None:
         self.limits = limits
-        self._elements_per_example = 0
+        self.elements_per_example = math.prod(shape[1:]) if shape else 0
 
     def limit(self, num_examples: int) -> int:
         """Return how many values the smashed data of so many examples may have."""
-        if not self._elements_per_example:
+        if not self.elements_per_example:
             return self.limits.max_elements
-        most = _GROWTH * self._elements_per_example * max(num_examples, 1)
+        most = self.limits.max_growth * self.elements_per_example
+        most *= max(num_examples, 1)
         return min(most, self.limits.max_elements)
 
     def learn(self, activations: torch.Tensor) -> None:
         """Take note of smashed data that was trained on."""
         if len(activations):
             size = activations.numel() // len(activations)
-            self._elements_per_example = max(self._elements_per_example, size)
+            self.elements_per_example = max(self.elements_per_example, size)
 
 
 def require_on_device_error(value: str) -> None:

@@ -31,7 +31,7 @@ from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.states import State, weighted_average
 from flwr_slfac.traffic import Traffic
 
-A = TypeVar("A", TrainReply, EvaluateReply)
+A = TypeVar("A", TrainReply, EvaluateReply, Description)
 # Of smashed test data a reply: a few batches, so that little is held at once.
 _EVALUATE_BYTES = 2**23
 
@@ -62,7 +62,7 @@ class LocalLink:
         self, keys: list[int], *, channels: bool
     ) -> dict[int, Description | Lost]:
         """Call each device."""
-        return {k: self._halves[k].describe(channels=channels) for k in keys}
+        return {k: self._call(k, lambda h: h.describe(channels=channels)) for k in keys}
 
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
         """Call each device in partition order."""
@@ -91,7 +91,7 @@ class LocalResult:
         The averaged device-side model, zero where it is pruned; the back is in the
         `ServerHalf`.
     rounds : list of RoundResult
-        One a round.
+        One a round, without the fronts.
     evaluations : list of dict
         One a round: the metrics over all test sets, weighted by examples.
     traffic : Traffic
@@ -169,12 +169,19 @@ def train_locally(
         outcome = rounds.train(link, keys, begin)
         if outcome.aggregates:
             result.front = fronts.advance(merge_fronts(outcome))
-        result.rounds.append(outcome)
+        result.rounds.append(_without_fronts(outcome))
         if evaluate:
             served = replace(begin, front=result.front)
             by_key = rounds.evaluate(link, keys, served, _EVALUATE_BYTES)
             result.evaluations.append(weighted_metrics(list(by_key.values())))
     return result
+
+
+def _without_fronts(outcome: RoundResult) -> RoundResult:
+    """Let go of fronts, or a long run would hold all that it ever averaged."""
+    for device in outcome.finished.values():
+        device.front = None
+    return outcome
 
 
 def merge_fronts(outcome: RoundResult) -> State:

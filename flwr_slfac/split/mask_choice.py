@@ -1,5 +1,6 @@
 """Who trains which part of the front: masks, chosen anew every few rounds."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +23,13 @@ from flwr_slfac.lightweight.pruning import (
     update_as_gradient,
 )
 from flwr_slfac.split.accounts import Accounts
-from flwr_slfac.split.protocol import Description, Link
+from flwr_slfac.split.mask_state import channels_of, mask_of, plain_channels
+from flwr_slfac.split.protocol import Description, Link, Lost
 from flwr_slfac.states import State
+
+logger = logging.getLogger("flwr")
+
+_UNLIKE = "describes channels of its front that no other device has; all cut one model"
 
 
 class MaskChoice:
@@ -119,10 +125,35 @@ class MaskChoice:
             self.channels, scores, share, setting.scope, setting.at_cut
         )
 
+    def state(self) -> dict[str, Any]:
+        """Return what the next choices depend on, and the masks in force."""
+        return {
+            "channels": plain_channels(self.channels),
+            "profiles": {d: dict(self._profiles[d]) for d in sorted(self._profiles)},
+            "gradients": None if self._gradients is None else dict(self._gradients),
+            "first_scores": dict(self._first_scores),
+            "chosen_in": self._chosen_in,
+            "masks": {share: data for share, (_, data) in self._by_share.items()},
+            "shares": {d: self._shares[d] for d in sorted(self._shares)},
+        }
+
+    def load(self, state: Mapping[str, Any], full: State) -> None:
+        """Go on from what `state` returned, for a front like `full`."""
+        self.channels = channels_of(state["channels"])
+        self._profiles = dict(state["profiles"])
+        self._gradients = state["gradients"]
+        self._first_scores = state["first_scores"]
+        self._chosen_in = state["chosen_in"]
+        self._by_share = {
+            share: (mask_of(data, self.channels, full), data)
+            for share, data in state["masks"].items()
+        }
+        self._shares = dict(state["shares"])
+
     def ask(
         self, link: Link, devices: Mapping[int, int], full: State, accounts: Accounts
     ) -> None:
-        """Learn what a choice needs of devices: profiles, and the channels of one.
+        """Learn what a choice needs of devices: profiles, and the channels of two.
 
         Parameters
         ----------
@@ -138,9 +169,9 @@ class MaskChoice:
         Raises
         ------
         AllDevicesLostError
-            If no device describes its channels.
+            If no device describes channels of the server's front.
         DeviceError
-            If the channels of a device's front are not those of the server's.
+            If devices do, and no two of them the same.
         """
         if self._setting.unlike_shares:
             new = [k for k, d in devices.items() if d not in self._profiles]
@@ -158,21 +189,47 @@ class MaskChoice:
 def _ask_channels(
     link: Link, devices: Mapping[int, int], full: State, accounts: Accounts
 ) -> Channels:
-    """Return the channels that the first device to answer describes."""
+    """Return channels that two devices describe alike, or the only one that does."""
+    found: dict[int, Channels] = {}
     reasons = []
-    for key in sorted(devices, key=lambda k: devices[k]):
-        answer = link.describe([key], channels=True)[key]
-        if not isinstance(answer, Description):
-            reasons.append(f"device {devices[key]}: {answer.reason}")
-            continue
-        accounts.carried(answer.device, answer.carried)
-        if answer.channels is None:
-            reasons.append(f"device {devices[key]} described no channels")
-            continue
-        try:
-            return answer.channels.fitted(full)
-        except DecodeError as error:
-            raise DeviceError(f"device {devices[key]}: {error}") from error
+    order = sorted(devices, key=lambda k: devices[k])
+    while order:
+        # Two at once, then one after the other until two agree.
+        asked = order[: 1 if found else 2]
+        del order[: len(asked)]
+        answers = link.describe(asked, channels=True)
+        for key in asked:
+            try:
+                own = _described(devices[key], answers[key], full, accounts)
+            except DeviceError as error:
+                reasons.append(str(error))
+                continue
+            others = {d: c.fingerprint for d, c in found.items()}
+            found[devices[key]] = own
+            if own.fingerprint in others.values():
+                alone = [d for d, f in others.items() if f != own.fingerprint]
+                for device in alone:
+                    logger.warning("device %d %s", device, _UNLIKE)
+                return own
+    if len(found) > 1:
+        raise DeviceError(f"each of devices {', '.join(map(str, found))} {_UNLIKE}")
+    if found:
+        return next(iter(found.values()))
     raise AllDevicesLostError(
         f"no device described the channels of its front ({'; '.join(reasons)})"
     )
+
+
+def _described(
+    device: int, answer: Description | Lost, full: State, accounts: Accounts
+) -> Channels:
+    """Return the channels in a description, or raise DeviceError."""
+    if not isinstance(answer, Description):
+        raise DeviceError(f"device {device}: {answer.reason}")
+    accounts.carried(answer.device, answer.carried)
+    if answer.channels is None:
+        raise DeviceError(f"device {device} described no channels")
+    try:
+        return answer.channels.fitted(full)
+    except DecodeError as error:
+        raise DeviceError(f"device {device}: {error}") from error

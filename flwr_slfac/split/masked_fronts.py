@@ -12,6 +12,7 @@ come back), and serves it with zeros where nobody holds a coordinate.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -55,7 +56,7 @@ class Fronts(ServerFronts):
     def __init__(
         self, setting: Lightweight, *, relay: bool, last_round: int | None = None
     ) -> None:
-        self.last_round = last_round
+        self.setting, self.last_round = setting, last_round
         self.full = {}
         self.hands_on = relay and setting.aggregate_every == 1
         self.unlike_parts = setting.unlike_shares
@@ -224,6 +225,22 @@ class Fronts(ServerFronts):
             m.tensor for g in groups for m in g.members if m.role == "statistic"
         }
         return {n: full[n] if n in statistics else t for n, t in served.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return the whole front, what is served of it, and the masks."""
+        return {
+            "full": dict(self.full),
+            "served": dict(self._served),
+            "version": self._version,
+            "masks": self._masks.state(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned, with devices that kept no front."""
+        self.full, self._served = state["full"], state["served"]
+        self._version = state["version"]
+        self._masks.load(state["masks"], self.full)
+        self._resident = {}
 
     def summary(self) -> list[str]:
         """Return the setting."""

@@ -32,6 +32,13 @@ def tensors_of(outputs: Any) -> list[torch.Tensor]:
     return found
 
 
+def described(value: Any) -> str:
+    """Return shape and dtype of a tensor, or what else it is, for a message."""
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    return f"of type {type(value).__name__}"
+
+
 def split_outputs(outputs: Any, sizes: list[int]) -> Iterator[Any]:
     """Yield the parts of a structure, cut along the first dimension of its tensors.
 

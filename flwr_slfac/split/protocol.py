@@ -93,11 +93,24 @@ class Piece:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """One fused step: backward of step - 1 (if a gradient is here), forward of step."""
+    """One fused step: backward of step - 1 (if a gradient is here), forward of step.
+
+    Parameters
+    ----------
+    step : int
+        The step of the round, from 0.
+    begin : Begin or None
+        In the first request of a round.
+    gradient : bytes or None
+        Frame of the cut-layer gradient of the step before.
+    memory_order : tuple of int
+        Of that gradient: see `flwr_slfac.memory_order`.
+    """
 
     step: int
     begin: Begin | None = None
     gradient: bytes | None = None
+    memory_order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,12 +125,15 @@ class Smashed:
         Size of the batch.
     shape : tuple of int
         Shape of the front's activations, where that of the frame differs from it.
+    memory_order : tuple of int
+        Of the front's activations: see `flwr_slfac.memory_order`.
     """
 
     activations: bytes
     targets: bytes
     num_examples: int
     shape: tuple[int, ...] = ()
+    memory_order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,8 @@ class TrainReply:
         In the last reply, where asked for: what a step costs.
     metrics : mapping of str to number or list of numbers
         In the last reply: what the device adds to the metrics of the round.
+    kept : tuple of str
+        In the last reply: what the device keeps for the next round, of `lasting.KEPT`.
     compute_s, codec_s : float
         Seconds that the device spent on forward and backward, and on its codec.
     carried : tuple of Piece
@@ -159,6 +177,7 @@ class TrainReply:
     wants_front: bool = False
     cost: StepCost | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
     compute_s: float = 0.0
     codec_s: float = 0.0
     carried: tuple[Piece, ...] = ()

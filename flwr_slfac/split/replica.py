@@ -1,13 +1,19 @@
 """A server-side model with what trains it: one for all devices, or a copy for each."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from flwr_slfac.split.buffers import (
+    numbers_of,
+    put_buffers,
+    put_numbers,
+    unsent_buffers,
+)
 from flwr_slfac.split.device import has_batch_norm
 from flwr_slfac.split.tuning import Tuning
 
@@ -73,6 +79,29 @@ class Replica:
         self.tuning.load(longest.tuning.state(moments=False))
         self._take_scale(min(copies, key=lambda r: r._scaler.get_scale()))
 
+    def state(self) -> dict[str, Any]:
+        """Return what training goes on from, but for the model's state dict."""
+        return {
+            "tuning": self.tuning.state(moments=True),
+            "scale": self._scaler.state_dict(),
+            "num_steps": self.num_steps,
+            "buffers": unsent_buffers(self.module),
+            "numbers": numbers_of(self.module),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.tuning.load(state["tuning"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scale"])
+        self.num_steps = state["num_steps"]
+        put_buffers(self.module, state["buffers"])
+        put_numbers(self.module, state["numbers"])
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the user set."""
+        return {**self.tuning.settings(), "autocast": str(self._precision)}
+
     def _take_scale(self, other: "Replica") -> None:
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(other._scaler.state_dict())
@@ -129,8 +158,12 @@ class Replica:
             )
         scale = self._scaler.get_scale() if self._scales else 1.0
         scaled_loss = self._scaler.scale(loss) if self._scales else loss
+        # As it arrives: the leaf's own is laid out as the leaf is.
+        arrived: list[torch.Tensor] = []
+        if own is None and inputs.requires_grad:
+            inputs.register_hook(arrived.append)  # type: ignore[no-untyped-call]
         scaled_loss.backward()  # type: ignore[no-untyped-call]
-        gradient = inputs.grad if own is None else own
+        gradient = arrived[0] if arrived else own
         gradient = torch.zeros_like(inputs) if gradient is None else gradient
         if not self._scaler.is_enabled():
             check(gradient)

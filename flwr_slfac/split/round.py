@@ -218,6 +218,7 @@ class Round:
         if lasting := restart(stream.end.down):
             channels = self._fronts.at_cut(stream.device)
             self._run.lasting[stream.device] = remembered(lasting, channels)
+        self._run.kept[stream.device] = reply.kept
         front = self._fronts.receive(stream.device, reply)
         self._accounts.finished(stream.device, reply, front)
         self._result.finished[stream.key] = DeviceResult(
@@ -246,8 +247,12 @@ class Round:
             stream, num_examples = streams[device], batches[device].num_examples
             stream.learned(loss, num_examples)
             self._run.side.size.learn(batches[device].activations)
-            frame = stream.end.send(gradient, step)
-            requests[stream.key] = TrainRequest(step + 1, gradient=frame)
+            try:
+                frame, order = stream.end.send(gradient, step)
+            except DivergedError as error:
+                self._drop(device, error, step)
+                continue
+            requests[stream.key] = TrainRequest(step + 1, None, frame, order)
         self._run.side.end_step()
         return requests
 

@@ -65,8 +65,19 @@ class Rounds:
         self._features = (*cut_features, *fronts.cut_features)
         memories = [(feature, feature.memory()) for feature in self._features]
         limits = Limits(max_elements=limits) if isinstance(limits, int) else limits
-        side = ServerSide(down, memories, CutSize(limits), server.where)
+        size = CutSize(limits, getattr(server.back, "example_shape", None))
+        side = ServerSide(down, memories, size, server.where)
         self._run = ServerRun(server, fronts, traffic, side, on_device_error)
+
+    @property
+    def run(self) -> ServerRun:
+        """The server's side of the run, which outlives its rounds."""
+        return self._run
+
+    @property
+    def features(self) -> tuple[CutFeature, ...]:
+        """What is done to the smashed data, in the order of sending."""
+        return self._features
 
     def train(
         self,

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from flwr_slfac.errors import DecodeError, DeviceError
+from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.lightweight.pruning import CutMask, FullCutMask
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.features import CutFeature
@@ -20,6 +22,8 @@ class ServerFronts(ABC):
     ----------
     full : mapping of str to Tensor
         The front with all weights, those left out by masks included.
+    setting : Lightweight or None
+        What is asked of devices.
     last_round : int or None
         The round in which fronts are aggregated whatever the period.
     needs_devices : bool
@@ -33,6 +37,7 @@ class ServerFronts(ABC):
     """
 
     full: State
+    setting: Lightweight | None = None
     last_round: int | None = None
     needs_devices = False
     hands_on = True
@@ -117,6 +122,14 @@ class ServerFronts(ABC):
         """Take the mean of what `complete` returned; return the front to be served."""
 
     @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return, after a round that aggregates, what the next one goes on from."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned, with devices that kept no front."""
+
+    @abstractmethod
     def summary(self) -> list[str]:
         """Return what a user should read of it at the start, a line each."""
 
@@ -186,6 +199,13 @@ class WholeFronts(ServerFronts):
         """Return the mean in the front's own dtypes."""
         self.full = in_dtypes_of(averaged, self.full)
         return self.full
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: the front is whole in each round."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take nothing."""
 
     def summary(self) -> list[str]:
         """Return no line."""

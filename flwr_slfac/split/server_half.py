@@ -1,6 +1,7 @@
 """The server's side of a step: back, loss, backward, update, under any scheme."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from flwr_slfac.split.device import (
     require_positive,
 )
 from flwr_slfac.split.joined import JoinedBatch
+from flwr_slfac.split.outputs import described, tensors_of
 from flwr_slfac.split.own_losses import Loss, own_losses
 from flwr_slfac.split.place import seed_for, seeded
 from flwr_slfac.split.replica import MakeTuning, Replica
@@ -74,8 +76,8 @@ class ServerHalf:
         _require_settings(scheme, scheduler_per, clip_norm, autocast)
         self.scheme = scheme
         self.where = torch.device(device)
-        self._loss = loss
-        self._metrics = dict(metrics or {})
+        self.loss = loss
+        self.metrics = dict(metrics or {})
         self._autocast = autocast
         make_tuning: MakeTuning = partial(
             Tuning,
@@ -95,6 +97,11 @@ class ServerHalf:
     def back(self) -> nn.Module:
         """The server-side model."""
         return self._main.module
+
+    @property
+    def replica(self) -> Replica:
+        """The server-side model with what trains it, from round to round."""
+        return self._main
 
     @property
     def min_batch(self) -> int:
@@ -173,13 +180,19 @@ class ServerHalf:
         self._copies = {}
 
     def evaluate(self, batch: Batch) -> dict[str, float]:
-        """Return the loss and metrics of one test batch."""
+        """Return the loss and metrics of one test batch.
+
+        No loss if it is NaN though outputs are numbers: all targets are ignored.
+        """
         self.back.eval()
         with torch.no_grad(), self._precision():
             outputs = self.back(batch.activations)
             loss = self._call_loss(outputs, batch.targets)
             results = {"loss": float(loss)}
-            for name, metric in self._metrics.items():
+            finite = (bool(t.isfinite().all()) for t in tensors_of(outputs))
+            if math.isnan(results["loss"]) and all(finite):
+                results = {}
+            for name, metric in self.metrics.items():
                 results[name] = float(metric(outputs, batch.targets))
         return results
 
@@ -196,7 +209,7 @@ class ServerHalf:
             with replica.unless_it_fails(), self._precision():
                 outputs = replica.module(joined.inputs.clone())
                 loss = self._call_loss(outputs, joined.targets)
-                own = own_losses(self._loss, loss, outputs, joined)
+                own = own_losses(self.loss, loss, outputs, joined)
                 self._checks.require_finite(own, at)
                 if joined.inputs.requires_grad:
                     gradients = torch.autograd.grad(
@@ -228,7 +241,7 @@ class ServerHalf:
                     return self._checks.left_out(joined, at)
                 loss = self._call_loss(outputs, joined.targets)
             with self._precision():
-                own = own_losses(self._loss, loss, outputs, joined)
+                own = own_losses(self.loss, loss, outputs, joined)
             self._checks.require_finite(own, at)
             check = partial(self._checks.require_finite_gradient, joined, own, at)
             gradient, scale = replica.learn(loss, joined.inputs, check, own.mean)
@@ -245,13 +258,13 @@ class ServerHalf:
 
     def _call_loss(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         try:
-            loss = self._loss(outputs, targets)
+            loss = self.loss(outputs, targets)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             if self._checked:
                 raise
             raise SettingError(
                 f"the loss does not take these targets: {error} (outputs "
-                f"{_describe(outputs)}, targets {_describe(targets)} on "
+                f"{described(outputs)}, targets {described(targets)} on "
                 f"{targets.device})"
             ) from error
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
@@ -268,12 +281,6 @@ class ServerHalf:
             dtype=self._autocast or torch.bfloat16,
             enabled=self._autocast is not None,
         )
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{tuple(value.shape)} {value.dtype}"
-    return f"of type {type(value).__name__}"
 
 
 def _require_settings(

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
@@ -77,8 +78,40 @@ class Tuning:
         if not state or not self.optimizer:
             return
         optimizer = state["optimizer"]
-        self.optimizer.load_state_dict(
-            optimizer if moments else {**optimizer, "state": {}}
-        )
+        if not moments:
+            optimizer = {**optimizer, "state": {}}
+        self.optimizer.load_state_dict(optimizer)
+        _undo_casts(self.optimizer, optimizer["state"])
         if self.scheduler and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the user set, as it is before the first step."""
+        if not self.optimizer:
+            return {"optimizer": None, "scheduler": None}
+        groups = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        schedule = None
+        if self.scheduler:
+            schedule = [type(self.scheduler).__name__, self.scheduler.state_dict()]
+        return {
+            "optimizer": [type(self.optimizer).__name__, groups],
+            "scheduler": schedule,
+            "scheduler_per": self._per,
+            "clip_norm": self._clip_norm,
+        }
+
+
+def _undo_casts(optimizer: torch.optim.Optimizer, moments: dict[Any, Any]) -> None:
+    """Give moments the dtype they had; torch loads them in that of their weights."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, weight in enumerate(weights):
+        loaded = optimizer.state.get(weight, {})
+        for name, value in moments.get(index, {}).items():
+            now = loaded.get(name)
+            if not isinstance(value, torch.Tensor) or not isinstance(now, torch.Tensor):
+                continue
+            if now.dtype is not value.dtype:
+                loaded[name] = value.to(now.device, copy=True)

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.split import (
+    KEPT,
     Begin,
     Description,
     EvaluateReply,
@@ -24,6 +25,7 @@ from flwr_slfac.split import (
 from flwr_slfac.transport.begins import begin_of_fields, begin_to_fields
 from flwr_slfac.transport.channels import channels_of_text, channels_to_text
 from flwr_slfac.transport.record_state import RecordState, as_record
+from flwr_slfac.transport.record_values import float_in, int_in, sizes_in
 from flwr_slfac.transport.told import metrics_of_text, metrics_to_text
 
 SPLIT, ARRAYS, FRAMES = "split", "arrays", "frames"
@@ -56,6 +58,8 @@ def from_train_request(request: TrainRequest) -> RecordDict:
     _put_begin(content, request.begin)
     if request.gradient is not None:
         put_frame(content, "gradient", request.gradient)
+    if request.memory_order:
+        content.config_records[SPLIT]["memory-order"] = list(request.memory_order)
     return content
 
 
@@ -63,9 +67,10 @@ def to_train_request(content: RecordDict) -> TrainRequest:
     """Read a training request."""
     config = _split(content)
     return TrainRequest(
-        step=_int(config, "step"),
+        step=int_in(config, "step"),
         begin=get_begin(content),
         gradient=get_frame(content, "gradient"),
+        memory_order=sizes_in(config, "memory-order"),
     )
 
 
@@ -86,6 +91,8 @@ def from_train_reply(reply: TrainReply) -> RecordDict:
         config["cost"] = json.dumps(asdict(reply.cost))
     if reply.metrics:
         config["metrics"] = metrics_to_text(reply.metrics)
+    if reply.kept:
+        config["kept"] = " ".join(reply.kept)
     content = RecordDict({SPLIT: config})
     if reply.smashed is not None:
         _put_smashed(content, "", reply.smashed)
@@ -101,8 +108,8 @@ def to_train_reply(content: RecordDict) -> TrainReply:
     config = _split(content)
     arrays = content.array_records.get(ARRAYS)
     return TrainReply(
-        device=_int(config, "device"),
-        num_steps=_int(config, "num-steps"),
+        device=int_in(config, "device"),
+        num_steps=int_in(config, "num-steps"),
         smashed=_get_smashed(content, ""),
         done=bool(config.get("done", False)),
         front=None if arrays is None else RecordState(arrays),
@@ -110,8 +117,9 @@ def to_train_reply(content: RecordDict) -> TrainReply:
         wants_front=bool(config.get("wants-front", False)),
         cost=_get_cost(config),
         metrics=metrics_of_text(str(config.get("metrics", "{}"))),
-        compute_s=_float(config, "compute-s"),
-        codec_s=_float(config, "codec-s"),
+        kept=tuple(k for k in str(config.get("kept", "")).split() if k in KEPT),
+        compute_s=float_in(config, "compute-s"),
+        codec_s=float_in(config, "codec-s"),
     )
 
 
@@ -127,8 +135,8 @@ def to_evaluate_request(content: RecordDict) -> EvaluateRequest:
     """Read an evaluation request."""
     config = _split(content)
     return EvaluateRequest(
-        first=_int(config, "first"),
-        max_bytes=_int(config, "max-bytes"),
+        first=int_in(config, "first"),
+        max_bytes=int_in(config, "max-bytes"),
         begin=get_begin(content),
     )
 
@@ -160,17 +168,17 @@ def to_evaluate_reply(content: RecordDict) -> EvaluateReply:
     """
     config = _split(content)
     batches = []
-    for index in range(_int(config, "num-sent")):
+    for index in range(int_in(config, "num-sent")):
         smashed = _get_smashed(content, f"{index}.")
         if smashed is None:
             raise TrainingError(f"an evaluation reply lacks its batch {index}")
         batches.append(smashed)
     return EvaluateReply(
-        device=_int(config, "device"),
-        num_batches=_int(config, "num-batches"),
+        device=int_in(config, "device"),
+        num_batches=int_in(config, "num-batches"),
         batches=batches,
-        compute_s=_float(config, "compute-s"),
-        codec_s=_float(config, "codec-s"),
+        compute_s=float_in(config, "compute-s"),
+        codec_s=float_in(config, "codec-s"),
     )
 
 
@@ -203,6 +211,8 @@ def _put_smashed(content: RecordDict, prefix: str, smashed: Smashed) -> None:
     content.config_records[SPLIT][prefix + "num-examples"] = smashed.num_examples
     if smashed.shape:
         content.config_records[SPLIT][prefix + "shape"] = list(smashed.shape)
+    if order := smashed.memory_order:
+        content.config_records[SPLIT][prefix + "memory-order"] = list(order)
     put_frame(content, prefix + "activations", smashed.activations)
     put_frame(content, prefix + "targets", smashed.targets)
 
@@ -213,9 +223,10 @@ def _get_smashed(content: RecordDict, prefix: str) -> Smashed | None:
     if activations is None or targets is None:
         return None
     config = _split(content)
-    num_examples = _int(config, prefix + "num-examples")
-    shape = _sizes(config, prefix + "shape")
-    return Smashed(activations, targets, num_examples, shape)
+    num_examples = int_in(config, prefix + "num-examples")
+    shape = sizes_in(config, prefix + "shape")
+    order = sizes_in(config, prefix + "memory-order")
+    return Smashed(activations, targets, num_examples, shape, order)
 
 
 def from_description(description: Description) -> RecordDict:
@@ -250,24 +261,7 @@ def to_description(content: RecordDict) -> Description:
         raise TrainingError(f"a device's profile is {profile!r}, not names and values")
     text = config.get("channels")
     channels = None if text is None else channels_of_text(str(text))
-    return Description(_int(config, "device"), profile, channels)
-
-
-def _split(content: RecordDict) -> ConfigRecord:
-    record = content.config_records.get(SPLIT)
-    if record is None:
-        raise TrainingError(
-            "a message holds no 'split' record; is the app on the other side built "
-            "with flwr_slfac.client_app and SplitFed?"
-        )
-    return record
-
-
-def _int(config: ConfigRecord, key: str) -> int:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TrainingError(f"a message's {key!r} is {value!r}, not an integer")
-    return value
+    return Description(int_in(config, "device"), profile, channels)
 
 
 def _get_cost(config: ConfigRecord) -> StepCost | None:
@@ -280,15 +274,11 @@ def _get_cost(config: ConfigRecord) -> StepCost | None:
         raise TrainingError(f"a device's costs cannot be read: {error}") from error
 
 
-def _sizes(config: ConfigRecord, key: str) -> tuple[int, ...]:
-    value = config.get(key, [])
-    if not isinstance(value, list) or any(type(n) is not int or n < 0 for n in value):
-        raise TrainingError(f"a message's {key!r} is {value!r}, not a list of sizes")
-    return tuple(int(n) for n in value)
-
-
-def _float(config: ConfigRecord, key: str) -> float:
-    value = config.get(key)
-    if not isinstance(value, (int, float)):
-        raise TrainingError(f"a message's {key!r} is {value!r}, not a number")
-    return float(value)
+def _split(content: RecordDict) -> ConfigRecord:
+    record = content.config_records.get(SPLIT)
+    if record is None:
+        raise TrainingError(
+            "a message holds no 'split' record; is the app on the other side built "
+            "with flwr_slfac.client_app and SplitFed?"
+        )
+    return record

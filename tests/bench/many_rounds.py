@@ -3,8 +3,10 @@
 Usage: python -m tests.bench.many_rounds [--rounds 10000] [--devices 4]
 
 A tiny model, lightweight training on, the bookkeeping of `SplitFed` (traffic, reports,
-costs), in process. Printed are the median time per round of the first hundred after a
-warm-up and of the last hundred, and the resident memory at ten points.
+costs), in process. At the end a second run, after as long a warm-up, takes turns
+with the long one, so that whatever else the machine does falls on both. Printed are the
+processor time per round of the long run's last hundred and of the young run beside it,
+and the resident memory at ten points.
 """
 
 import argparse
@@ -34,8 +36,48 @@ from flwr_slfac.split import (
 from flwr_slfac.split.local import merge_fronts
 from tests.split import builders
 
-WARM_UP = 100  # rounds: caches fill, the allocator settles
+WARM_UP = 600  # rounds: caches fill, and records begin to go to the disk
 SAMPLE = 100
+
+
+class Run:
+    """A run that goes on round by round."""
+
+    def __init__(self, num_devices: int) -> None:
+        torch.manual_seed(0)
+        sgd = partial(SGD, lr=0.01)
+        back = nn.Sequential(nn.Flatten(), nn.Linear(144, builders.NUM_CLASSES))
+        devices = [
+            Device(front(), sgd, builders.data(8, i), batch_size=8)
+            for i in range(num_devices)
+        ]
+        setting = Lightweight(prune=0.5, gradient_bits=8, activation_dropout=0.1)
+        self.codec = Identity()
+        self.fronts = fronts_for(setting, "parallel", self.codec, self.codec)
+        self.history = History()
+        server = ServerHalf(back, nn.CrossEntropyLoss(), sgd)
+        traffic = self.history.traffic
+        self.rounds = Rounds(server, self.codec, traffic, Limits(), self.fronts)
+        self.link = LocalLink([DeviceHalf(d, i) for i, d in enumerate(devices)])
+        self.keys = range(num_devices)
+        self.served = dict(front().state_dict())
+        self.times: list[float] = []
+
+    def step(self) -> None:
+        """Train a round and note its processor time in ms."""
+        start = time.process_time()
+        server_round = len(self.times) + 1
+        served = self.fronts.take(self.served)
+        begin = Begin(server_round, 0, served, self.codec, RELEASE)
+        result = self.rounds.train(self.link, self.keys, begin)
+        self.served = dict(self.fronts.advance(merge_fronts(result)))
+        self.history.trained(server_round, result)
+        self.times.append(1e3 * (time.process_time() - start))
+
+
+def front() -> nn.Module:
+    """Return a front for 6x6 images."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
 
 
 def main() -> None:
@@ -45,39 +87,29 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sgd = partial(SGD, lr=0.01)
-    torch.manual_seed(0)
-    front = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
-    back = nn.Sequential(nn.Flatten(), nn.Linear(144, builders.NUM_CLASSES))
-    devices = [
-        Device(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()), sgd,
-               builders.data(8, i), batch_size=8)
-        for i in range(options.devices)
-    ]  # fmt: skip
-    setting = Lightweight(prune=0.5, gradient_bits=8, activation_dropout=0.1)
-    codec = Identity()
-    fronts = fronts_for(setting, "parallel", codec, codec)
-    history = History()
-    server = ServerHalf(back, nn.CrossEntropyLoss(), sgd)
-    rounds = Rounds(server, codec, history.traffic, Limits(), fronts)
-    link = LocalLink([DeviceHalf(d, i) for i, d in enumerate(devices)])
-    served = dict(front.state_dict())
-    times = []
-    for server_round in range(1, options.rounds + 1):
-        start = time.perf_counter()
-        begin = Begin(server_round, 0, fronts.take(served), codec, RELEASE)
-        result = rounds.train(link, range(options.devices), begin)
-        served = dict(fronts.advance(merge_fronts(result)))
-        history.trained(server_round, result)
-        times.append(time.perf_counter() - start)
-        if server_round % max(1, options.rounds // 10) == 0:
+    long = Run(options.devices)
+    for server_round in range(1, options.rounds - SAMPLE + 1):
+        long.step()
+        if server_round % max(1, options.rounds // 10) == 0 or server_round in (
+            100,
+            WARM_UP,
+        ):
             print(f"round {server_round}: {resident():.1f} MB", flush=True)
-    first = statistics.median(times[WARM_UP : WARM_UP + SAMPLE])
-    last = statistics.median(times[-SAMPLE:])
-    print(f"first {1e3 * first:.2f} ms, last {1e3 * last:.2f} ms, {last / first:.3f} x")
-    start = time.perf_counter()
-    print(f"{history.traffic.num_bytes()} bytes crossed, {len(history.costs)} costs, "
-          f"read back in {time.perf_counter() - start:.1f} s")  # fmt: skip
+    young = Run(options.devices)
+    for _ in range(WARM_UP):
+        young.step()
+    for _ in range(SAMPLE):
+        young.step()
+        long.step()
+    print(f"round {len(long.times)}: {resident():.1f} MB, with the young run")
+    names = ("young run", f"rounds to {len(long.times)}")
+    for name, run in zip(names, (young, long), strict=True):
+        low, median, high = statistics.quantiles(run.times[-SAMPLE:], n=4)
+        print(f"{name}: {median:.2f} ms a round ({low:.2f} to {high:.2f})")
+    pairs = zip(long.times[-SAMPLE:], young.times[-SAMPLE:], strict=True)
+    print(f"{statistics.median(old / new for old, new in pairs):.3f} x")
+    history = long.history
+    print(f"{history.traffic.num_bytes()} bytes crossed, {len(history.costs)} costs")
 
 
 def resident() -> float:

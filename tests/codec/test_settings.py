@@ -58,6 +58,7 @@ def _sample() -> Iterator[None]:
     [
         ("float16", Float16()),
         ("float16()", Float16()),
+        ("test-sample(name=haar)", Sample(name="haar")),
         (" float16 ( ) ", Float16()),
         ("test-sample", Sample()),
         ("test-sample(number=0.95)", Sample(number=0.95)),
@@ -122,6 +123,7 @@ def test_defaults_are_not_printed() -> None:
         ("test-sample()[0]", "cannot read"),
         ("test-sample(number=inf)", "cannot read"),
         ("test-sample(count=unknown)", "cannot read"),
+        ("test-sample(name=os.sep)", "cannot read"),
         ("test-sample(count=__import__('os').getpid())", "cannot read"),
         ("test-sample(count=open('/etc/passwd'))", "cannot read"),
         ("test-sample(count=2**9)", "cannot read"),

@@ -191,3 +191,13 @@ def test_reflection_brings_the_mean_forward_and_undoes_itself(num_samples: int) 
     once = reflect(x)
     torch.testing.assert_close(once[0], x.mean(0) * math.sqrt(num_samples))
     torch.testing.assert_close(reflect(once), x)
+
+
+@pytest.mark.parametrize("bits", [2.0, 8.0])
+@pytest.mark.parametrize("value", [1e-30, 1.0, 1e30])
+def test_a_lone_spike_takes_fewer_bits_than_allowed(bits: float, value: float) -> None:
+    """Where no step is fine enough to take the bits, the finest is used."""
+    x = torch.zeros(5, 5, 5, 5)
+    x[0, 0, 0, 0] = value
+    decoded = decode(encode(x, Waterfill(bits=bits)))
+    torch.testing.assert_close(decoded, x, rtol=1e-4, atol=1e-5 * value)

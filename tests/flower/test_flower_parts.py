@@ -45,7 +45,10 @@ def test_a_strategy_that_holds_itself_is_one() -> None:
 
 
 def test_start_calls_configure_and_aggregate() -> None:
-    """`Strategy.start` leaves to a strategy what is sent and what is made of it."""
+    """`Strategy.start` leaves to a strategy what is sent and what is made of it.
+
+    That ours does the same is compared in ``tests/test_flower_loop.py``.
+    """
     source = inspect.getsource(Strategy.start)
     for call in ("configure_train(", "aggregate_train(", "configure_evaluate("):
         assert f"self.{call}" in source

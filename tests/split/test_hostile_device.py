@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from flwr_slfac import Lightweight
-from flwr_slfac.codec import Float16, Identity, Integers, Uniform, encode
+from flwr_slfac import Lightweight, cut
+from flwr_slfac.codec import Float16, Identity, Integers, Uniform, Waterfill, encode
 from flwr_slfac.errors import AllDevicesLostError, DeviceError, SettingError
 from flwr_slfac.split import (
+    Description,
     EvaluateRequest,
     Limits,
     LocalLink,
@@ -115,6 +116,9 @@ IN_BATCH: dict[str, Mutation] = {
     ),
     "another count": smashed_with(
         num_examples=lambda old, rng: old.num_examples + rng.choice([-1, 1, 10**9])
+    ),
+    "no such memory order": smashed_with(
+        memory_order=lambda old, rng: rng.choice([(0, 0, 1, 2), (1, 0), (4, 3, 2, 1)])
     ),
     "garbage targets": smashed_with(targets=lambda old, rng: garbage(rng)),
     "no such class": smashed_with(
@@ -311,7 +315,7 @@ def test_if_every_device_is_at_fault_the_error_says_so() -> None:
     """A loss that takes nobody's targets is the user's to mend."""
     front, back = builders.halves()
     server = builders.server(back)
-    server._loss = nn.CrossEntropyLoss(reduction="none")
+    server.loss = nn.CrossEntropyLoss(reduction="none")
     with pytest.raises(SettingError, match="scalar"):
         train_locally(
             builders.devices(front, SIZES),
@@ -346,12 +350,43 @@ def test_a_short_frame_cannot_claim_much_memory() -> None:
     size = CutSize(Limits())
     size.learn(torch.zeros(8, 64, 32, 32))
     assert size.limit(num_examples=8) == 16 * 8 * 64 * 32 * 32
+    assert CutSize(Limits(), (2, 3, 4)).limit(num_examples=5) == 16 * 5 * 12
+    assert CutSize(Limits(max_growth=2), (2, 12)).limit(num_examples=5) == 2 * 5 * 12
     frame = encode(torch.zeros(2**24), Float16())
     with pytest.raises(DeviceError, match="max_frame_bytes"):
         Limits(max_frame_bytes=100).require_frame(frame)
 
 
-@pytest.mark.parametrize("name", ["max_elements", "max_frame_bytes", "max_steps"])
+def test_the_first_frame_is_bounded_by_the_example_of_the_cut() -> None:
+    """Before any batch is known, a short frame may not claim megabytes either."""
+
+    class Claims(LocalLink):
+        def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+            answers = super().train(requests)
+            frame = encode(torch.zeros(8, 2**21), Waterfill(nrmse=0.5))
+            assert len(frame) < 1000
+            reply = answers.get(BAD)
+            if not isinstance(reply, TrainReply) or reply.smashed is None:
+                return answers
+            smashed = replace(reply.smashed, activations=frame)
+            return {**answers, BAD: replace(reply, smashed=smashed)}
+
+    model = nn.Sequential(*(m for half in builders.halves() for m in half))
+    halves = cut(model, at="3", example=torch.zeros(2, 1, 6, 6))
+    result = train_locally(
+        builders.devices(halves.front, SIZES),
+        halves.front.state_dict(),
+        builders.server(halves.back),
+        num_rounds=1,
+        on_device_error="drop",
+        make_link=Claims,
+    )
+    assert "limit" in result.rounds[0].lost[BAD]
+
+
+@pytest.mark.parametrize(
+    "name", ["max_elements", "max_frame_bytes", "max_steps", "max_growth"]
+)
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])
 def test_limits_are_checked(name: str, value: object) -> None:
     """A bound below 1 is refused and named."""
@@ -369,4 +404,61 @@ def test_devices_at_fault_are_dropped_or_raise() -> None:
             builders.server(back),
             num_rounds=1,
             on_device_error="ignore",  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("way", ["renamed", "out of place", "silent"])
+def test_a_device_cannot_decide_alone_which_channels_there_are(way: str) -> None:
+    """What most devices describe holds; the run is that of honest descriptions."""
+
+    class Misleads(LocalLink):
+        def describe(
+            self, keys: list[int], *, channels: bool
+        ) -> dict[int, Description | Lost]:
+            answers = super().describe(keys, channels=channels)
+            first = answers.get(0)
+            if not isinstance(first, Description) or first.channels is None:
+                return answers
+            found, (group, *rest) = first.channels, first.channels.groups
+            if way == "silent":
+                return {**answers, 0: Lost("did not answer", 0)}
+            if way == "renamed":
+                group = replace(group, name="another")
+            else:
+                (member, *others) = group.members
+                moved = replace(member, positions=member.positions + 1000)
+                group = replace(group, members=(moved, *others))
+            own = replace(found, groups=(group, *rest))
+            return {**answers, 0: replace(first, channels=own)}
+
+    front, back = builders.halves()
+    results = [
+        train_locally(
+            builders.devices(front, SIZES),
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=Lightweight(prune=0.5),
+            on_device_error="drop",
+            make_link=link,
+        )
+        for link in (LocalLink, Misleads)
+    ]
+    assert not results[1].rounds[0].lost
+    builders.assert_same(*(dict(result.front) for result in results))
+
+
+def test_two_devices_with_unlike_channels_are_an_error_that_names_them() -> None:
+    """Where no two devices agree, nobody knows the model: the run ends."""
+    front, back = builders.halves()
+    devices = builders.devices(front, [16, 16])
+    devices[1].front = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU())
+    with pytest.raises(DeviceError, match="each of devices 0, 1 describes"):
+        train_locally(
+            devices,
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=Lightweight(prune=0.5),
+            on_device_error="drop",
         )

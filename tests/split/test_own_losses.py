@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -341,3 +342,28 @@ def test_tokens_of_several_devices_are_parted_by_example() -> None:
         x = batch.activations.clone().requires_grad_()
         loss(back(x), batch.targets).backward()
         torch.testing.assert_close(answers[device][0], x.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_test_targets_that_are_all_ignored_have_no_part_in_the_loss() -> None:
+    """The loss of an evaluation is that of the targets that count, never NaN."""
+    front, back = builders.halves()
+    devices = builders.devices(front, [16, 16, 16])
+    for number, device in enumerate(devices):
+        x, y = device.test_set.tensors  # type: ignore[union-attr]
+        y = y.clone()
+        # One batch of the first device counts, and none of the second's.
+        y[8:] = -100
+        y[:8] = -100 if number == 1 else y[:8]
+        device.test_set = TensorDataset(x, y if number < 2 else y.clamp(min=0))
+    result = train_locally(
+        devices, front.state_dict(), builders.server(back), num_rounds=1
+    )
+    (found,) = result.evaluations
+    assert math.isfinite(found["loss"])
+    assert found["num-examples"] == 30
+    none = builders.devices(front, [16])
+    x, y = none[0].test_set.tensors  # type: ignore[union-attr]
+    none[0].test_set = TensorDataset(x, torch.full_like(y, -100))
+    settings = none, front.state_dict(), builders.server(back)
+    (found,) = train_locally(*settings, num_rounds=1).evaluations
+    assert math.isnan(found["loss"])

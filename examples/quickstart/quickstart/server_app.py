@@ -34,6 +34,8 @@ def main(grid: Grid, context: Context) -> None:
         up=run["codec-up"],
         down=run["codec-down"],
         seed=run["seed"],
+        checkpoint=run["checkpoint"] or None,
+        resume=run["resume"],
     )
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:

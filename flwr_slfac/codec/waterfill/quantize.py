@@ -16,7 +16,11 @@ import torch
 
 from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.plan import Plan
-from flwr_slfac.codec.waterfill.sample import CENTROID_UNIT, CoefficientSample
+from flwr_slfac.codec.waterfill.sample import (
+    CENTROID_UNIT,
+    LARGEST_LEVEL,
+    CoefficientSample,
+)
 from flwr_slfac.codec.waterfill.solver import SHRINK, solve
 from flwr_slfac.codec.waterfill.transform import energy, forward_planes, inverse_planes
 
@@ -44,8 +48,6 @@ _MOST_TRIALS = 8
 _SAME_STEP = 1e-3
 # What clamping leaves of an error, at least, so that a step never grows beyond reason.
 _LEAST_GAIN = 0.1
-# Beyond this many steps, float32 transforms are off by more than the step.
-_LARGEST_LEVEL = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +84,7 @@ def quantize(plan: Plan, sample: CoefficientSample, step: float) -> Quantized:
     step : float
         The step; what float32 transforms can tell apart is the least that is used.
     """
-    step = float(np.float32(max(step, plan.largest / _LARGEST_LEVEL)))
+    step = float(np.float32(max(step, sample.least_step)))
     shifts, saved = sample.centroids(step)
     limit = plan.largest / step + 1
     small = torch.int8 if limit < 127 else torch.int16
@@ -147,7 +149,7 @@ def _coarsest_within(
     """Return about the coarsest quantization near the start that errs no more."""
     most = (1 + _CLOSE) * distortion
     fine, reached, coarse = start, error(start), math.inf
-    while reached > most and plan.largest / fine.step < _LARGEST_LEVEL / 2:
+    while reached > most and plan.largest / fine.step < LARGEST_LEVEL / 2:
         coarse = fine.step
         fine = quantize(plan, sample, coarse * _FINER)
         reached = error(fine)

@@ -23,6 +23,10 @@ _SEARCH_SIZE = 2**15
 _OWN_BITS, _NUM_KEYS = 6, 256
 
 
+# Beyond this many steps, float32 transforms are off by more than the step.
+LARGEST_LEVEL = 2**22
+
+
 class CoefficientSample:
     """A sample of coefficients, to see what a step would do without coding.
 
@@ -37,6 +41,8 @@ class CoefficientSample:
         Of the sampled coefficients.
     weight : float
         How many coefficients each of them stands for.
+    least_step : float
+        The finest step; what is asked of a finer one is told of this.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -50,9 +56,11 @@ class CoefficientSample:
         self._energies = positions[at // len(planes)] + planes[at % len(planes)]
         self.weight = total / max(len(at), 1)
         self._positions, self._planes = positions, planes
+        self.least_step = plan.largest / LARGEST_LEVEL
 
     def distortion(self, step: float) -> float:
         """Return the squared error of all coefficients at a step."""
+        step = max(step, self.least_step)
         scaled = self.magnitudes * np.float32(1 / step)
         levels = np.floor(scaled + np.float32(0.5 - SHRINK))
         error = levels - scaled
@@ -80,6 +88,7 @@ class CoefficientSample:
 
     def bits(self, step: float) -> float:
         """Return the bits of all coefficients at a step."""
+        step = max(step, self.least_step)
         scaled = self.magnitudes * np.float32(1 / step)
         levels = np.floor(scaled + np.float32(0.5 - SHRINK))
         # Beyond the table a magnitude is its octave and uniform bits.

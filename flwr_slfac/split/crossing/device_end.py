@@ -15,6 +15,7 @@ from flwr_slfac.codec import (
     restart,
 )
 from flwr_slfac.errors import TrainingError
+from flwr_slfac.memory_order import in_memory_order, memory_order
 from flwr_slfac.split.features import CutFeature, passages
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import Smashed
@@ -74,7 +75,7 @@ class DeviceEnd:
         sent: torch.Tensor,
         targets: torch.Tensor,
         step: int,
-        shape: Sequence[int],
+        activations: torch.Tensor,
     ) -> Smashed:
         """Code a training batch.
 
@@ -86,25 +87,24 @@ class DeviceEnd:
             As many, first dimension.
         step : int
             The step of the round, from 0.
-        shape : sequence of int
-            Of the activations that `apply` was given.
+        activations : Tensor
+            What `apply` was given.
         """
-        return self._encode(sent, targets, step, shape, "up", self._up)
+        return self._encode(sent, targets, step, activations, "up", self._up)
 
     def send_test(
         self, activations: torch.Tensor, targets: torch.Tensor, index: int
     ) -> Smashed:
         """Apply features to a test batch and code it on its own, without a memory."""
         sent = self.apply(activations, index)
-        shape = activations.shape
-        return self._encode(sent, targets, index, shape, "test-up", None)
+        return self._encode(sent, targets, index, activations, "test-up", None)
 
     def _encode(
         self,
         sent: torch.Tensor,
         targets: torch.Tensor,
         step: int,
-        shape: Sequence[int],
+        activations: torch.Tensor,
         role: str,
         memory: Memory | None,
     ) -> Smashed:
@@ -119,18 +119,32 @@ class DeviceEnd:
             ),
             targets=encode_targets(targets),
             num_examples=len(targets),
-            shape=() if sent.shape == tuple(shape) else tuple(shape),
+            shape=() if sent.shape == activations.shape else tuple(activations.shape),
+            memory_order=memory_order(activations),
         )
         self.seconds += time.perf_counter() - start
         return smashed
 
-    def receive(self, frame: bytes, like: torch.Tensor, step: int) -> torch.Tensor:
+    def receive(
+        self, frame: bytes, order: Sequence[int], like: torch.Tensor, step: int
+    ) -> torch.Tensor:
         """Decode the gradient of what was sent, in the shape and dtype of `like`.
+
+        Parameters
+        ----------
+        frame : bytes
+            From `ServerEnd.send`.
+        order : sequence of int
+            Its `memory_order`.
+        like : Tensor
+            What was sent.
+        step : int
+            The step of the round, from 0.
 
         Raises
         ------
         DecodeError
-            If the bytes are not a frame.
+            If the bytes are not a frame, or the order is none.
         TrainingError
             If the gradient is not of the shape of what was sent.
         """
@@ -144,7 +158,7 @@ class DeviceEnd:
                 f"device {self._place.device}, step {step}: the gradient has shape "
                 f"{tuple(gradient.shape)}, the activations {tuple(like.shape)}"
             )
-        return gradient.to(like.dtype)
+        return in_memory_order(gradient.to(like.dtype), order)
 
     @property
     def lasting(self) -> Memory:

@@ -17,6 +17,7 @@ from flwr_slfac.errors import (
     TrainingError,
 )
 from flwr_slfac.lightweight.pruning import CutMask
+from flwr_slfac.memory_order import in_memory_order, memory_order
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.features import CutFeature, Passage, ServerMemory, passages
 from flwr_slfac.split.limits import CutSize
@@ -143,7 +144,8 @@ class ServerEnd:
             targets = self._decode(smashed.targets, {}, len(smashed.targets))
             limit = self._side.size.limit(len(targets))
             sent = self._decode(smashed.activations, memory, limit)
-            activations = self._restore(sent, smashed.shape, step, features, limit)
+            full = self._restore(sent, smashed.shape, step, features, limit)
+            activations = in_memory_order(full, smashed.memory_order)
         except (DecodeError, SettingError, TrainingError, TypeError) as error:
             raise DeviceError(
                 f"{moment} sent smashed data that cannot be decoded: {error}"
@@ -193,8 +195,15 @@ class ServerEnd:
             sent = way.receive(sent, memory, self._channels)
         return self._channels.scatter(sent)
 
-    def send(self, gradient: torch.Tensor, step: int) -> bytes:
+    def send(self, gradient: torch.Tensor, step: int) -> tuple[bytes, tuple[int, ...]]:
         """Code the part of a full gradient that the device can use.
+
+        Returns
+        -------
+        frame : bytes
+            The code.
+        order : tuple of int
+            The part's `memory_order`.
 
         Raises
         ------
@@ -220,7 +229,7 @@ class ServerEnd:
             ) from error
         seconds = time.perf_counter() - start
         self._accounts.frame(self._place.device, "down", frame, gradient, seconds)
-        return frame
+        return frame, memory_order(part)
 
 
 def _require_finite(activations: torch.Tensor, moment: Moment) -> None:

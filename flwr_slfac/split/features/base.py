@@ -32,6 +32,14 @@ class ServerMemory:
     def forget(self, device: int) -> None:
         """Forget what a device sent in this step, by partition id: it is at fault."""
 
+    def state(self) -> dict[str, Any]:
+        """Return, between rounds, what it remembers; all attributes by default."""
+        return dict(vars(self))
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Remember what `state` returned."""
+        vars(self).update(state)
+
 
 class Passage:
     """The way of one batch through a feature; the null form: nothing is done.

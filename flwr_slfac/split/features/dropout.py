@@ -1,7 +1,8 @@
 """Dropout at the cut as a feature of what crosses: dropped units do not travel."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -73,6 +74,12 @@ class _Means(ServerMemory):
 
     def forget(self, device: int) -> None:
         self.channels.forget(device)
+
+    def state(self) -> dict[str, Any]:
+        return {"means": self.channels.means()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.channels = RunningMeans(state["means"])
 
 
 class _Dropping(Passage):

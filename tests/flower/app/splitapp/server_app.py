@@ -19,6 +19,7 @@ from flwr_slfac import SplitFed, StreamTransport, cut
 from flwr_slfac.codec import Identity, register
 from flwr_slfac.flower_parts import chain
 from splitapp.counting import CountingGrid
+from splitapp.killer import Killer
 from splitapp.strategies import build_strategy
 from splitapp.task import (
     Job,
@@ -87,6 +88,9 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
         evaluate_bytes=job.evaluate_bytes,
         on_device_error=job.on_device_error,  # type: ignore[arg-type]
         lightweight=build_setting(job),
+        checkpoint=job.checkpoint,
+        resume=job.resume,
+        callbacks=[Killer(job.killed, 2)] if job.killed else [],
         transport=job.transport  # type: ignore[arg-type]
         if isinstance(job.transport, str)
         else StreamTransport(**job.transport),

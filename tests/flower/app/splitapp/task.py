@@ -56,6 +56,9 @@ class Job:
     mods: list[str] = field(default_factory=list)
     configure: bool = False
     start: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    resume: bool = False
+    killed: str = ""  # when the ServerApp is killed, in round 2
     transport: str | dict[str, Any] = "auto"
 
     def to_json(self) -> str:
