@@ -5,7 +5,14 @@ from dataclasses import asdict
 
 from flwr_slfac.errors import DecodeError, TrainingError
 from flwr_slfac.lightweight import StepCost
-from flwr_slfac.split import Description, EvaluateReply, Lost, Smashed, TrainReply
+from flwr_slfac.split import (
+    KEPT,
+    Description,
+    EvaluateReply,
+    Lost,
+    Smashed,
+    TrainReply,
+)
 from flwr_slfac.transport.answers import Reply
 from flwr_slfac.transport.channels import channels_of_text, channels_to_text
 from flwr_slfac.transport.stream import slfac_pb2 as pb
@@ -78,6 +85,7 @@ def _put_train(reply: TrainReply, into: pb.TrainReply, writer: BlobWriter) -> No
         into.cost.values.update(asdict(reply.cost))
     if reply.metrics:
         into.metrics_blob = writer.put_text(metrics_to_text(reply.metrics))
+    into.kept.extend(reply.kept)
 
 
 def _get_train(reply: pb.TrainReply, reader: BlobReader) -> TrainReply:
@@ -94,6 +102,7 @@ def _get_train(reply: pb.TrainReply, reader: BlobReader) -> TrainReply:
         metrics=metrics_of_text(reader.text(reply.metrics_blob) or "{}"),
         compute_s=reply.compute_s,
         codec_s=reply.codec_s,
+        kept=tuple(name for name in reply.kept if name in KEPT),
     )
 
 
@@ -133,6 +142,7 @@ def _put_smashed(smashed: Smashed, into: pb.Smashed, writer: BlobWriter) -> None
     into.targets_blob = writer.put(smashed.targets)
     into.num_examples = smashed.num_examples
     into.shape.extend(smashed.shape)
+    into.memory_order.extend(smashed.memory_order)
 
 
 def _get_smashed(smashed: pb.Smashed, reader: BlobReader) -> Smashed:
@@ -141,6 +151,7 @@ def _get_smashed(smashed: pb.Smashed, reader: BlobReader) -> Smashed:
         reader.require(smashed.targets_blob, "targets"),
         smashed.num_examples,
         tuple(smashed.shape),
+        tuple(smashed.memory_order),
     )
 
 

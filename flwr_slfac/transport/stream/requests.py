@@ -45,6 +45,7 @@ def pack_request(request: Request, states: StateCache) -> Packed:
     if isinstance(request, TrainRequest):
         head.train.step = request.step
         head.train.gradient_blob = writer.put(request.gradient)
+        head.train.memory_order.extend(request.memory_order)
         if request.begin is not None:
             _put_begin(request.begin, head.train.begin, writer, states)
     elif isinstance(request, EvaluateRequest):
@@ -72,7 +73,8 @@ def unpack_request(packed: Packed) -> Request:
     if kind == "train":
         asked = head.train
         begin = _get_begin(asked.begin, reader) if asked.HasField("begin") else None
-        return TrainRequest(asked.step, begin, reader.get(asked.gradient_blob))
+        gradient, order = reader.get(asked.gradient_blob), tuple(asked.memory_order)
+        return TrainRequest(asked.step, begin, gradient, order)
     if kind == "evaluate":
         test = head.evaluate
         begin = _get_begin(test.begin, reader) if test.HasField("begin") else None

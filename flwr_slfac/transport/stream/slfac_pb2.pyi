@@ -140,14 +140,16 @@ class Begin(_message.Message):
     def __init__(self, round: _Optional[int] = ..., seed: _Optional[int] = ..., release: _Optional[str] = ..., min_batch: _Optional[int] = ..., proximal_mu: _Optional[float] = ..., version: _Optional[int] = ..., aggregate: bool = ..., up: _Optional[str] = ..., config: _Optional[str] = ..., features: _Optional[str] = ..., front: _Optional[_Union[State, _Mapping]] = ..., mask_blob: _Optional[int] = ..., told_blob: _Optional[int] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("step", "begin", "gradient_blob")
+    __slots__ = ("step", "begin", "gradient_blob", "memory_order")
     STEP_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BLOB_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ORDER_FIELD_NUMBER: _ClassVar[int]
     step: int
     begin: Begin
     gradient_blob: int
-    def __init__(self, step: _Optional[int] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient_blob: _Optional[int] = ...) -> None: ...
+    memory_order: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step: _Optional[int] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient_blob: _Optional[int] = ..., memory_order: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("first", "max_bytes", "begin")
@@ -166,16 +168,18 @@ class DescribeRequest(_message.Message):
     def __init__(self, channels: bool = ...) -> None: ...
 
 class Smashed(_message.Message):
-    __slots__ = ("activations_blob", "targets_blob", "num_examples", "shape")
+    __slots__ = ("activations_blob", "targets_blob", "num_examples", "shape", "memory_order")
     ACTIVATIONS_BLOB_FIELD_NUMBER: _ClassVar[int]
     TARGETS_BLOB_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ORDER_FIELD_NUMBER: _ClassVar[int]
     activations_blob: int
     targets_blob: int
     num_examples: int
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, activations_blob: _Optional[int] = ..., targets_blob: _Optional[int] = ..., num_examples: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    memory_order: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, activations_blob: _Optional[int] = ..., targets_blob: _Optional[int] = ..., num_examples: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., memory_order: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepCost(_message.Message):
     __slots__ = ("values",)
@@ -191,7 +195,7 @@ class StepCost(_message.Message):
     def __init__(self, values: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class TrainReply(_message.Message):
-    __slots__ = ("device", "num_steps", "smashed", "done", "front", "update_blob", "wants_front", "cost", "metrics_blob", "compute_s", "codec_s")
+    __slots__ = ("device", "num_steps", "smashed", "done", "front", "update_blob", "wants_front", "cost", "metrics_blob", "compute_s", "codec_s", "kept")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     SMASHED_FIELD_NUMBER: _ClassVar[int]
@@ -203,6 +207,7 @@ class TrainReply(_message.Message):
     METRICS_BLOB_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
     CODEC_S_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     device: int
     num_steps: int
     smashed: Smashed
@@ -214,7 +219,8 @@ class TrainReply(_message.Message):
     metrics_blob: int
     compute_s: float
     codec_s: float
-    def __init__(self, device: _Optional[int] = ..., num_steps: _Optional[int] = ..., smashed: _Optional[_Union[Smashed, _Mapping]] = ..., done: bool = ..., front: _Optional[_Union[State, _Mapping]] = ..., update_blob: _Optional[int] = ..., wants_front: bool = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., metrics_blob: _Optional[int] = ..., compute_s: _Optional[float] = ..., codec_s: _Optional[float] = ...) -> None: ...
+    kept: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, device: _Optional[int] = ..., num_steps: _Optional[int] = ..., smashed: _Optional[_Union[Smashed, _Mapping]] = ..., done: bool = ..., front: _Optional[_Union[State, _Mapping]] = ..., update_blob: _Optional[int] = ..., wants_front: bool = ..., cost: _Optional[_Union[StepCost, _Mapping]] = ..., metrics_blob: _Optional[int] = ..., compute_s: _Optional[float] = ..., codec_s: _Optional[float] = ..., kept: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
     __slots__ = ("device", "num_batches", "batches", "compute_s", "codec_s")
