@@ -121,6 +121,7 @@ class Deployment:
             child = subprocess.Popen(
                 words, env=self._environment, cwd=self.folder, stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for this script alone
             )  # fmt: skip
         self._children.append(child)
 
