@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,10 +37,17 @@ class Deployment:
         For keys, the database, Flower's own files and logs.
     num_nodes : int
         SuperNodes.
+    node_config : callable, optional
+        From a node's number to more of its ``--node-config``.
     """
 
-    def __init__(self, folder: Path, num_nodes: int) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        num_nodes: int,
+        node_config: Callable[[int], str] = lambda number: "",
+    ) -> None:
+        self.folder, self._node_config = folder, node_config
         self._link, *self._nodes = free_ports(1 + num_nodes)
         self._children: list[subprocess.Popen[bytes]] = []
         write_certificates(folder, [HOST, "localhost"], num_nodes)
@@ -52,7 +59,7 @@ class Deployment:
             f'root-certificates = "{folder / "ca.crt"}"\n'
         )
         binaries = str(Path(sys.executable).parent)
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
             "FLWR_HOME": str(home),
@@ -87,13 +94,14 @@ class Deployment:
                 *("--superlink", f"{HOST}:{self._link}"),
                 *("--host", HOST, "--port", str(port)),
                 *("--auth-supernode-private-key", str(key), "--node-config"),
-                f"partition-id={number} num-partitions={len(self._nodes)}",
+                f"partition-id={number} num-partitions={len(self._nodes)} "
+                f"{self._node_config(number)}".strip(),
             )
 
     def flwr(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run one of Flower's commands to its end."""
         return subprocess.run(
-            ("flwr", *words), env=self._environment, cwd=self.folder, text=True,
+            ("flwr", *words), env=self.environment, cwd=self.folder, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
 
@@ -101,7 +109,7 @@ class Deployment:
         """Run an app, showing what it says; return how it ended."""
         words = ["flwr", "run", str(app), NAME, "--stream"]
         words += ["--run-config", config] if config else []
-        subprocess.run(words, env=self._environment, cwd=self.folder, check=False)
+        subprocess.run(words, env=self.environment, cwd=self.folder, check=False)
         runs = json.loads(self.flwr("list", "--format", "json").stdout)["runs"]
         return str(runs[0]["status"]) if runs else "never started"
 
@@ -119,7 +127,7 @@ class Deployment:
     def _start(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
             child = subprocess.Popen(
-                words, env=self._environment, cwd=self.folder, stdout=log,
+                words, env=self.environment, cwd=self.folder, stdout=log,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for this script alone
             )  # fmt: skip

@@ -10,7 +10,7 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flwr_slfac import SplitFed, accuracy, cut
+from flwr_slfac import SplitFed, StreamTransport, accuracy, cut
 from quickstart.task import build_model, central_test_set
 
 app = ServerApp()
@@ -33,6 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         scheme=run["scheme"],
         up=run["codec-up"],
         down=run["codec-down"],
+        transport=_transport(run["listen"], run["advertise"]),
         seed=run["seed"],
         checkpoint=run["checkpoint"] or None,
         resume=run["resume"],
@@ -51,3 +52,8 @@ def main(grid: Grid, context: Context) -> None:
     )
     if run["output-folder"]:
         strategy.write(run["output-folder"])
+
+
+def _transport(listen: str, advertise: str) -> StreamTransport | str:
+    """Return how steps travel: by itself, or over streams to an address."""
+    return StreamTransport(listen, advertise or None) if listen else "auto"
