@@ -88,7 +88,11 @@ class Evaluation:
             return dict.fromkeys(keys, begin)
         devices = link.devices(keys)
         self._fronts.prepare(link, devices, self._accounts, None)
-        return {k: self._fronts.begin_evaluation(d, begin) for k, d in devices.items()}
+        begins = {}
+        for key, device in devices.items():
+            begins[key] = self._fronts.begin_evaluation(device, begin)
+            self._accounts.begun(device, begins[key])
+        return begins
 
     def _take(self, key: int, answer: EvaluateAnswer, first: int, begin: Begin) -> int:
         """Evaluate the batches of an answer; return how many there are, 0 if all.

@@ -196,5 +196,5 @@ def pieces_of(content: RecordDict, direction: Direction) -> tuple[Piece, ...]:
         if isinstance(value, str):
             control += len(value.encode())
         elif not isinstance(value, bytes):
-            control += _NUMBER_BYTES
+            control += _NUMBER_BYTES * (len(value) if isinstance(value, list) else 1)
     return (*pieces, Piece("control", control))

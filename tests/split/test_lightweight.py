@@ -675,3 +675,22 @@ def test_only_who_missed_an_aggregation_gets_the_front_again() -> None:
     sent = [(b.server_round, k) for k, b in link.begins if b.front is not None]
     # Round 2: device 1 goes on. 4: all begin afresh. 6: device 2 missed round 4 and 5.
     assert sent == [(1, 0), (1, 1), (2, 2), (4, 0), (4, 1), (6, 2)]
+
+
+def test_masks_are_counted_in_training_and_in_evaluation() -> None:
+    """Each phase tells a device its mask, and every byte of it is in the traffic."""
+    front, back = builders.halves()
+    result = train_locally(
+        builders.devices(front, [16, 16]),
+        front.state_dict(),
+        builders.server(back),
+        num_rounds=1,
+        lightweight=Lightweight(prune=0.5),
+    )
+    sizes = {
+        (row.phase, row.device): row.num_bytes
+        for row in result.traffic.rows(directions=("model-down",))
+    }
+    assert sizes.keys() == {(p, d) for p in ("train", "evaluate") for d in (0, 1)}
+    assert len(set(sizes.values())) == 1
+    assert min(sizes.values()) > 0

@@ -30,9 +30,6 @@ def carried(request: Packed, reply: Packed, num_bytes: int) -> tuple[Piece, ...]
         pieces.append(_model("model-down", down, request))
     if reply.head.train.HasField("front"):
         pieces.append(_model("model-up", up, reply))
-    # In training, who reads a mask enters it.
-    if mask := _size([request.head.evaluate.begin.mask_blob], request):
-        pieces.append(Piece("model-down", mask))
     entered = sum(piece.num_bytes for piece in pieces)
     entered += _size(_frames_down(request.head), request)
     entered += _size(_frames_up(reply.head), reply)
@@ -47,7 +44,8 @@ def _model(direction: Direction, state: pb.State, message: Packed) -> Piece:
 
 
 def _frames_down(head: pb.Request) -> list[int]:
-    return [head.train.gradient_blob, head.train.begin.mask_blob]
+    masks = head.train.begin.mask_blob, head.evaluate.begin.mask_blob
+    return [head.train.gradient_blob, *masks]
 
 
 def _frames_up(head: pb.Reply) -> list[int]:
