@@ -91,7 +91,7 @@ class LocalResult:
         The averaged device-side model, zero where it is pruned; the back is in the
         `ServerHalf`.
     rounds : list of RoundResult
-        One a round, without the fronts.
+        One a round; the devices' fronts are those of the last round only.
     evaluations : list of dict
         One a round: the metrics over all test sets, weighted by examples.
     traffic : Traffic
@@ -169,7 +169,8 @@ def train_locally(
         outcome = rounds.train(link, keys, begin)
         if outcome.aggregates:
             result.front = fronts.advance(merge_fronts(outcome))
-        result.rounds.append(_without_fronts(outcome))
+        _forget_fronts(result.rounds)
+        result.rounds.append(outcome)
         if evaluate:
             served = replace(begin, front=result.front)
             by_key = rounds.evaluate(link, keys, served, _EVALUATE_BYTES)
@@ -177,11 +178,11 @@ def train_locally(
     return result
 
 
-def _without_fronts(outcome: RoundResult) -> RoundResult:
-    """Let go of fronts, or a long run would hold all that it ever averaged."""
-    for device in outcome.finished.values():
-        device.front = None
-    return outcome
+def _forget_fronts(rounds: Sequence[RoundResult]) -> None:
+    """Let go of the last round's fronts, or a long run would hold all of them."""
+    for outcome in rounds[-1:]:
+        for device in outcome.finished.values():
+            device.front = None
 
 
 def merge_fronts(outcome: RoundResult) -> State:
