@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from flwr_slfac.checkpoint import CheckpointFolder, pack
+from flwr_slfac.counts import require_count
 from flwr_slfac.errors import SettingError
 from flwr_slfac.report import RoundReport
 from flwr_slfac.saving import Saving
@@ -234,8 +235,7 @@ class StopEarly:
         mode: Mode = "min",
         min_delta: float = 0.0,
     ) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise SettingError(f"patience is {patience!r}; give a whole number above 0")
+        require_count("patience", patience)
         self._watch = _Watch(metric, mode, min_delta)
         self._patience = patience
         self._waited = 0

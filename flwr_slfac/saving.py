@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from flwr_slfac.checkpoint import SECTIONS, CheckpointFolder, Saved
+from flwr_slfac.counts import require_count
 from flwr_slfac.errors import SettingError
 from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
@@ -46,9 +47,8 @@ class Saving:
     def __init__(
         self, folder: str | Path | None, every: int, keep: int, *, resume: bool
     ) -> None:
-        for name, value in (("checkpoint_every", every), ("keep", keep)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(f"{name} is {value!r}; give a whole number above 0")
+        require_count("checkpoint_every", every)
+        require_count("keep", keep)
         if not isinstance(resume, bool):
             raise SettingError(f"resume is {resume!r}; give True or False")
         if folder is not None and not str(folder):

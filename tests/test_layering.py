@@ -12,7 +12,7 @@ PACKAGE = Path(flwr_slfac.__file__).parent
 
 # Each room imports only from itself and from rooms above it.
 ROOMS = (
-    ("errors", "_release", "memory_order", "states", "spool", "traffic"),
+    ("errors", "counts", "_release", "memory_order", "states", "spool", "traffic"),
     ("checkpoint",),
     ("cutting",),
     ("codec",),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from flwr_slfac.codec import Codec
+from flwr_slfac.counts import require_count
 from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice
@@ -173,9 +174,7 @@ class Lightweight:
         require_choice("scope", self.scope, get_args(Scope))
         require_choice("at_cut", self.at_cut, get_args(CutChoice))
         for name in ("remask_every", "aggregate_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(f"{name} is {value!r}; give a whole number above 0")
+            require_count(name, getattr(self, name))
         if not 0 <= self.gradient_decay < 1:
             raise SettingError(
                 f"gradient_decay is {self.gradient_decay!r}; give a number in [0, 1)"

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
+from flwr_slfac.counts import require_count
 from flwr_slfac.errors import DeviceError, SettingError
 
 OnDeviceError = Literal["drop", "raise"]
@@ -44,11 +45,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(
-                    f"{field.name} is {value!r}; give a whole number above 0"
-                )
+            require_count(field.name, getattr(self, field.name))
 
     def require_frame(self, frame: bytes) -> None:
         """Raise DeviceError if a frame is too long."""
