@@ -2,13 +2,10 @@
 
 import torch
 
-from flwr_slfac.codec.wire import raw_num_bytes
+from flwr_slfac.codec.wire import raw_bytes_of, raw_num_bytes
 from flwr_slfac.split.protocol import Begin, Piece, TrainReply
 from flwr_slfac.states import State
 from flwr_slfac.traffic import Direction, Phase, Traffic
-
-# Raw bytes are those of the same values in float32, whatever their dtype.
-_RAW_BYTES_PER_VALUE = 4
 
 
 class Accounts:
@@ -53,8 +50,7 @@ class Accounts:
     def finished(self, device: int, reply: TrainReply, front: State | None) -> None:
         """Enter the bytes in a last reply: the update, if so `front` came."""
         if reply.update is not None and front is not None:
-            num_values = sum(t.numel() for t in front.values())
-            raw_bytes = _RAW_BYTES_PER_VALUE * num_values
+            raw_bytes = raw_bytes_of(tensor.shape for tensor in front.values())
             self._add(device, "model-up", len(reply.update), raw_bytes)
 
     def carried(self, device: int, pieces: tuple[Piece, ...]) -> None:

@@ -4,7 +4,6 @@ Works wherever Flower works. At most one message per node is in flight, because 
 simulation would run several of them at once and lose state.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TypeVar
@@ -12,6 +11,7 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
+from flwr_slfac.codec.wire import raw_bytes_of
 from flwr_slfac.errors import AllDevicesLostError, SettingError, SlfacError
 from flwr_slfac.split import (
     Description,
@@ -38,8 +38,6 @@ from flwr_slfac.transport.records import (
 TRAIN_STEP, EVALUATE_STEP = "train.step", "evaluate.step"
 DESCRIBE = "query.describe"
 
-# Raw bytes are those of the same values in float32, whatever their dtype.
-_RAW_BYTES_PER_VALUE = 4
 # What protobuf takes for a number at most, its tag left out.
 _NUMBER_BYTES = 8
 
@@ -186,8 +184,7 @@ def pieces_of(content: RecordDict, direction: Direction) -> tuple[Piece, ...]:
     pieces = []
     arrays = content.array_records.get(ARRAYS)
     if arrays is not None:
-        num_values = sum(math.prod(a.shape) for a in arrays.values())
-        raw_bytes = _RAW_BYTES_PER_VALUE * num_values
+        raw_bytes = raw_bytes_of(array.shape for array in arrays.values())
         pieces.append(Piece(direction, arrays.count_bytes(), raw_bytes))
     frames = content.array_records.get(FRAMES)
     control = sum(len(name) for name in frames) if frames is not None else 0

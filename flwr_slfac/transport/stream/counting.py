@@ -1,17 +1,14 @@
 """What crossed for one request and its reply: models apart, the rest as control."""
 
-import math
 from collections.abc import Iterable
 
+from flwr_slfac.codec.wire import raw_bytes_of
 from flwr_slfac.split import Piece
 from flwr_slfac.traffic import Direction
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.blobs import BlobReader
 from flwr_slfac.transport.stream.requests import model_of
 from flwr_slfac.transport.stream.wire import Packed
-
-# Raw bytes are those of the same values in float32, whatever their dtype.
-_RAW_BYTES_PER_VALUE = 4
 
 
 def carried(request: Packed, reply: Packed, num_bytes: int) -> tuple[Piece, ...]:
@@ -37,10 +34,10 @@ def carried(request: Packed, reply: Packed, num_bytes: int) -> tuple[Piece, ...]
 
 
 def _model(direction: Direction, state: pb.State, message: Packed) -> Piece:
-    num_values = sum(math.prod(tensor.shape) for tensor in state.tensors)
+    raw_bytes = raw_bytes_of(tensor.shape for tensor in state.tensors)
     values = _size((tensor.blob for tensor in state.tensors), message)
     num_bytes = state.ByteSize() + values
-    return Piece(direction, num_bytes, _RAW_BYTES_PER_VALUE * num_values)
+    return Piece(direction, num_bytes, raw_bytes)
 
 
 def _frames_down(head: pb.Request) -> list[int]:
