@@ -7,7 +7,8 @@ names (`model-up`, `model-down`) and the small records around them (`control`).
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,11 @@ class Crossing:
 
 
 _Entries = dict[tuple[Phase, Direction], Crossing]
+
+
+def raw_bytes_of(shapes: Iterable[Sequence[int]]) -> int:
+    """Return the bytes of tensors of these shapes in float32, whatever their dtype."""
+    return 4 * sum(map(math.prod, shapes))
 
 
 class Traffic:

@@ -24,7 +24,7 @@ import itertools
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,6 @@ __all__ = [
     "as_bytes",
     "from_bytes",
     "pack_frame",
-    "raw_bytes_of",
     "raw_num_bytes",
     "require_sections",
     "unpack_frame",
@@ -253,12 +252,7 @@ def require_sections(frame: Frame, number: int) -> tuple[memoryview, ...]:
 
 def raw_num_bytes(tensor: torch.Tensor) -> int:
     """Return the bytes of the tensor in float32, the base of compression ratios."""
-    return raw_bytes_of([tensor.shape])
-
-
-def raw_bytes_of(shapes: Iterable[Sequence[int]]) -> int:
-    """Return the bytes of tensors of these shapes in float32, whatever their dtype."""
-    return 4 * sum(map(math.prod, shapes))
+    return 4 * tensor.numel()
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

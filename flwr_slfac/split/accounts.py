@@ -2,10 +2,10 @@
 
 import torch
 
-from flwr_slfac.codec.wire import raw_bytes_of, raw_num_bytes
+from flwr_slfac.codec.wire import raw_num_bytes
 from flwr_slfac.split.protocol import Begin, Piece, TrainReply
 from flwr_slfac.states import State
-from flwr_slfac.traffic import Direction, Phase, Traffic
+from flwr_slfac.traffic import Direction, Phase, Traffic, raw_bytes_of
 
 
 class Accounts:

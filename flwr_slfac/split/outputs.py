@@ -32,6 +32,11 @@ def tensors_of(outputs: Any) -> list[torch.Tensor]:
     return found
 
 
+def are_finite(outputs: Any) -> bool:
+    """Say whether no floating tensor in a structure holds NaN or infinity."""
+    return all(bool(t.detach().isfinite().all()) for t in tensors_of(outputs))
+
+
 def described(value: Any) -> str:
     """Return shape and dtype of a tensor, or what else it is, for a message."""
     if isinstance(value, torch.Tensor):

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from flwr_slfac.split.joined import JoinedBatch
-from flwr_slfac.split.outputs import tensors_of
+from flwr_slfac.split.outputs import are_finite, tensors_of
 
 Loss = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -128,12 +128,12 @@ def _is_empty(own: torch.Tensor, joint: torch.Tensor, outputs: Any) -> bool:
 
     Then no output counts: either the gradient is zero, or the others' loss is a number.
     """
-    tensors = tensors_of(outputs)
-    if not all(bool(torch.isfinite(t.detach()).all()) for t in tensors):
+    if not are_finite(outputs):
         return False
     if bool(torch.isfinite(joint.detach())):
         return True
-    return not any(bool((g != 0).any()) for g in _gradients(own, tensors))
+    gradients = _gradients(own, tensors_of(outputs))
+    return not any(bool((g != 0).any()) for g in gradients)
 
 
 def _mean(own: Mapping[int, torch.Tensor], joined: JoinedBatch) -> torch.Tensor | None:

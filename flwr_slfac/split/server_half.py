@@ -18,7 +18,7 @@ from flwr_slfac.split.device import (
     require_positive,
 )
 from flwr_slfac.split.joined import JoinedBatch
-from flwr_slfac.split.outputs import described, tensors_of
+from flwr_slfac.split.outputs import are_finite, described
 from flwr_slfac.split.own_losses import Loss, own_losses
 from flwr_slfac.split.place import seed_for, seeded
 from flwr_slfac.split.replica import MakeTuning, Replica
@@ -189,8 +189,7 @@ class ServerHalf:
             outputs = self.back(batch.activations)
             loss = self._call_loss(outputs, batch.targets)
             results = {"loss": float(loss)}
-            finite = (bool(t.isfinite().all()) for t in tensors_of(outputs))
-            if math.isnan(results["loss"]) and all(finite):
+            if math.isnan(results["loss"]) and are_finite(outputs):
                 results = {}
             for name, metric in self.metrics.items():
                 results[name] = float(metric(outputs, batch.targets))

@@ -11,7 +11,6 @@ from typing import TypeVar
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
-from flwr_slfac.codec.wire import raw_bytes_of
 from flwr_slfac.errors import AllDevicesLostError, SettingError, SlfacError
 from flwr_slfac.split import (
     Description,
@@ -22,7 +21,7 @@ from flwr_slfac.split import (
     TrainReply,
     TrainRequest,
 )
-from flwr_slfac.traffic import Direction
+from flwr_slfac.traffic import Direction, raw_bytes_of
 from flwr_slfac.transport.delivery import PARTITION, Delivery
 from flwr_slfac.transport.records import (
     ARRAYS,

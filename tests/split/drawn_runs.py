@@ -187,20 +187,19 @@ def choose_cut(run: Run, seed: int) -> tuple[Any, str]:
     Returns
     -------
     halves : Halves or None
-        None where no cut is legal.
+        None where no cut is possible.
     why : str
         Then, what the first refusal says.
     """
     example = run.data.tensors[0][:2]
-    points = legal_cuts(run.model, example)
-    if not points:
-        try:
-            cut(run.model, at="piece0")
-        except CutError as error:
-            return None, str(error)
-        return None, "no cut is legal"
-    run.at = random.Random(~seed).choice(points).name
-    return cut(copy.deepcopy(run.model), at=run.at, example=example), ""
+    try:
+        if points := legal_cuts(run.model, example):
+            run.at = random.Random(~seed).choice(points).name
+            return cut(copy.deepcopy(run.model), at=run.at, example=example), ""
+        cut(run.model, at="piece0")
+    except CutError as error:
+        return None, str(error)
+    return None, "no cut is legal"
 
 
 def train_split(
@@ -305,10 +304,7 @@ def compare(seed: int) -> str:
         Empty if the bits are equal, ``refused: ...``, or what differs.
     """
     run = draw_run(seed)
-    try:
-        halves, why = choose_cut(run, seed)
-    except CutError as error:
-        return f"refused: {error}"
+    halves, why = choose_cut(run, seed)
     if halves is None:
         return f"refused: {why}"
     names = {n for n, _ in run.model.named_parameters()}
@@ -327,8 +323,13 @@ def compare(seed: int) -> str:
         if "modified by an inplace operation" not in str(error):
             raise
         return f"refused: the back cannot give its input a gradient: {error}"
-    unlike = [n for n in expected if not same_bits(expected[n], got[n])]
-    return f"cut at {run.at}: {', '.join(unlike)} differ" if unlike else ""
+    return unlike(run, expected, got)
+
+
+def unlike(run: Run, expected: dict[str, Tensor], got: dict[str, Tensor]) -> str:
+    """Name the tensors that differ; empty if none does."""
+    names = [n for n in expected if not same_bits(expected[n], got[n])]
+    return f"cut at {run.at}: {', '.join(names)} differ" if names else ""
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -370,16 +371,11 @@ def compare_engines(seed: int) -> str:
         As `compare`.
     """
     run = draw_run(seed)
-    try:
-        halves, why = choose_cut(run, seed)
-    except CutError as error:
-        return f"refused: {error}"
+    halves, why = choose_cut(run, seed)
     if halves is None:
         return f"refused: {why}"
     try:
         expected = train_split(run, copy.deepcopy(halves))
     except RuntimeError as error:
         return f"refused: the model itself fails: {error}"
-    got = train_split(run, halves, Forgetful)
-    unlike = [n for n in expected if not same_bits(expected[n], got[n])]
-    return f"cut at {run.at}: {', '.join(unlike)} differ" if unlike else ""
+    return unlike(run, expected, train_split(run, halves, Forgetful))

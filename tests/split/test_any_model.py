@@ -4,10 +4,8 @@ More draws, by hand: ``python -m tests.bench.any_model``.
 """
 
 import logging
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.split.drawn_runs import compare, compare_engines
 
@@ -23,18 +21,13 @@ REFUSALS = (
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Add in one order, and say nothing of what is tried."""
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Say nothing of what is tried."""
     monkeypatch.setattr(logging.root.manager, "disable", logging.INFO)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("first", range(0, DRAWS, PART))
-@pytest.mark.usefixtures("one_thread")
 def test_drawn_models_train_as_unsplit(first: int) -> None:
     """A drawn model ends in the bits of unsplit training, or is refused by name."""
     outcomes = {seed: compare(seed) for seed in range(first, first + PART)}
@@ -47,7 +40,6 @@ def test_drawn_models_train_as_unsplit(first: int) -> None:
 
 
 @pytest.mark.parametrize("first", range(10_000, 10_060, PART))
-@pytest.mark.usefixtures("one_thread")
 def test_a_device_built_anew_for_each_step_trains_the_same(first: int) -> None:
     """What is stored between two messages is all that a drawn device needs."""
     outcomes = {s: compare_engines(s) for s in range(first, first + PART)}

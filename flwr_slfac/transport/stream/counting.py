@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from flwr_slfac.codec.wire import raw_bytes_of
 from flwr_slfac.split import Piece
-from flwr_slfac.traffic import Direction
+from flwr_slfac.traffic import Direction, raw_bytes_of
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.blobs import BlobReader
 from flwr_slfac.transport.stream.requests import model_of
