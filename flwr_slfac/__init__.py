@@ -27,6 +27,7 @@ from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.report import DeviceCost, RoundReport, TensorBoard
 from flwr_slfac.split import Device
 from flwr_slfac.split.metrics import accuracy
+from flwr_slfac.status import StatusPage
 from flwr_slfac.strategy import SplitFed
 from flwr_slfac.traffic import Traffic
 from flwr_slfac.transport.stream import StreamTransport
@@ -53,6 +54,7 @@ __all__ = [
     "SettingError",
     "SlfacError",
     "SplitFed",
+    "StatusPage",
     "StopEarly",
     "StreamTransport",
     "TensorBoard",

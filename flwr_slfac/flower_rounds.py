@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Codec, format_codec
 from flwr_slfac.errors import SettingError
+from flwr_slfac.history import History
 from flwr_slfac.links import Transport, link_for, require_transport
 from flwr_slfac.node_link import NodeLink
 from flwr_slfac.progress import step_progress
@@ -28,7 +30,6 @@ from flwr_slfac.split import (
     WholeFronts,
     require_places,
 )
-from flwr_slfac.traffic import Traffic
 from flwr_slfac.transport import Carrier
 
 logger = logging.getLogger("flwr")
@@ -47,8 +48,8 @@ class FlowerRounds:
         Who is given which front.
     cut_features : sequence of CutFeature
         What is done to the smashed data, before what `fronts` asks for.
-    traffic : Traffic
-        Where what crosses is entered.
+    history : History
+        Where what crosses is entered, and how the run stands.
     transport : {"auto", "messages", "stream"} or StreamTransport
         What carries the steps.
     limits : Limits
@@ -75,7 +76,7 @@ class FlowerRounds:
         down: Codec,
         fronts: ServerFronts,
         cut_features: Sequence[CutFeature],
-        traffic: Traffic,
+        history: History,
         *,
         transport: Transport,
         limits: Limits,
@@ -88,10 +89,17 @@ class FlowerRounds:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
         require_transport(transport)
         require_places((*cut_features, *fronts.cut_features), up, down)
-        self._server = server
+        self._server, self._history = server, history
+        self._status = history.status
         self._up, self._down = up, down
         self._rounds = Rounds(
-            server, down, traffic, limits, fronts, cut_features, on_device_error
+            server,
+            down,
+            history.traffic,
+            limits,
+            fronts,
+            cut_features,
+            on_device_error,
         )
         self._fronts = fronts
         self._before: dict[str, torch.Tensor] = {}
@@ -133,7 +141,8 @@ class FlowerRounds:
         if timeout_s is not None and not timeout_s > 0:
             raise SettingError(f"timeout is {timeout_s} s; it must be above 0")
         bound.apply_defaults()
-        self._fronts.last_round = bound.arguments["num_rounds"]
+        num_rounds = bound.arguments["num_rounds"]
+        self._fronts.last_round = self._status.num_rounds = num_rounds
         return bound.arguments
 
     @property
@@ -177,12 +186,15 @@ class FlowerRounds:
         """
         begin = self._begin(server_round, sampled)
         self._before = self._server.snapshot()
-        carrier = self._link_to(grid)
-        carrier.hold(sampled.nodes)
+        carrier, nodes = self._link_to(grid), sampled.nodes
+        carrier.hold(nodes)
         link = NodeLink(carrier, sampled, self._round_timeout_s)
         try:
-            with step_progress(f"round {server_round}") as progress:
-                return self._rounds.train(link, sampled.nodes, begin, progress)
+            with (
+                self._status.during("train", server_round, carrier, nodes),
+                step_progress(f"round {server_round}", self._status) as progress,
+            ):
+                return self._rounds.train(link, nodes, begin, progress)
         except Exception:
             self._server.back.load_state_dict(self._before)
             raise
@@ -197,8 +209,10 @@ class FlowerRounds:
     ) -> dict[int, dict[str, float]]:
         """Evaluate through the split; return each device's metrics by node id."""
         begin = self._begin(server_round, sampled)
-        link = NodeLink(self._link_to(grid), sampled, self._round_timeout_s)
-        return self._rounds.evaluate(link, sampled.nodes, begin, self._evaluate_bytes)
+        carrier, nodes = self._link_to(grid), sampled.nodes
+        link = NodeLink(carrier, sampled, self._round_timeout_s)
+        with self._status.during("evaluate", server_round, carrier, nodes):
+            return self._rounds.evaluate(link, nodes, begin, self._evaluate_bytes)
 
     def _begin(self, server_round: int, sampled: Sampled) -> Begin:
         """Return what all devices are told; a `NodeLink` adds what each one is."""
@@ -236,11 +250,16 @@ class FlowerRounds:
                 "before; use scheme='parallel', 'sflv1' or 'sflv2'"
             )
 
-    def close(self) -> None:
-        """Let all devices go; who goes on is given a new link."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """At the end let all devices go; who goes on is given a new link."""
+        try:
+            with self._history.running():
+                yield
+        finally:
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()
 
     def _link_to(self, grid: Grid) -> Carrier:
         if self._link is None:

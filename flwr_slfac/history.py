@@ -2,15 +2,18 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flwr_slfac.lightweight import StepCost
+from flwr_slfac.progress import lines_of
 from flwr_slfac.report import Callback, DeviceCost, RoundReport, table_head
 from flwr_slfac.split import RoundResult
 from flwr_slfac.spool import SpooledList
+from flwr_slfac.status import RunStatus
 from flwr_slfac.traffic import Traffic
 
 logger = logging.getLogger("flwr")
@@ -33,6 +36,8 @@ class History:
         Everything that crossed.
     reports : list of RoundReport
         One a round.
+    status : RunStatus
+        How the run stands.
     costs : sequence of DeviceCost
         What each round cost each device that told.
     callbacks : list of Callback
@@ -42,6 +47,7 @@ class History:
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self.traffic = Traffic()
         self.reports: list[RoundReport] = []
+        self.status = RunStatus(self.traffic, self.reports)
         self.costs = SpooledList(asdict, _cost_of, _COSTS_IN_MEMORY)
         self.callbacks = list(callbacks)
         self._headed = False
@@ -95,6 +101,17 @@ class History:
         for callback in self.callbacks:
             if (tell := getattr(callback, "on_start", None)) is not None:
                 tell(strategy)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Log how the run stands; tell the callbacks that want to know of its end."""
+        try:
+            with lines_of(self.status):
+                yield
+        finally:
+            for callback in reversed(self.callbacks):
+                if (tell := getattr(callback, "on_end", None)) is not None:
+                    tell()
 
     def finished(self, server_round: int, central: Mapping[str, Any]) -> str:
         """Tell the callbacks of a round; return the class of one that ends the run."""

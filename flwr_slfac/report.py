@@ -169,8 +169,9 @@ class Callback(Protocol):
                 wandb.log(report.scalars(), step=report.server_round)
 
     One that has a method ``on_start(strategy)`` is told of the `SplitFed` before the
-    first round. What one remembers is saved with the run, and given back when that is
-    resumed, if it has the methods ``state_dict()`` and ``load_state_dict(state)``.
+    first round; one that has ``on_end()`` when the run is over, or failed. What one
+    remembers is saved with the run, and given back when that is resumed, if it has the
+    methods ``state_dict()`` and ``load_state_dict(state)``.
     """
 
     def on_round(self, report: RoundReport) -> bool | None:

@@ -1,7 +1,6 @@
 """The server's door to Flower: a strategy around any strategy that averages fronts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +100,8 @@ class SplitFed(Strategy):
         Everything that crossed.
     reports : list of RoundReport
         One a round.
+    status : RunStatus
+        How the run stands: ``status.now()``, from any thread.
     arrays : ArrayRecord or None
         The device-side model after the last completed round; zero where it is pruned.
     costs : sequence of DeviceCost
@@ -160,7 +161,7 @@ class SplitFed(Strategy):
         )
         self._history = History(callbacks)
         self.traffic, self.reports = self._history.traffic, self._history.reports
-        self.costs = self._history.costs
+        self.costs, self.status = self._history.costs, self._history.status
         self.arrays: ArrayRecord | None = None
         self._fronts = fronts_for(lightweight, scheme, *codecs)
         self._rounds = FlowerRounds(
@@ -168,7 +169,7 @@ class SplitFed(Strategy):
             *codecs,
             self._fronts,
             cut_features,
-            self.traffic,
+            self._history,
             transport=transport,
             limits=limits or Limits(),
             on_device_error=on_device_error,
@@ -206,7 +207,7 @@ class SplitFed(Strategy):
         arrays = arguments["initial_arrays"]
         self._wrapped.require_fit(self._fronts, self._server.scheme, arrays)
         parts = self._rounds, self._history, self._wrapped
-        with closing(self._rounds), self.saving.session(*parts, arguments) as session:
+        with self._rounds.running(), self.saving.session(*parts, arguments) as session:
             self._started, self.arrays = True, session.arrays
             return run_rounds(self, arguments, self._history, session)
 

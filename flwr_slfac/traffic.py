@@ -134,7 +134,8 @@ class Traffic:
         """Return a round's entries, of one device or of all."""
         book = self._rounds.get(server_round, {})
         devices = book if device is None else {device: book.get(device, {})}
-        found = [c for entries in devices.values() for c in entries.values()]
+        # Copies: other threads may look while one enters.
+        found = [c for own in list(devices.values()) for c in list(own.values())]
         for number in self._spooled.get(server_round, ()):
             rows = [Crossing(**fields) for fields in self._spool.read(number)]
             found += [c for c in rows if device in (None, c.device)]

@@ -19,7 +19,9 @@ ROOMS = (
     ("lightweight",),
     ("split",),
     ("transport",),
-    ("flower_parts", "report", "progress"),
+    ("flower_parts", "report"),
+    ("status",),
+    ("progress",),
     ("front_mods",),
     ("workers",),
     ("client",),
@@ -44,9 +46,9 @@ INNER = {
     "transport": (
         ("begins", "channels", "told", "packing"),
         ("records", "record_state", "snapshots"),
-        ("delivery", "node_state"),
+        ("delivery", "node_state", "carrier"),
         ("messages", "answers"),
-        ("stream", "carrier"),
+        ("stream",),
     ),
     "split": (("place", "features"), ("protocol",), ("crossing",), ("round", "local")),
 }

@@ -14,8 +14,8 @@ PUBLIC = {
         AllDevicesLostError Checkpoint CheckpointError CodecError CutError
         CutPoint DecodeError Device DeviceCost DeviceError DivergedError
         EncodeError Halves Lightweight RoundReport SaveBest SettingError
-        SlfacError SplitFed StopEarly StreamTransport TensorBoard Traffic
-        TrainingError VersionError __version__ accuracy client_app cut
+        SlfacError SplitFed StatusPage StopEarly StreamTransport TensorBoard
+        Traffic TrainingError VersionError __version__ accuracy client_app cut
         legal_cuts load_checkpoint
     """,
     "flwr_slfac.checkpoint": """
@@ -78,10 +78,13 @@ PUBLIC = {
         CutFeature Dropout Passage ServerMemory feature_fields feature_of
         passages register_feature
     """,
+    "flwr_slfac.status": """
+        DeviceStatus Phase RunStatus Status StatusPage
+    """,
     "flwr_slfac.transport": """
         DESCRIBE EVALUATE TRAIN Carrier DescribeRequest Exchange MessageLink
-        NodeState RecordState Reply Request answer answer_partition as_record
-        exchange_of refusal with_front
+        NodeState RecordState Reply Request Seen answer answer_partition
+        as_record exchange_of refusal with_front
     """,
     "flwr_slfac.transport.stream": """
         UNREACHABLE Answer DeviceEnd FallbackLink FlowerOpener

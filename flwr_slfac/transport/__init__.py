@@ -24,7 +24,7 @@ from flwr_slfac.transport.answers import (
     refusal,
     with_front,
 )
-from flwr_slfac.transport.carrier import Carrier
+from flwr_slfac.transport.carrier import Carrier, Seen
 from flwr_slfac.transport.messages import MessageLink
 from flwr_slfac.transport.node_state import NodeState
 from flwr_slfac.transport.record_state import RecordState, as_record
@@ -41,6 +41,7 @@ __all__ = [
     "RecordState",
     "Reply",
     "Request",
+    "Seen",
     "answer",
     "answer_partition",
     "as_record",

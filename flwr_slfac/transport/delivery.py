@@ -53,10 +53,13 @@ class Delivery:
     ----------
     deadline : float
         As `time.monotonic` counts: from then on, no answer is waited for.
+    waiting : dict of int to float
+        Nodes that have not answered yet, and when they were asked.
     """
 
     def __init__(self, grid: Grid, timeout_s: float) -> None:
         self.deadline = math.inf
+        self.waiting: dict[int, float] = {}
         self._grid = grid
         self._timeout_s = timeout_s
         self._unanswered: dict[int, str] = {}
@@ -141,12 +144,15 @@ class Delivery:
         answers: dict[int, RecordDict | Lost] = {}
         failures: list[_Failure] = []
         pending = self._push(messages, answers)
-        deadline = min(self.deadline, time.monotonic() + self._timeout_s)
+        now = time.monotonic()
+        self.waiting = dict.fromkeys(pending.values(), now)
+        deadline = min(self.deadline, now + self._timeout_s)
         wait_s = _FIRST_WAIT_S
         while pending and time.monotonic() < deadline:
             replies = list(self._grid.pull_messages(list(pending)))
             for reply in replies:
                 key = pending.pop(reply.metadata.reply_to_message_id)
+                self.waiting.pop(key, None)
                 if not reply.has_error():
                     answers[key] = accept(key, reply.content)
                 elif reply.error.code == _UNKNOWN_ERROR:
@@ -159,6 +165,7 @@ class Delivery:
         for message_id, key in pending.items():
             self._unanswered[key] = message_id
             answers[key] = Lost(f"no answer within {self._timeout_s:g} s")
+        self.waiting = {}
         return answers, failures
 
     def _push(

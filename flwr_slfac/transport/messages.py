@@ -22,6 +22,7 @@ from flwr_slfac.split import (
     TrainRequest,
 )
 from flwr_slfac.traffic import Direction, raw_bytes_of
+from flwr_slfac.transport.carrier import Seen
 from flwr_slfac.transport.delivery import PARTITION, Delivery
 from flwr_slfac.transport.records import (
     ARRAYS,
@@ -72,6 +73,14 @@ class MessageLink:
 
     def hold(self, keys: Iterable[int]) -> None:
         """Do nothing: between two messages no device is held."""
+
+    def look(self) -> dict[int, Seen]:
+        """Return what is seen of nodes that were asked for something."""
+        asked = self._delivery.waiting
+        return {
+            key: Seen(device, True, asked.get(key))
+            for key, device in list(self._partitions.items())
+        }
 
     def close(self) -> None:
         """Do nothing, for the same reason."""

@@ -10,7 +10,7 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flwr_slfac import SplitFed, StreamTransport, accuracy, cut
+from flwr_slfac import SplitFed, StatusPage, StreamTransport, accuracy, cut
 from quickstart.task import build_model, central_test_set
 
 app = ServerApp()
@@ -37,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         seed=run["seed"],
         checkpoint=run["checkpoint"] or None,
         resume=run["resume"],
+        callbacks=[StatusPage(run["status-port"])] if run["status-port"] else [],
     )
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:

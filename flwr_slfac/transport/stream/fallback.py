@@ -13,6 +13,7 @@ from flwr_slfac.split import (
     TrainReply,
     TrainRequest,
 )
+from flwr_slfac.transport.carrier import Seen
 from flwr_slfac.transport.messages import MessageLink
 from flwr_slfac.transport.stream.link import StreamLink
 
@@ -50,6 +51,10 @@ class FallbackLink:
     def hold(self, keys: Iterable[int]) -> None:
         """Let all devices go but these."""
         self._streams.hold(keys)
+
+    def look(self) -> dict[int, Seen]:
+        """Return what is seen of nodes."""
+        return {**self._messages.look(), **self._streams.look()}
 
     def close(self) -> None:
         """Let all devices go."""

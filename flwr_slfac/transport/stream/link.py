@@ -18,6 +18,7 @@ from flwr_slfac.split import (
     TrainRequest,
 )
 from flwr_slfac.transport.answers import DescribeRequest, Request
+from flwr_slfac.transport.carrier import Seen
 from flwr_slfac.transport.stream.blobs import StateCache
 from flwr_slfac.transport.stream.counting import carried
 from flwr_slfac.transport.stream.opening import Opening
@@ -56,9 +57,17 @@ class _Held:
 
     session: Session
     request: Packed | None = None
+    asked_at: float = 0.0
     # Bytes of the opening, and of the stream those that were entered already.
     opening_bytes: int = 0
     entered: int = 0
+
+    def look(self) -> Seen:
+        """Return what is seen of the device."""
+        session = self.session
+        connected = session.connection is not None
+        awaited = self.request is not None and session.asked is not None
+        return Seen(session.device, connected, self.asked_at if awaited else None)
 
 
 class StreamLink:
@@ -104,6 +113,10 @@ class StreamLink:
         kept = set(keys)
         for key in [key for key in self._held if key not in kept]:
             self._drop(key)
+
+    def look(self) -> dict[int, Seen]:
+        """Return what is seen of nodes that are held."""
+        return {key: held.look() for key, held in list(self._held.items())}
 
     def close(self) -> None:
         """Let all devices go, and stop the service."""
@@ -156,6 +169,7 @@ class StreamLink:
         for key, request in requests.items():
             held = self._held[key]
             held.request = pack_request(request, self._states)
+            held.asked_at = time.monotonic()
             limit = self._limit(request, held.request)
             self._service.ask(held.session, held.request, limit)
         return self._await(
