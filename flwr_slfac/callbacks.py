@@ -9,11 +9,10 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from flwr.app import ArrayRecord
 
-from flwr_slfac.checkpoint import CheckpointFolder, pack
+from flwr_slfac.checkpoint import CheckpointFolder, Saving, pack
 from flwr_slfac.counts import require_count
 from flwr_slfac.errors import SettingError
 from flwr_slfac.report import RoundReport
-from flwr_slfac.saving import Saving
 
 logger = logging.getLogger("flwr")
 

@@ -14,7 +14,8 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_slfac.saving import Session
+from flwr_slfac.checkpoint import Session
+from flwr_slfac.run_state import Progress, RunState
 
 logger = logging.getLogger("flwr")
 
@@ -34,7 +35,11 @@ class Told(Protocol):
 
 
 def run_rounds(
-    strategy: Strategy, arguments: Mapping[str, Any], told: Told, session: Session
+    strategy: Strategy,
+    arguments: Mapping[str, Any],
+    told: Told,
+    run: RunState,
+    session: Session,
 ) -> Result:
     """Run the rounds that are left, and return what all of them came to.
 
@@ -46,10 +51,12 @@ def run_rounds(
         Those of Flower's `start`, by name.
     told : Told
         Asked after each round whether the run ends.
+    run : RunState
+        How far the run has come.
     session : Session
-        How far the run has come; saves it after each round.
+        Saves it after each round.
     """
-    progress, num_rounds = session.progress, arguments["num_rounds"]
+    progress, num_rounds = run.progress, run.num_rounds
     _log_start(strategy, arguments)
     told.started(strategy)
     start = time.time()
@@ -59,18 +66,18 @@ def run_rounds(
         logger.info("Initial global evaluation results: %s", found)
         if found is not None:
             progress.result.evaluate_metrics_serverapp[0] = found
-    if session.stopped_by:
-        logger.info("The run was ended by %s before", session.stopped_by)
+    if run.stopped_by:
+        logger.info("The run was ended by %s before", run.stopped_by)
         num_rounds = progress.server_round
     for current in range(progress.server_round + 1, num_rounds + 1):
         logger.info("")
         logger.info("[ROUND %s/%s]", current, num_rounds)
-        central = _run_round(strategy, arguments, session, current)
+        central = _run_round(strategy, arguments, progress, current)
         progress.server_round = current
         stopped_by = told.finished(current, central)
         progress.stopped_by = progress.stopped_by or stopped_by
         # A run does not end while devices hold fronts that nobody has aggregated.
-        ends = bool(progress.stopped_by) and session.may_end
+        ends = bool(progress.stopped_by) and run.aggregates
         session.save(last=ends or current == num_rounds)
         if ends:
             logger.info("%s ends the run after this round", progress.stopped_by)
@@ -80,10 +87,10 @@ def run_rounds(
 
 
 def _run_round(
-    strategy: Strategy, arguments: Mapping[str, Any], session: Session, current: int
+    strategy: Strategy, arguments: Mapping[str, Any], progress: Progress, current: int
 ) -> Mapping[str, Any]:
     """Train, evaluate on devices and on the server; return the last one's metrics."""
-    progress, result = session.progress, session.progress.result
+    result = progress.result
     grid: Grid = arguments["grid"]
     config = progress.configs["train_config"]
     messages = strategy.configure_train(current, progress.arrays, config, grid)

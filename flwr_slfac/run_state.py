@@ -1,25 +1,27 @@
 """What of a run over Flower outlives a round: gathered for a checkpoint, put back."""
 
-import copy
 import logging
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import Result
 
 import flwr_slfac.flower_kinds  # noqa: F401 - makes Flower's records known
-from flwr_slfac.checkpoint import Ledger, pack
+from flwr_slfac.checkpoint import (
+    Ledger,
+    described,
+    modules_of,
+    random_states,
+    restore_random,
+    shapes_of,
+)
 from flwr_slfac.errors import SettingError
 from flwr_slfac.flower_rounds import FlowerRounds
 from flwr_slfac.history import History
 from flwr_slfac.report import Callback
-from flwr_slfac.run_settings import described, modules_of, shapes_of
 from flwr_slfac.split import KEPT
 from flwr_slfac.strategy_state import StrategyState
 from flwr_slfac.wrapped import WrappedStrategy
@@ -74,21 +76,38 @@ class RunState:
         What rounds came to.
     wrapped : WrappedStrategy
         The strategy, as it is before the first round.
+    arguments : mapping
+        Those of Flower's `start`, by name.
+
+    Attributes
+    ----------
+    progress : Progress
+        How far the run has come.
+    num_rounds : int
+        The round after which it is to end.
     """
 
     def __init__(
-        self, rounds: FlowerRounds, history: History, wrapped: WrappedStrategy
+        self,
+        rounds: FlowerRounds,
+        history: History,
+        wrapped: WrappedStrategy,
+        arguments: Mapping[str, Any],
     ) -> None:
         self._rounds, self._history, self._wrapped = rounds, history, wrapped
+        self._arguments = arguments
         self._ledger = Ledger()
+        self.progress = Progress.at_first(arguments)
+        self.num_rounds: int = arguments["num_rounds"]
 
     @cached_property
     def _strategy(self) -> StrategyState:
         """What the strategy remembers; made for `settings`, before the first round."""
         return StrategyState(self._wrapped.inner)
 
-    def settings(self, arguments: Mapping[str, Any]) -> dict[str, str]:
+    def settings(self) -> dict[str, str]:
         """Return what makes the run another one; before the first round."""
+        arguments = self._arguments
         configs = {name: dict(arguments[name] or {}) for name in _CONFIGS}
         back = self._rounds.server.back
         return {
@@ -105,23 +124,35 @@ class RunState:
         """Told of every round."""
         return self._history.callbacks
 
-    def aggregates(self, server_round: int) -> bool:
-        """Say whether no front stays on the devices after a round."""
-        return self._rounds.rounds.run.fronts.aggregates(server_round)
+    @property
+    def server_round(self) -> int:
+        """The last round that was finished; 0 for none."""
+        return self.progress.server_round
 
-    def is_forced(self, server_round: int) -> bool:
-        """Say whether fronts are aggregated after a round only as it is the last."""
-        endless = copy.copy(self._rounds.rounds.run.fronts)
-        endless.last_round = None
-        return not endless.aggregates(server_round)
+    @property
+    def stopped_by(self) -> str:
+        """Class of a callback that ended the run and is still there; else empty."""
+        present = {type(each).__name__ for each in self.callbacks}
+        name = self.progress.stopped_by
+        return name if name in present else ""
 
-    def metrics(self, server_round: int) -> Any:
-        """Return what a round that just ended came to, as JSON."""
+    @property
+    def aggregates(self) -> bool:
+        """Whether no front stays on the devices after the last round."""
+        return self._rounds.rounds.run.fronts.aggregates(self.server_round)
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether fronts were aggregated only because no round follows."""
+        return self._rounds.rounds.run.fronts.is_forced(self.server_round)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the last round came to."""
         reports = self._history.reports[-1:]
-        found = [r.scalars() for r in reports if r.server_round == server_round]
-        return pack(found[0] if found else {})[0]
+        found = [r.scalars() for r in reports if r.server_round == self.server_round]
+        return found[0] if found else {}
 
-    def sections(self, progress: Progress) -> dict[str, Any]:
+    def sections(self) -> dict[str, Any]:
         """Return what a checkpoint holds but for `rounds`.
 
         Raises
@@ -129,12 +160,12 @@ class RunState:
         CheckpointError
             If the wrapped strategy remembers what cannot be stored.
         """
-        result = progress.result
+        progress, result = self.progress, self.progress.result
         state = {
             "run": self._rounds.rounds.run.state(),
             "strategy": self._strategy.state(),
             "callbacks": [_asked(each) for each in self.callbacks],
-            "random": _random_states(),
+            "random": random_states(),
             "aggregated": bool(result.arrays),
             "metrics": {name: getattr(result, name) for name in (*_METRICS, _CENTRAL)},
             "configs": progress.configs,
@@ -146,15 +177,15 @@ class RunState:
             "state": state,
         }
 
-    def rounds(self, server_round: int) -> bytes:
-        """Return what all rounds up to this one came to."""
-        for number in range(len(self._ledger) + 1, server_round + 1):
+    def rounds(self) -> bytes:
+        """Return what all rounds came to."""
+        for number in range(len(self._ledger) + 1, self.server_round + 1):
             self._ledger.add(self._history.entry(number))
         return self._ledger.to_bytes()
 
     def load(
         self, sections: Mapping[str, Any], rounds: bytes, server_round: int
-    ) -> Progress:
+    ) -> None:
         """Bring all parts to what was saved; warn of what devices kept.
 
         Raises
@@ -181,8 +212,8 @@ class RunState:
         if state["aggregated"]:
             result.arrays = arrays
         _warn_of_kept(state["run"]["kept"])
-        _restore_random(state["random"])
-        return Progress(
+        restore_random(state["random"])
+        self.progress = Progress(
             arrays, state["configs"], result, server_round, state["stopped_by"]
         )
 
@@ -223,23 +254,3 @@ def _warn_of_kept(kept: Mapping[int, tuple[str, ...]]) -> None:
                 text,
                 ", ".join(map(str, devices)),
             )
-
-
-def _random_states() -> dict[str, Any]:
-    """Return the states of the global generators of random numbers."""
-    here = torch.cuda.is_available()
-    cuda = torch.cuda.get_rng_state_all() if here else []
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": [each.cpu() for each in cuda],
-    }
-
-
-def _restore_random(states: Mapping[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])

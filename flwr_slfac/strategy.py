@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
+from flwr_slfac.checkpoint import Saving
 from flwr_slfac.codec import Codec
 from flwr_slfac.default_codecs import codecs_of
 from flwr_slfac.errors import SettingError
@@ -19,7 +20,7 @@ from flwr_slfac.history import History
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.links import Transport
 from flwr_slfac.report import Callback
-from flwr_slfac.saving import Saving
+from flwr_slfac.run_state import RunState
 from flwr_slfac.split import (
     CutFeature,
     Limits,
@@ -92,7 +93,7 @@ class SplitFed(Strategy):
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
     checkpoint, checkpoint_every, keep, resume
         As `folder` (None), `every` (1), `keep` (3) and `resume` (False) of
-        `flwr_slfac.saving.Saving`: where and when the run is saved, and resumed.
+        `flwr_slfac.checkpoint.Saving`: where and when the run is saved, and resumed.
 
     Attributes
     ----------
@@ -206,10 +207,10 @@ class SplitFed(Strategy):
         arguments = self._rounds.arguments(grid, *args, **kwargs)
         arrays = arguments["initial_arrays"]
         self._wrapped.require_fit(self._fronts, self._server.scheme, arrays)
-        parts = self._rounds, self._history, self._wrapped
-        with self._rounds.running(), self.saving.session(*parts, arguments) as session:
-            self._started, self.arrays = True, session.arrays
-            return run_rounds(self, arguments, self._history, session)
+        run = RunState(self._rounds, self._history, self._wrapped, arguments)
+        with self._rounds.running(), self.saving.session(run) as session:
+            self._started, self.arrays = True, run.progress.result.arrays or None
+            return run_rounds(self, arguments, self._history, run, session)
 
     def back_state(self) -> dict[str, torch.Tensor]:
         """Return a copy of the server-side model's state dict, on the CPU."""

@@ -12,9 +12,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_slfac.checkpoint import Saving
 from flwr_slfac.flower_loop import run_rounds
 from flwr_slfac.history import History
-from flwr_slfac.saving import Saving
+from flwr_slfac.run_state import RunState
 from tests.grid_in_process import GridInProcess
 
 
@@ -78,8 +79,9 @@ def ours(strategy: Strategy, grid: Grid, **kwargs: Any) -> Result:
         **kwargs,
     }
     saving, history = Saving(None, 1, 3, resume=False), History()
-    with saving.session(None, history, None, arguments) as session:  # type: ignore[arg-type]
-        return run_rounds(strategy, arguments, history, session)
+    run = RunState(None, history, None, arguments)  # type: ignore[arg-type]
+    with saving.session(run) as session:
+        return run_rounds(strategy, arguments, history, run, session)
 
 
 @pytest.mark.parametrize("evaluates", [False, True])

@@ -28,9 +28,8 @@ ROOMS = (
     ("history", "mean_probe", "sampled"),
     ("node_link", "links", "wrapped"),
     ("flower_rounds",),
-    ("flower_kinds", "run_settings", "strategy_state"),
+    ("flower_kinds", "strategy_state"),
     ("run_state",),
-    ("saving",),
     ("callbacks", "flower_loop"),
     ("default_codecs", "strategy", "run"),
 )

@@ -19,8 +19,9 @@ PUBLIC = {
         legal_cuts load_checkpoint
     """,
     "flwr_slfac.checkpoint": """
-        SECTIONS Checkpoint CheckpointFolder Ledger Saved load_checkpoint pack
-        read_checkpoint register_kind storable unpack write_files
+        SECTIONS Checkpoint CheckpointFolder Ledger Resumable Saved Saving Session
+        described load_checkpoint modules_of pack random_states read_checkpoint
+        register_kind restore_random shapes_of storable unpack write_files
     """,
     "flwr_slfac.codec": """
         SLFAC BFloat16 Codec EasyQuant Feedback Float16 Frame Hints Identity

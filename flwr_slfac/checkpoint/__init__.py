@@ -16,6 +16,9 @@ from flwr_slfac.checkpoint.folder import (
 )
 from flwr_slfac.checkpoint.ledger import Ledger
 from flwr_slfac.checkpoint.loading import Checkpoint, load_checkpoint
+from flwr_slfac.checkpoint.randomness import random_states, restore_random
+from flwr_slfac.checkpoint.saving import Resumable, Saving, Session
+from flwr_slfac.checkpoint.settings import described, modules_of, shapes_of
 from flwr_slfac.checkpoint.tree import pack, register_kind, storable, unpack
 
 __all__ = [
@@ -23,11 +26,19 @@ __all__ = [
     "Checkpoint",
     "CheckpointFolder",
     "Ledger",
+    "Resumable",
     "Saved",
+    "Saving",
+    "Session",
+    "described",
     "load_checkpoint",
+    "modules_of",
     "pack",
+    "random_states",
     "read_checkpoint",
     "register_kind",
+    "restore_random",
+    "shapes_of",
     "storable",
     "unpack",
     "write_files",

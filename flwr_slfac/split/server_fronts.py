@@ -1,5 +1,6 @@
 """The server's side of fronts: handed out and taken back; the null form is whole."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -78,6 +79,12 @@ class ServerFronts(ABC):
     @abstractmethod
     def aggregates(self, server_round: int) -> bool:
         """Say whether fronts come back at the end of a round, from 1."""
+
+    def is_forced(self, server_round: int) -> bool:
+        """Say whether fronts come back then only because it is the last round."""
+        endless = copy.copy(self)
+        endless.last_round = None
+        return not endless.aggregates(server_round)
 
     @abstractmethod
     def begin(self, device: int, begin: Begin) -> Begin:

@@ -4,21 +4,60 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from flwr.app import ArrayRecord
 
-from flwr_slfac.checkpoint import SECTIONS, CheckpointFolder, Saved
+from flwr_slfac.checkpoint.folder import SECTIONS, CheckpointFolder, Saved
+from flwr_slfac.checkpoint.settings import require_same
+from flwr_slfac.checkpoint.tree import pack
 from flwr_slfac.counts import require_count
 from flwr_slfac.errors import SettingError
-from flwr_slfac.flower_rounds import FlowerRounds
-from flwr_slfac.history import History
-from flwr_slfac.run_settings import require_same
-from flwr_slfac.run_state import Progress, RunState
-from flwr_slfac.wrapped import WrappedStrategy
 
 logger = logging.getLogger("flwr")
+
+
+class Resumable(Protocol):
+    """A run of which something outlives a round."""
+
+    num_rounds: int
+
+    @property
+    def server_round(self) -> int:
+        """The last round that was finished; 0 for none."""
+        ...
+
+    @property
+    def aggregates(self) -> bool:
+        """Whether no front stays on the devices after the last round."""
+        ...
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether fronts were aggregated only because no round follows."""
+        ...
+
+    def settings(self) -> dict[str, str]:
+        """Return what makes it another run; asked before the first round."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the last round came to."""
+        ...
+
+    def sections(self) -> dict[str, Any]:
+        """Return what it goes on from: ``front``, ``back`` and ``state``."""
+        ...
+
+    def rounds(self) -> bytes:
+        """Return what all rounds came to."""
+        ...
+
+    def load(
+        self, sections: Mapping[str, Any], rounds: bytes, server_round: int
+    ) -> None:
+        """Go on from what `sections` and `rounds` returned after a round."""
+        ...
 
 
 class Saving:
@@ -60,21 +99,8 @@ class Saving:
         self._every = every
 
     @contextmanager
-    def session(
-        self,
-        rounds: FlowerRounds,
-        history: History,
-        wrapped: WrappedStrategy,
-        arguments: Mapping[str, Any],
-    ) -> Iterator["Session"]:
-        """Hold the folder for a run, and give how far it has come.
-
-        Parameters
-        ----------
-        rounds, history, wrapped
-            As for `RunState`.
-        arguments : mapping
-            Those of `Strategy.start`, by name.
+    def session(self, run: Resumable) -> Iterator["Session"]:
+        """Hold the folder for a run, brought to where it is resumed from.
 
         Raises
         ------
@@ -83,56 +109,47 @@ class Saving:
         CheckpointError
             If all that it holds is damaged.
         """
-        progress = Progress.at_first(arguments)
-        state = RunState(rounds, history, wrapped)
         if self.folder is None:
-            yield Session(state, progress, None, self._every, {})
+            yield Session(run, None, self._every, {})
             return
-        settings = state.settings(arguments)
+        settings = run.settings()
         with self.folder.held():
             if self.resume:
-                progress = self._resumed(state, arguments, settings) or progress
+                self._go_on(run, self.folder, settings)
             else:
-                self._require_empty()
-            if not progress.server_round:
+                self._require_empty(self.folder)
+            if not run.server_round:
                 logger.info("Checkpoints: %s", self.folder.path)
-            yield Session(state, progress, self.folder, self._every, settings)
+            yield Session(run, self.folder, self._every, settings)
 
-    def _require_empty(self) -> None:
-        folder = self.folder
-        if folder is not None and (found := folder.all()):
+    def _require_empty(self, folder: CheckpointFolder) -> None:
+        if found := folder.all():
             raise SettingError(
                 f"{folder.path} holds checkpoints of another run, up to round "
                 f"{max(found)}; set resume=True to go on with it, or give another "
                 "folder"
             )
 
-    def _resumed(
-        self,
-        state: RunState,
-        arguments: Mapping[str, Any],
-        settings: Mapping[str, str],
-    ) -> Progress | None:
-        """Return how far a saved run came; None if nothing was saved."""
-        if self.folder is None:
-            return None
+    def _go_on(
+        self, run: Resumable, folder: CheckpointFolder, settings: Mapping[str, str]
+    ) -> None:
+        """Bring a run to the newest whole checkpoint; to nothing if there is none."""
         passed_over = ""
-        for saved in self.folder.whole(SECTIONS):
+        for saved in folder.whole(SECTIONS):
             require_same(saved.about["settings"], settings, str(saved.path))
-            passed_over = _why_not(saved, arguments["num_rounds"])
+            passed_over = _why_not(saved, run.num_rounds)
             if passed_over:
                 logger.warning("checkpoint left out: %s", passed_over)
                 continue
             _warn_of_other_torch(saved)
-            progress = state.load(saved.sections, saved.rounds, saved.server_round)
+            run.load(saved.sections, saved.rounds, saved.server_round)
             logger.info(
                 "Resumed from %s, after round %d", saved.path, saved.server_round
             )
-            return progress
+            return
         if passed_over:
             raise SettingError(passed_over)
-        logger.info("Nothing to resume in %s: the run starts anew", self.folder.path)
-        return None
+        logger.info("Nothing to resume in %s: the run starts anew", folder.path)
 
 
 class Session:
@@ -140,10 +157,8 @@ class Session:
 
     Parameters
     ----------
-    state : RunState
-        The parts of the run.
-    progress : Progress
-        How far it has come.
+    run : Resumable
+        The run.
     folder : CheckpointFolder or None
         Where it is saved.
     every : int
@@ -154,33 +169,14 @@ class Session:
 
     def __init__(
         self,
-        state: RunState,
-        progress: Progress,
+        run: Resumable,
         folder: CheckpointFolder | None,
         every: int,
         settings: Mapping[str, str],
     ) -> None:
-        self.progress = progress
-        self._state, self._folder, self._every = state, folder, every
+        self._run, self._folder, self._every = run, folder, every
         self._settings = settings
-        self._last_saved = progress.server_round
-
-    @property
-    def arrays(self) -> ArrayRecord | None:
-        """The aggregated device-side model of the last round; None if there is none."""
-        return self.progress.result.arrays or None
-
-    @property
-    def stopped_by(self) -> str:
-        """Class of a callback that ended the run and is still there; else empty."""
-        present = {type(each).__name__ for each in self._state.callbacks}
-        name = self.progress.stopped_by
-        return name if name in present else ""
-
-    @property
-    def may_end(self) -> bool:
-        """Whether no front stays on the devices after the last round."""
-        return self._state.aggregates(self.progress.server_round)
+        self._last_saved = run.server_round
 
     def save(self, *, last: bool) -> None:
         """Save the run after a round, if it is time.
@@ -196,19 +192,18 @@ class Session:
             If something of the run cannot be stored, or the disk is full, say; the
             checkpoints of before stay whole.
         """
-        now, state = self.progress.server_round, self._state
+        run, now = self._run, self._run.server_round
         due = last or now - self._last_saved >= self._every
-        if self._folder is None or not due or not state.aggregates(now):
+        if self._folder is None or not due or not run.aggregates:
             return
         facts = {
             "settings": dict(self._settings),
-            "metrics": state.metrics(now),
+            "metrics": pack(run.metrics())[0],
             "torch": torch.__version__,
             # A shorter run aggregates after its last round, where a longer would not.
-            "forced": state.is_forced(now),
+            "forced": run.is_forced,
         }
-        sections = state.sections(self.progress)
-        self._folder.save(now, sections, state.rounds(now), facts)
+        self._folder.save(now, run.sections(), run.rounds(), facts)
         self._last_saved = now
 
 

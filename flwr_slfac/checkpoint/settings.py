@@ -9,10 +9,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord
 from torch import nn
 
-from flwr_slfac.checkpoint import pack, storable
+from flwr_slfac.checkpoint.tree import pack, storable
 from flwr_slfac.errors import SettingError
 
 # A message names so many differences: enough to see what was changed.
@@ -35,10 +34,8 @@ def described(settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: _describe(value) for name, value in settings.items()}
 
 
-def shapes_of(
-    what: str, state: Mapping[str, torch.Tensor] | ArrayRecord
-) -> dict[str, str]:
-    """Return dtype and shape of the tensors of a model, as settings."""
+def shapes_of(what: str, state: Mapping[str, Any]) -> dict[str, str]:
+    """Return dtype and shape of the tensors, or arrays, of a model as settings."""
     return {
         f"{what} {name!r}": f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}"
         for name, t in state.items()
