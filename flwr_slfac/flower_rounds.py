@@ -157,18 +157,8 @@ class FlowerRounds:
 
     def settings(self) -> dict[str, Any]:
         """Return what makes a run another one."""
-        server = self._server
-        return {
-            "seed": self._seed,
-            "scheme": server.scheme,
-            "up": format_codec(self._up),
-            "down": format_codec(self._down),
-            "loss": server.loss,
-            "metrics": server.metrics,
-            **server.replica.settings(),
-            "lightweight": self._fronts.setting,
-            "cut_features": self._rounds.features,
-        }
+        own = {"seed": self._seed, "up": format_codec(self._up)}
+        return {**own, **self._rounds.settings()}
 
     def devices(self, grid: Grid, nodes: list[int]) -> dict[int, int]:
         """Return the partition ids of the nodes that answer."""

@@ -26,7 +26,8 @@ from flwr_slfac.split.features import (
 )
 from flwr_slfac.split.lasting import KEPT
 from flwr_slfac.split.limits import Limits, OnDeviceError
-from flwr_slfac.split.local import LocalLink, LocalResult, train_locally
+from flwr_slfac.split.local import LocalLink, train_locally
+from flwr_slfac.split.local_run import LocalResult
 from flwr_slfac.split.masked_fronts import Fronts, fronts_for
 from flwr_slfac.split.metrics import accuracy
 from flwr_slfac.split.own_losses import Loss

@@ -1,10 +1,11 @@
 """Split training in one process, without Flower: the fastest way, and the oracle."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from flwr_slfac._release import RELEASE
+from flwr_slfac.checkpoint import Saving
 from flwr_slfac.codec import Codec, Identity
 from flwr_slfac.errors import SlfacError
 from flwr_slfac.lightweight import Lightweight
@@ -13,6 +14,7 @@ from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import CutFeature
 from flwr_slfac.split.limits import Limits, OnDeviceError
+from flwr_slfac.split.local_run import LocalResult, LocalRun
 from flwr_slfac.split.masked_fronts import fronts_for
 from flwr_slfac.split.protocol import (
     Begin,
@@ -25,15 +27,12 @@ from flwr_slfac.split.protocol import (
     TrainReply,
     TrainRequest,
 )
-from flwr_slfac.split.results import RoundResult
 from flwr_slfac.split.rounds import Rounds
 from flwr_slfac.split.server_half import ServerHalf
-from flwr_slfac.states import State, weighted_average
+from flwr_slfac.states import State
 from flwr_slfac.traffic import Traffic
 
 A = TypeVar("A", TrainReply, EvaluateReply, Description)
-# Of smashed test data a reply: a few batches, so that little is held at once.
-_EVALUATE_BYTES = 2**23
 
 
 class LocalLink:
@@ -81,29 +80,6 @@ class LocalLink:
         }
 
 
-@dataclass
-class LocalResult:
-    """What a run in one process came to.
-
-    Parameters
-    ----------
-    front : mapping of str to Tensor
-        The averaged device-side model, zero where it is pruned; the back is in the
-        `ServerHalf`.
-    rounds : list of RoundResult
-        One a round; the devices' fronts are those of the last round only.
-    evaluations : list of dict
-        One a round: the metrics over all test sets, weighted by examples.
-    traffic : Traffic
-        What the codecs made.
-    """
-
-    front: State
-    rounds: list[RoundResult]
-    evaluations: list[dict[str, float]]
-    traffic: Traffic
-
-
 def train_locally(
     devices: Sequence[Device],
     front: State,
@@ -118,6 +94,10 @@ def train_locally(
     lightweight: Lightweight | None = None,
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
+    keep: int = 3,
+    resume: bool = False,
     make_link: Callable[[Sequence[DeviceHalf]], LocalLink] = LocalLink,
 ) -> LocalResult:
     """Train a split model over several devices in this process.
@@ -149,65 +129,32 @@ def train_locally(
         What else is done to the smashed data, in the order of sending.
     on_device_error : {"drop", "raise"} (default: "raise")
         As in `SplitFed`, whose default is to drop.
+    checkpoint, checkpoint_every, keep, resume
+        As in `SplitFed`; what devices keep between rounds is saved, too.
     make_link : callable
         How the halves are reached.
+
+    Raises
+    ------
+    SettingError
+        If a setting is out of range, or the checkpoint folder holds another run.
+    CheckpointError
+        If something of the run cannot be stored, or all that was is damaged.
     """
+    saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
     codecs = up or Identity(), down or Identity()
     fronts = fronts_for(lightweight, server.scheme, *codecs)
-    fronts.last_round = num_rounds
     require_places((*cut_features, *fronts.cut_features), *codecs)
     result = LocalResult(dict(front), [], [], Traffic())
     settings = fronts, cut_features, on_device_error
     rounds = Rounds(server, codecs[1], result.traffic, Limits(), *settings)
-    link = make_link([DeviceHalf(device, i) for i, device in enumerate(devices)])
+    halves = [DeviceHalf(device, i) for i, device in enumerate(devices)]
+    link = make_link(halves)
     link.on_device_error = on_device_error
-    keys = range(len(devices))
     begin = Begin(0, seed, front, codecs[0], RELEASE, server.min_batch, proximal_mu)
-    for server_round in range(1, num_rounds + 1):
-        front = fronts.take(result.front)
-        begin = replace(begin, server_round=server_round, front=front)
-        outcome = rounds.train(link, keys, begin)
-        if outcome.aggregates:
-            result.front = fronts.advance(merge_fronts(outcome))
-        _forget_fronts(result.rounds)
-        result.rounds.append(outcome)
-        if evaluate:
-            served = replace(begin, front=result.front)
-            by_key = rounds.evaluate(link, keys, served, _EVALUATE_BYTES)
-            result.evaluations.append(weighted_metrics(list(by_key.values())))
+    run = LocalRun(rounds, link, halves, begin, result, num_rounds, evaluates=evaluate)
+    with saving.session(run) as session:
+        while run.server_round < num_rounds:
+            run.next_round()
+            session.save(last=run.server_round == num_rounds)
     return result
-
-
-def _forget_fronts(rounds: Sequence[RoundResult]) -> None:
-    """Let go of the last round's fronts, or a long run would hold all of them."""
-    for outcome in rounds[-1:]:
-        for device in outcome.finished.values():
-            device.front = None
-
-
-def merge_fronts(outcome: RoundResult) -> State:
-    """Return the round's front: the last of a relay, else the mean by examples."""
-    results = sorted(outcome.finished.values(), key=lambda r: r.device)
-    fronts = [r.front for r in results if r.front is not None]
-    if outcome.handed_on:
-        return fronts[-1]
-    return weighted_average(fronts, [r.num_examples for r in results])
-
-
-def weighted_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of metrics by ``num-examples``, and their sum.
-
-    Examples
-    --------
-    >>> weighted_metrics([{"num-examples": 1, "loss": 1.0},
-    ...                   {"num-examples": 3, "loss": 2.0}])
-    {'num-examples': 4, 'loss': 1.75}
-    """
-    total = sum(m["num-examples"] for m in metrics)
-    if not total:
-        return {}
-    names = [n for n in metrics[0] if n != "num-examples"]
-    return {
-        "num-examples": total,
-        **{n: sum(m[n] * m["num-examples"] for m in metrics) / total for n in names},
-    }

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
-from flwr_slfac.codec import Codec
+from flwr_slfac.codec import Codec, format_codec
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing import ServerSide
 from flwr_slfac.split.evaluation import Evaluation
@@ -78,6 +79,19 @@ class Rounds:
     def features(self) -> tuple[CutFeature, ...]:
         """What is done to the smashed data, in the order of sending."""
         return self._features
+
+    def settings(self) -> dict[str, Any]:
+        """Return what makes a run another one, seed and codec upwards left out."""
+        server = self._run.server
+        return {
+            "scheme": server.scheme,
+            "down": format_codec(self._run.side.down),
+            "loss": server.loss,
+            "metrics": server.metrics,
+            **server.replica.settings(),
+            "lightweight": self._run.fronts.setting,
+            "cut_features": self._features,
+        }
 
     def train(
         self,

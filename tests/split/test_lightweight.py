@@ -38,7 +38,7 @@ from flwr_slfac.split import (
     TrainRequest,
     train_locally,
 )
-from flwr_slfac.split.local import merge_fronts
+from flwr_slfac.split.local_run import merge_fronts
 from flwr_slfac.split.protocol import Begin, TrainAnswer, TrainReply
 from tests.models import vgg19_bn
 from tests.split import builders
