@@ -61,6 +61,8 @@ class FlowerRounds:
         A device that does not answer a step for this long is lost for the round.
     evaluate_bytes : int
         Smashed test data that a device sends per message.
+    codec_threads : int or None
+        Threads that code different devices' frames.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class FlowerRounds:
         seed: int,
         step_timeout_s: float,
         evaluate_bytes: int,
+        codec_threads: int | None,
     ) -> None:
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
@@ -90,9 +93,8 @@ class FlowerRounds:
         require_places((*cut_features, *fronts.cut_features), up, down)
         self._server = server
         self._up, self._down = up, down
-        self._rounds = Rounds(
-            server, down, traffic, limits, fronts, cut_features, on_device_error
-        )
+        settings = fronts, cut_features, on_device_error, codec_threads
+        self._rounds = Rounds(server, down, traffic, limits, *settings)
         self._fronts = fronts
         self._before: dict[str, torch.Tensor] = {}
         self._seed = seed

@@ -1,6 +1,6 @@
 """Split training in one process, without Flower: the fastest way, and the oracle."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -64,6 +64,18 @@ class LocalLink:
         """Call each device."""
         return {k: self._call(k, lambda h: h.describe(channels=channels)) for k in keys}
 
+    def train_each(
+        self, requests: Iterable[tuple[int, TrainRequest]]
+    ) -> Iterator[tuple[int, TrainAnswer]]:
+        """Call each device when all requests are there."""
+        yield from self.train(dict(requests)).items()
+
+    def evaluate_each(
+        self, requests: Iterable[tuple[int, EvaluateRequest]]
+    ) -> Iterator[tuple[int, EvaluateAnswer]]:
+        """Call each device when all requests are there."""
+        yield from self.evaluate(dict(requests)).items()
+
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
         """Call each device in partition order."""
         return {
@@ -118,6 +130,7 @@ def train_locally(
     lightweight: Lightweight | None = None,
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
+    codec_threads: int | None = 1,
     make_link: Callable[[Sequence[DeviceHalf]], LocalLink] = LocalLink,
 ) -> LocalResult:
     """Train a split model over several devices in this process.
@@ -149,6 +162,8 @@ def train_locally(
         What else is done to the smashed data, in the order of sending.
     on_device_error : {"drop", "raise"} (default: "raise")
         As in `SplitFed`, whose default is to drop.
+    codec_threads : int or None (default: 1)
+        As in `SplitFed`, whose default is None; here devices take the cores, too.
     make_link : callable
         How the halves are reached.
     """
@@ -157,7 +172,7 @@ def train_locally(
     fronts.last_round = num_rounds
     require_places((*cut_features, *fronts.cut_features), *codecs)
     result = LocalResult(dict(front), [], [], Traffic())
-    settings = fronts, cut_features, on_device_error
+    settings = fronts, cut_features, on_device_error, codec_threads
     rounds = Rounds(server, codecs[1], result.traffic, Limits(), *settings)
     link = make_link([DeviceHalf(device, i) for i, device in enumerate(devices)])
     link.on_device_error = on_device_error
@@ -166,11 +181,10 @@ def train_locally(
     for server_round in range(1, num_rounds + 1):
         front = fronts.take(result.front)
         begin = replace(begin, server_round=server_round, front=front)
-        outcome = rounds.train(link, keys, begin)
+        result.rounds.append(outcome := rounds.train(link, keys, begin))
         if outcome.aggregates:
             result.front = fronts.advance(merge_fronts(outcome))
-        _forget_fronts(result.rounds)
-        result.rounds.append(outcome)
+        _forget_fronts(result.rounds[:-1])
         if evaluate:
             served = replace(begin, front=result.front)
             by_key = rounds.evaluate(link, keys, served, _EVALUATE_BYTES)
