@@ -55,35 +55,38 @@ RESULT = Path(__file__).parent / "results" / "soak.md"
 # Of a device's smashed data: 131,072 values, the fewest that are coded on threads.
 SHAPE = (16, 32, 16, 16)
 NUM_STEPS = 3
+Shape = tuple[int, ...]
 SAMPLE_S = 3.0
 
 
-def be_devices(inbox: Connection, codec: Codec) -> None:
+def be_devices(inbox: Connection, codec: Codec, shape: Shape) -> None:
     """Run a session in a thread for each opening that comes, until None does."""
     torch.set_num_threads(1)
     threads = []
     while (item := inbox.recv()) is not None:
         opening, device = item
-        thread = threading.Thread(target=be_device, args=(opening, device, codec))
+        thread = threading.Thread(
+            target=be_device, args=(opening, device, codec, shape)
+        )
         thread.start()
         threads.append(thread)
     for thread in threads:
         thread.join()
 
 
-def be_device(opening: Opening, device: int, codec: Codec) -> None:
+def be_device(opening: Opening, device: int, codec: Codec, shape: Shape) -> None:
     """Answer every request with a frame; look at every gradient."""
     generator = torch.Generator().manual_seed(device)
-    x = torch.randn(SHAPE, generator=generator).relu()
-    frames = encode(x, codec), encode_targets(torch.arange(SHAPE[0]) % 4)
+    x = torch.randn(shape, generator=generator).relu()
+    frames = encode(x, codec), encode_targets(torch.arange(shape[0]) % 4)
     front = {"weight": torch.zeros(1000)}
 
     def answer(request: TrainRequest) -> TrainReply:
         if request.gradient is not None:
-            assert decode(request.gradient).shape == SHAPE
+            assert decode(request.gradient).shape == shape
         if request.step == NUM_STEPS:
             return TrainReply(device, NUM_STEPS, done=True, front=front)
-        return TrainReply(device, NUM_STEPS, Smashed(*frames, SHAPE[0]))
+        return TrainReply(device, NUM_STEPS, Smashed(*frames, shape[0]))
 
     DeviceEnd(opening, device, answer).run()  # type: ignore[arg-type]
 
@@ -97,14 +100,16 @@ class SharedProcesses:
         How many.
     codec : Codec
         Of the activations.
+    shape : tuple of int
+        Of what each device sends.
     """
 
-    def __init__(self, num_processes: int, codec: Codec) -> None:
+    def __init__(self, num_processes: int, codec: Codec, shape: Shape) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._inboxes, self._processes = [], []
         for _ in range(num_processes):
             theirs, ours = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=be_devices, args=(theirs, codec))
+            process = spawn.Process(target=be_devices, args=(theirs, codec, shape))
             process.start()
             theirs.close()
             self._inboxes.append(ours)
@@ -159,6 +164,7 @@ def soak(
     seconds: float,
     *,
     num_processes: int = 2,
+    shape: Shape = SHAPE,
     codec: str = "slfac",
     codec_threads: int | None = None,
     sample_s: float = SAMPLE_S,
@@ -166,10 +172,10 @@ def soak(
     """Train round after round for so long; return samples and the closed link."""
     coding = parse_codec(codec)
     torch.manual_seed(0)
-    back = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE[1:]), 4))
+    back = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape[1:]), 4))
     server = ServerHalf(back, nn.CrossEntropyLoss(), partial(SGD, lr=0.01))
     rounds = Rounds(server, coding, Traffic(), Limits(), codec_threads=codec_threads)
-    opener = SharedProcesses(num_processes, coding)
+    opener = SharedProcesses(num_processes, coding, shape)
     service = StreamService(StreamTransport(listen="127.0.0.1:0"))
     link = StreamLink(service, opener, 120.0, Limits())
     front = {"weight": torch.zeros(1000)}
