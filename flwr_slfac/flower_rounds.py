@@ -62,6 +62,8 @@ class FlowerRounds:
         A device that does not answer a step for this long is lost for the round.
     evaluate_bytes : int
         Smashed test data that a device sends per message.
+    codec_threads : int or None
+        Threads that code different devices' frames.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class FlowerRounds:
         seed: int,
         step_timeout_s: float,
         evaluate_bytes: int,
+        codec_threads: int | None,
     ) -> None:
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
@@ -92,15 +95,8 @@ class FlowerRounds:
         self._server, self._history = server, history
         self._status = history.status
         self._up, self._down = up, down
-        self._rounds = Rounds(
-            server,
-            down,
-            history.traffic,
-            limits,
-            fronts,
-            cut_features,
-            on_device_error,
-        )
+        settings = fronts, cut_features, on_device_error, codec_threads
+        self._rounds = Rounds(server, down, history.traffic, limits, *settings)
         self._fronts = fronts
         self._before: dict[str, torch.Tensor] = {}
         self._seed = seed

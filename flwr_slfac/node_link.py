@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -56,41 +56,44 @@ class NodeLink:
         """Ask nodes for what their devices say of themselves."""
         return self._link.describe(keys, channels=channels)
 
-    def train(
-        self, requests: Mapping[int, TrainRequest]
-    ) -> dict[int, TrainReply | Lost]:
+    def train_each(
+        self, requests: Iterable[tuple[int, TrainRequest]]
+    ) -> Iterator[tuple[int, TrainReply | Lost]]:
         """Deliver training requests, each with what its node is to be told."""
-        return self._in_time(requests, self._link.train)
+        return self._in_time(requests, self._link.train_each)
 
-    def evaluate(
-        self, requests: Mapping[int, EvaluateRequest]
-    ) -> dict[int, EvaluateReply | Lost]:
+    def evaluate_each(
+        self, requests: Iterable[tuple[int, EvaluateRequest]]
+    ) -> Iterator[tuple[int, EvaluateReply | Lost]]:
         """Deliver evaluation requests, each with what its node is to be told."""
-        return self._in_time(requests, self._link.evaluate)
+        return self._in_time(requests, self._link.evaluate_each)
 
     def _in_time(
         self,
-        requests: Mapping[int, Request],
-        deliver: Callable[[Mapping[int, Request]], dict[int, Reply | Lost]],
-    ) -> dict[int, Reply | Lost]:
+        requests: Iterable[tuple[int, Request]],
+        deliver: Callable[
+            [Iterable[tuple[int, Request]]], Iterator[tuple[int, Reply | Lost]]
+        ],
+    ) -> Iterator[tuple[int, Reply | Lost]]:
         """Deliver while there is time; who has not answered by then is lost."""
         late = Lost(f"not done within the timeout of {self._timeout_s or 0:g} s")
-        if time.monotonic() >= self._deadline:
-            return dict.fromkeys(requests, late)
-        told = {key: self._tell(key, request) for key, request in requests.items()}
+        if self._is_over:
+            yield from ((key, late) for key, _ in requests)
+            return
         self._link.finish_by(self._deadline)
         try:
-            answers = deliver(told)
+            told = ((key, self._tell(key, request)) for key, request in requests)
+            for key, answer in deliver(told):
+                if isinstance(answer, Lost) and self._is_over:
+                    yield key, replace(answer, reason=late.reason)
+                else:
+                    yield key, answer
         finally:
             self._link.finish_by(math.inf)
-        if time.monotonic() < self._deadline:
-            return answers
-        return {
-            key: replace(answer, reason=late.reason)
-            if isinstance(answer, Lost)
-            else answer
-            for key, answer in answers.items()
-        }
+
+    @property
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._deadline
 
     def _tell(self, key: int, request: Request) -> Request:
         begin = request.begin

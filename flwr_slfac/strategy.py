@@ -44,8 +44,7 @@ class SplitFed(Strategy):
     The wrapped strategy goes on sampling devices and aggregating device-side models;
     in between, the devices' smashed data trains the back on the server, step by step.
 
-    The arguments come in four groups, flat because a user writes them in one call: the
-    server-side model, what crosses, how it is carried, and the run.
+    The arguments: the server-side model, what crosses, how it is carried, the run.
 
     Parameters
     ----------
@@ -85,6 +84,8 @@ class SplitFed(Strategy):
         What is taken from one device.
     evaluate_bytes : int (default: 8 MiB)
         Smashed test data that a device sends per message: a few batches.
+    codec_threads : int, optional
+        Threads that code devices' frames, 1 for none; by default one a core, 8 at most.
     seed : int (default: 0)
         Seed of the run: batch order, noise, sampling of devices.
     seeded_sampling : bool (default: True)
@@ -137,6 +138,7 @@ class SplitFed(Strategy):
         on_device_error: OnDeviceError = "drop",
         limits: Limits | None = None,
         evaluate_bytes: int = 2**23,
+        codec_threads: int | None = None,
         seed: int = 0,
         seeded_sampling: bool = True,
         callbacks: Sequence[Callback] = (),
@@ -177,6 +179,7 @@ class SplitFed(Strategy):
             seed=self._seed,
             step_timeout_s=step_timeout_s,
             evaluate_bytes=evaluate_bytes,
+            codec_threads=codec_threads,
         )
         self._wrapped = WrappedStrategy(
             strategy, self._rounds.devices, self._seed, seeded=seeded_sampling

@@ -13,7 +13,7 @@ MOST_LINES = {"file": 300, "class": 300, "function": 40}
 GENERATED = {"slfac_pb2.py"}
 # What is larger, and why.
 EXCEPTIONS = {
-    "strategy.py:SplitFed.__init__": "its 22 public arguments take a line each",
+    "strategy.py:SplitFed.__init__": "its 31 public arguments take a line each",
 }
 
 

@@ -73,7 +73,7 @@ PUBLIC = {
         register_feature require_places seed_for train_locally
     """,
     "flwr_slfac.split.crossing": """
-        Batch DeviceEnd ServerEnd ServerSide require_places
+        Batch Decoded Decoder DeviceEnd Encoded ServerEnd ServerSide require_places
     """,
     "flwr_slfac.split.features": """
         CutFeature Dropout Passage ServerMemory feature_fields feature_of

@@ -52,6 +52,9 @@ class Hints:
 class Codec(ABC):
     """A tensor to sections of bytes and back; subclasses are frozen dataclasses.
 
+    A server calls one codec from several threads at once, each time with the memory of
+    another stream: what a codec shares between calls, a cache, has to bear that.
+
     Attributes
     ----------
     codec_id : str

@@ -13,6 +13,7 @@ their ids is never looked at.
 
 import inspect
 import sys
+import threading
 from dataclasses import is_dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -28,6 +29,9 @@ _MAX_ID_LENGTH = 32
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 _REGISTRY: dict[str, type[Codec]] = {}
+# A server decodes on several threads; what one of them loads, no other loads, too. A
+# module that is loaded may ask for codecs itself.
+_LOADING = threading.RLock()
 C = TypeVar("C", bound=type[Codec])
 
 
@@ -95,6 +99,12 @@ def find_codec(codec_id: str) -> type[Codec] | None:
     cls = _REGISTRY.get(codec_id)
     if cls is not None:
         return cls
+    with _LOADING:
+        return _REGISTRY.get(codec_id) or _declared(codec_id)
+
+
+def _declared(codec_id: str) -> type[Codec] | None:
+    """Return what an entry point declares, None if there is none of this name."""
     declared = _entry_points().get(codec_id, ())
     if not declared:
         return None

@@ -26,6 +26,7 @@ from flwr_slfac.split.features import (
 )
 from flwr_slfac.split.lasting import KEPT
 from flwr_slfac.split.limits import Limits, OnDeviceError
+from flwr_slfac.split.link import Link
 from flwr_slfac.split.local import LocalLink, train_locally
 from flwr_slfac.split.local_run import LocalResult
 from flwr_slfac.split.masked_fronts import Fronts, fronts_for
@@ -37,7 +38,6 @@ from flwr_slfac.split.protocol import (
     Description,
     EvaluateReply,
     EvaluateRequest,
-    Link,
     Lost,
     Piece,
     Smashed,

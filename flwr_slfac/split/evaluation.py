@@ -1,18 +1,21 @@
 """Federated evaluation through the split: test batches up, metrics on the server."""
 
 import math
+from collections.abc import Mapping
 
 from flwr_slfac.errors import DeviceError
 from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import ServerEnd, ServerSide
+from flwr_slfac.split.inbox import EvaluationInbox
 from flwr_slfac.split.limits import OnDeviceError
+from flwr_slfac.split.link import Link
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
     Begin,
     EvaluateAnswer,
     EvaluateReply,
     EvaluateRequest,
-    Link,
     Lost,
 )
 from flwr_slfac.split.results import log_lost
@@ -57,13 +60,19 @@ class Evaluation:
         self._judged: dict[int, int] = {}
 
     def evaluate(
-        self, link: Link, keys: list[int], begin: Begin, max_bytes: int
+        self,
+        link: Link,
+        keys: list[int],
+        begin: Begin,
+        max_bytes: int,
+        pool: CodecPool,
     ) -> dict[int, dict[str, float]]:
         """Return each device's metrics by key, see `Rounds.evaluate`."""
         begins = self._begins(link, keys, begin)
         requests = {k: EvaluateRequest(0, max_bytes, b) for k, b in begins.items()}
+        self._inbox = EvaluationInbox(self._side, pool)
         while requests:
-            answers = link.evaluate(requests)
+            answers = self._exchange(link, requests)
             following = {}
             for key in sorted(requests):
                 answer, first = answers[key], requests[key].first
@@ -82,6 +91,19 @@ class Evaluation:
             # Every device at fault: that is the user's setting, model or metric.
             raise self._faults[0]
         return self._means()
+
+    def _exchange(
+        self, link: Link, requests: Mapping[int, EvaluateRequest]
+    ) -> dict[int, EvaluateAnswer]:
+        """Ask devices; begin to decode the first answers as they arrive."""
+        answers: dict[int, EvaluateAnswer] = {}
+        for key, answer in link.evaluate_each(requests.items()):
+            answers[key] = answer
+            if isinstance(answer, EvaluateReply):
+                self._inbox.put(key, answer.batches)
+        replies = {k: a for k, a in answers.items() if isinstance(a, EvaluateReply)}
+        self._inbox.line_up({k: replies[k].batches for k in sorted(replies)})
+        return answers
 
     def _begins(self, link: Link, keys: list[int], begin: Begin) -> dict[int, Begin]:
         if not self._fronts.needs_devices:
@@ -115,8 +137,9 @@ class Evaluation:
         place = Place(begin.seed, begin.server_round, device)
         channels = self._fronts.at_cut(device)
         end = ServerEnd(self._side, place, channels, self._accounts, {})
-        for index, smashed in enumerate(answer.batches, start=first):
-            batch = end.receive_test(smashed, index)
+        for index, smashed in enumerate(answer.batches):
+            decoded = self._inbox.take(key, index)
+            batch = end.receive_test(smashed, decoded, first + index)
             total = self._sums.setdefault(key, {"num-examples": 0})
             total["num-examples"] += batch.num_examples
             values = self._server.evaluate(batch)

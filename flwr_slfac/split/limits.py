@@ -102,6 +102,10 @@ class CutSize:
         most *= max(num_examples, 1)
         return min(most, self.limits.max_elements)
 
+    def expected(self, num_examples: int) -> int:
+        """Return about how many values the smashed data of so many examples have."""
+        return self.elements_per_example * num_examples or self.limits.max_elements
+
     def learn(self, activations: torch.Tensor) -> None:
         """Take note of smashed data that was trained on."""
         if len(activations):

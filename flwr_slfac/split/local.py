@@ -1,6 +1,6 @@
 """Split training in one process, without Flower: the fastest way, and the oracle."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,6 +63,18 @@ class LocalLink:
         """Call each device."""
         return {k: self._call(k, lambda h: h.describe(channels=channels)) for k in keys}
 
+    def train_each(
+        self, requests: Iterable[tuple[int, TrainRequest]]
+    ) -> Iterator[tuple[int, TrainAnswer]]:
+        """Call each device when all requests are there."""
+        yield from self.train(dict(requests)).items()
+
+    def evaluate_each(
+        self, requests: Iterable[tuple[int, EvaluateRequest]]
+    ) -> Iterator[tuple[int, EvaluateAnswer]]:
+        """Call each device when all requests are there."""
+        yield from self.evaluate(dict(requests)).items()
+
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
         """Call each device in partition order."""
         return {
@@ -94,6 +106,7 @@ def train_locally(
     lightweight: Lightweight | None = None,
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
+    codec_threads: int | None = 1,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
     keep: int = 3,
@@ -129,6 +142,8 @@ def train_locally(
         What else is done to the smashed data, in the order of sending.
     on_device_error : {"drop", "raise"} (default: "raise")
         As in `SplitFed`, whose default is to drop.
+    codec_threads : int or None (default: 1)
+        As in `SplitFed`, whose default is None; here devices take the cores, too.
     checkpoint, checkpoint_every, keep, resume
         As in `SplitFed`; what devices keep between rounds is saved, too.
     make_link : callable
@@ -146,7 +161,7 @@ def train_locally(
     fronts = fronts_for(lightweight, server.scheme, *codecs)
     require_places((*cut_features, *fronts.cut_features), *codecs)
     result = LocalResult(dict(front), [], [], Traffic())
-    settings = fronts, cut_features, on_device_error
+    settings = fronts, cut_features, on_device_error, codec_threads
     rounds = Rounds(server, codecs[1], result.traffic, Limits(), *settings)
     halves = [DeviceHalf(device, i) for i, device in enumerate(devices)]
     link = make_link(halves)

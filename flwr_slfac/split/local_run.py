@@ -15,7 +15,8 @@ from flwr_slfac.checkpoint import (
 from flwr_slfac.codec import format_codec
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.split.device_half import DeviceHalf
-from flwr_slfac.split.protocol import Begin, Link
+from flwr_slfac.split.link import Link
+from flwr_slfac.split.protocol import Begin
 from flwr_slfac.split.results import DeviceResult, RoundResult
 from flwr_slfac.split.rounds import Rounds
 from flwr_slfac.states import State, weighted_average

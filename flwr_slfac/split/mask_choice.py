@@ -23,8 +23,9 @@ from flwr_slfac.lightweight.pruning import (
     update_as_gradient,
 )
 from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.link import Link
 from flwr_slfac.split.mask_state import channels_of, mask_of, plain_channels
-from flwr_slfac.split.protocol import Description, Link, Lost
+from flwr_slfac.split.protocol import Description, Lost
 from flwr_slfac.states import State
 
 logger = logging.getLogger("flwr")

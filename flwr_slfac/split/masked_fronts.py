@@ -28,8 +28,9 @@ from flwr_slfac.lightweight.pruning import (
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.features import Dropout
 from flwr_slfac.split.front_features import update_of
+from flwr_slfac.split.link import Link
 from flwr_slfac.split.mask_choice import MaskChoice
-from flwr_slfac.split.protocol import Begin, Link, TrainReply
+from flwr_slfac.split.protocol import Begin, TrainReply
 from flwr_slfac.split.server_fronts import (
     ServerFronts,
     WholeFronts,

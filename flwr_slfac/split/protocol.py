@@ -14,7 +14,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from flwr_slfac.codec import Codec, Memory
 from flwr_slfac.lightweight import DeviceConfig, StepCost
@@ -273,27 +273,3 @@ class Lost:
 
 TrainAnswer = TrainReply | Lost
 EvaluateAnswer = EvaluateReply | Lost
-
-
-class Link(Protocol):
-    """Carries requests to devices, all at once, and their replies back."""
-
-    def devices(self, keys: list[int]) -> dict[int, int]:
-        """Return the partition id of each reachable device by its key."""
-        ...
-
-    def describe(
-        self, keys: list[int], *, channels: bool
-    ) -> dict[int, Description | Lost]:
-        """Ask devices for their descriptions, with channels where wanted."""
-        ...
-
-    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
-        """Deliver training requests; every key is answered."""
-        ...
-
-    def evaluate(
-        self, requests: Mapping[int, EvaluateRequest]
-    ) -> dict[int, EvaluateAnswer]:
-        """Deliver evaluation requests; every key is answered."""
-        ...

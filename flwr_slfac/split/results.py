@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flwr_slfac.errors import AllDevicesLostError
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.states import State
 
@@ -68,6 +69,15 @@ class RoundResult:
     wall_s: float = 0.0
     aggregates: bool = True
     handed_on: bool = False
+
+    def require_finished(self, server_round: int) -> None:
+        """Raise AllDevicesLostError if no device finished the round."""
+        if not self.finished:
+            reasons = "; ".join(f"device {k}: {v}" for k, v in self.lost.items())
+            raise AllDevicesLostError(
+                f"round {server_round}: every device was lost ({reasons}); the models "
+                "of the last completed round are kept"
+            )
 
     @property
     def loss(self) -> float:

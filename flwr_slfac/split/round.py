@@ -1,32 +1,33 @@
 """One round: the lock-step loop over devices, written once for every transport."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
 from flwr_slfac.codec import restart
-from flwr_slfac.errors import (
-    AllDevicesLostError,
-    DeviceError,
-    DivergedError,
-    SettingError,
-)
+from flwr_slfac.errors import DeviceError, DivergedError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.blame import Answer, step_or_blame, step_without_faults
+from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import Batch, ServerEnd
+from flwr_slfac.split.inbox import Inbox
 from flwr_slfac.split.lasting import recalled, remembered
+from flwr_slfac.split.link import Link
+from flwr_slfac.split.outbox import coded_gradients
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
     Begin,
-    Link,
     Lost,
     Smashed,
     TrainAnswer,
     TrainReply,
     TrainRequest,
 )
-from flwr_slfac.split.results import DeviceResult, RoundResult, log_lost
+from flwr_slfac.split.results import RoundResult, log_lost
+from flwr_slfac.split.scheme import require_no_proximal
 from flwr_slfac.split.server_run import ServerRun
 from flwr_slfac.split.stream import Stream
 from flwr_slfac.states import State
@@ -47,10 +48,17 @@ class Round:
         What all devices are told at the start.
     progress : callable or None
         Told (steps done, steps of the device with most) after each step.
+    pool : CodecPool
+        Where frames are decoded and encoded.
     """
 
     def __init__(
-        self, run: ServerRun, link: Link, begin: Begin, progress: Progress | None
+        self,
+        run: ServerRun,
+        link: Link,
+        begin: Begin,
+        progress: Progress | None,
+        pool: CodecPool,
     ) -> None:
         self._run, self._link, self._begin = run, link, begin
         self._progress = progress
@@ -59,6 +67,7 @@ class Round:
         self._relay = run.server.scheme == "sequential"
         self._asks_first = self._relay or run.fronts.needs_devices
         self._streams: dict[int, Stream] = {}
+        self._inbox, self._pool = Inbox(run.side, pool), pool
         self._result = RoundResult()
 
     def train(self, keys: list[int]) -> RoundResult:
@@ -72,12 +81,8 @@ class Round:
         start = time.perf_counter()
         begin, result, fronts = self._begin, self._result, self._fronts
         result.handed_on = self._relay and fronts.hands_on
-        if result.handed_on and begin.proximal_mu and len(keys) > 1:
-            raise SettingError(
-                f"proximal-mu is {begin.proximal_mu} and scheme 'sequential' hands the "
-                "front from device to device, so a device does not have the global "
-                "front that FedProx pulls to; use another scheme, or another strategy"
-            )
+        if result.handed_on and len(keys) > 1:
+            require_no_proximal(begin.proximal_mu)
         self._server.begin_round(begin.server_round, begin.seed)
         if self._asks_first:
             keys = self._reach(keys)
@@ -87,12 +92,7 @@ class Round:
             self._lockstep(group, replace(begin, front=front))
             if result.handed_on and group[0] in result.finished:
                 front = result.finished[group[0]].front
-        if not result.finished:
-            reasons = "; ".join(f"device {k}: {v}" for k, v in result.lost.items())
-            raise AllDevicesLostError(
-                f"round {begin.server_round}: every device was lost ({reasons}); the "
-                "models of the last completed round are kept"
-            )
+        result.require_finished(begin.server_round)
         self._aggregate()
         result.wall_s = time.perf_counter() - start
         return result
@@ -109,14 +109,13 @@ class Round:
 
     def _lockstep(self, keys: list[int], begin: Begin) -> None:
         """Step devices together until each has done its own number of steps."""
-        requests = self._first_requests(keys, begin)
+        requests: Iterable[tuple[int, TrainRequest]] = self._first(keys, begin).items()
         step = 0
-        while requests:
-            answers = self._exchange(requests)
+        while answers := self._exchange(requests):
             if step == 0:
                 answers = {**answers, **self._send_missing(answers, begin)}
             arrived: dict[int, Smashed] = {}
-            for key in sorted(requests):
+            for key in sorted(answers):
                 try:
                     smashed = self._receive(key, answers[key], step)
                 except DeviceError as error:
@@ -124,14 +123,15 @@ class Round:
                     continue
                 if smashed is not None:
                     arrived[key] = smashed
-            requests = self._learn(step, arrived)
+            gradients = self._learn(step, arrived)
+            requests = self._coded(step, gradients)
             step += 1
-            if self._progress and requests:
-                most = max(self._streams[key].num_steps for key in requests)
+            if self._progress and gradients:
+                most = max(self._streams[key].num_steps for key in gradients)
                 self._progress(step, most)
         self._result.num_steps += step - 1
 
-    def _first_requests(self, keys: list[int], begin: Begin) -> dict[int, TrainRequest]:
+    def _first(self, keys: list[int], begin: Begin) -> dict[int, TrainRequest]:
         devices = dict.fromkeys(keys, -1)
         if self._asks_first:
             devices = self._link.devices(keys)
@@ -142,9 +142,17 @@ class Round:
             requests[key] = TrainRequest(0, begin=own)
         return requests
 
-    def _exchange(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
-        answers = self._link.train(requests)
-        for answer in answers.values():
+    def _exchange(
+        self, requests: Iterable[tuple[int, TrainRequest]]
+    ) -> dict[int, TrainAnswer]:
+        """Send requests as they come; begin to decode each answer as it arrives."""
+        answers: dict[int, TrainAnswer] = {}
+        for key, answer in self._link.train_each(requests):
+            answers[key] = answer
+            if isinstance(answer, TrainReply) and answer.smashed is not None:
+                self._inbox.put(key, answer.smashed)
+        for key in sorted(answers):
+            answer = answers[key]
             if isinstance(answer, TrainReply):
                 self._accounts.carried(answer.device, answer.carried)
         return answers
@@ -162,7 +170,7 @@ class Round:
             return {}
         for device in again.values():
             self._fronts.forget(device)
-        return self._exchange(self._first_requests(list(again), begin))
+        return self._exchange(self._first(list(again), begin).items())
 
     def _receive(self, key: int, answer: TrainAnswer, step: int) -> Smashed | None:
         """Take note of an answer; return the smashed data in it.
@@ -221,40 +229,35 @@ class Round:
         self._run.kept[stream.device] = reply.kept
         front = self._fronts.receive(stream.device, reply)
         self._accounts.finished(stream.device, reply, front)
-        self._result.finished[stream.key] = DeviceResult(
-            stream.device,
-            front,
-            stream.num_examples,
-            stream.loss,
-            reply.cost,
-            reply.metrics,
-        )
+        self._result.finished[stream.key] = stream.result(reply, front)
 
-    def _learn(
-        self, step: int, arrived: Mapping[int, Smashed]
-    ) -> dict[int, TrainRequest]:
-        """Learn from a step's smashed data and code everyone's gradient."""
+    def _learn(self, step: int, arrived: Mapping[int, Smashed]) -> dict[int, Tensor]:
+        """Learn from a step's smashed data; return everyone's gradient by key."""
         streams = {self._streams[key].device: self._streams[key] for key in arrived}
         batches: dict[int, Batch] = {}
         for device in sorted(streams):
             stream = streams[device]
+            decoded = self._inbox.take(stream.key)
             try:
-                batches[device] = stream.end.receive(arrived[stream.key], step)
+                batches[device] = stream.end.receive(arrived[stream.key], decoded, step)
             except (DeviceError, DivergedError) as error:
                 self._drop(device, error, step)
-        requests = {}
+        gradients = {}
         for device, (gradient, loss) in self._step(step, batches).items():
-            stream, num_examples = streams[device], batches[device].num_examples
-            stream.learned(loss, num_examples)
+            stream = streams[device]
+            stream.learned(loss, batches[device].num_examples)
             self._run.side.size.learn(batches[device].activations)
-            try:
-                frame, order = stream.end.send(gradient, step)
-            except DivergedError as error:
-                self._drop(device, error, step)
-                continue
-            requests[stream.key] = TrainRequest(step + 1, None, frame, order)
+            gradients[stream.key] = gradient
+        return gradients
+
+    def _coded(
+        self, step: int, gradients: Mapping[int, Tensor]
+    ) -> Iterator[tuple[int, TrainRequest]]:
+        """Code gradients; give each request as soon as its frame is there."""
+        by_stream = [(self._streams[key], g) for key, g in gradients.items()]
+        drop = partial(self._drop, step=step)
+        yield from coded_gradients(self._pool, step, by_stream, drop)
         self._run.side.end_step()
-        return requests
 
     def _step(self, step: int, batches: dict[int, Batch]) -> dict[int, Answer]:
         if self._run.on_device_error == "drop":

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from flwr_slfac.codec import Codec, format_codec
 from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import ServerSide
 from flwr_slfac.split.evaluation import Evaluation
 from flwr_slfac.split.features import CutFeature
@@ -15,7 +17,8 @@ from flwr_slfac.split.limits import (
     OnDeviceError,
     require_on_device_error,
 )
-from flwr_slfac.split.protocol import Begin, Link
+from flwr_slfac.split.link import Link
+from flwr_slfac.split.protocol import Begin
 from flwr_slfac.split.results import RoundResult
 from flwr_slfac.split.round import Progress, Round
 from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
@@ -44,11 +47,13 @@ class Rounds:
     on_device_error : {"drop", "raise"} (default: "raise")
         Whether a device that refuses, or sends what cannot be used, is lost for the
         round with its reason, or ends the run.
+    codec_threads : int or None (default: 1)
+        Of `CodecPool`; no number changes a bit of what the rounds come to.
 
     Raises
     ------
     SettingError
-        If `on_device_error` is not known.
+        If `on_device_error` is not known, or `codec_threads` is below 1.
     """
 
     def __init__(
@@ -60,8 +65,12 @@ class Rounds:
         fronts: ServerFronts | None = None,
         cut_features: Sequence[CutFeature] = (),
         on_device_error: OnDeviceError = "raise",
+        codec_threads: int | None = 1,
     ) -> None:
         require_on_device_error(on_device_error)
+        # Started anew in each phase, so that none of its threads outlives one.
+        self._pool = partial(CodecPool, codec_threads)
+        self._pool()
         fronts = fronts or WholeFronts()
         self._features = (*cut_features, *fronts.cut_features)
         memories = [(feature, feature.memory()) for feature in self._features]
@@ -130,7 +139,8 @@ class Rounds:
             If a relay is asked for FedProx's proximal term.
         """
         begin = replace(begin, cut_features=self._features)
-        return Round(self._run, link, begin, progress).train(list(keys))
+        with self._pool() as pool:
+            return Round(self._run, link, begin, progress, pool).train(list(keys))
 
     def evaluate(
         self, link: Link, keys: Iterable[int], begin: Begin, max_bytes: int
@@ -157,4 +167,5 @@ class Rounds:
         evaluation = Evaluation(
             run.server, run.fronts, run.side, accounts, run.on_device_error
         )
-        return evaluation.evaluate(link, list(keys), begin, max_bytes)
+        with self._pool() as pool:
+            return evaluation.evaluate(link, list(keys), begin, max_bytes, pool)

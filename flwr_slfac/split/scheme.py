@@ -27,3 +27,19 @@ def require_scheme(scheme: str) -> None:
         raise SettingError(
             f"scheme {scheme!r} is not known; use one of {', '.join(SCHEMES)}"
         )
+
+
+def require_no_proximal(proximal_mu: float) -> None:
+    """Refuse FedProx in a relay of several devices.
+
+    Raises
+    ------
+    SettingError
+        If its weight is not 0.
+    """
+    if proximal_mu:
+        raise SettingError(
+            f"proximal-mu is {proximal_mu} and scheme 'sequential' hands the front "
+            "from device to device, so a device does not have the global front that "
+            "FedProx pulls to; use another scheme, or another strategy"
+        )

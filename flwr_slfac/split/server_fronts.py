@@ -12,7 +12,8 @@ from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.lightweight.pruning import CutMask, FullCutMask
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.features import CutFeature
-from flwr_slfac.split.protocol import Begin, Link, TrainReply
+from flwr_slfac.split.link import Link
+from flwr_slfac.split.protocol import Begin, TrainReply
 from flwr_slfac.states import State, in_dtypes_of, misfits
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from flwr_slfac.errors import DeviceError
 from flwr_slfac.split.crossing import ServerEnd
 from flwr_slfac.split.protocol import TrainReply
+from flwr_slfac.split.results import DeviceResult
+from flwr_slfac.states import State
 
 
 @dataclass
@@ -49,6 +51,17 @@ class Stream:
         if not math.isnan(loss):
             self.loss_sum += loss * num_examples
             self.num_judged += num_examples
+
+    def result(self, reply: TrainReply, front: State | None) -> DeviceResult:
+        """Return what the device's work came to, by its last reply and its front."""
+        return DeviceResult(
+            self.device,
+            front,
+            self.num_examples,
+            self.loss,
+            reply.cost,
+            reply.metrics,
+        )
 
     def require_in_turn(self, reply: TrainReply, step: int) -> None:
         """Raise DeviceError unless a reply is the one that follows."""

@@ -10,7 +10,7 @@ actors at the bottom of the stack.
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -67,32 +67,45 @@ class Delivery:
         self._width: int | None = None
 
     def exchange(
-        self, contents: Mapping[int, RecordDict], message_type: str
-    ) -> dict[int, RecordDict | Lost]:
-        """Deliver contents by node id and collect what the nodes answer.
+        self, contents: Iterable[tuple[int, RecordDict]], message_type: str
+    ) -> Iterator[tuple[int, RecordDict | Lost]]:
+        """Deliver contents by node id as they come; give each node's answer.
 
         A device that refuses is lost too, and at fault.
         """
-        answers: dict[int, RecordDict | Lost] = {}
-        waiting, tried = list(contents), set[int]()
-        while waiting:
-            asked = waiting[: self._width]
-            arrived, failures = self._deliver(
-                {key: Message(contents[key], key, message_type) for key in asked}
-            )
-            answers.update(arrived)
+        left, tried = dict[int, RecordDict](), set[int]()
+
+        def noted() -> Iterator[tuple[int, RecordDict]]:
+            for key, content in contents:
+                left[key] = content
+                yield key, content
+
+        asked: Iterable[tuple[int, RecordDict]] = noted()
+        if self._width is not None:
+            asked = list(asked)[: self._width]
+        while True:
+            num_answered, failures = 0, list[_Failure]()
+            for key, answer in self._deliver(asked, message_type, failures):
+                num_answered += 1
+                del left[key]
+                yield key, answer
             if message_type == PARTITION:
                 # A question runs none of the device's code: its actor was dead before.
                 self._dead_actors.update(f.actor for f in failures if f.actor)
-            victims = self._spare_victims(failures, tried, answers)
+            lost = dict[int, Lost]()
+            victims = self._spare_victims(failures, tried, lost)
             if self._dead_actors and victims:
-                self._width = len(asked) - len(victims) or self._surface()
+                num_alive = num_answered + len(failures) - len(victims)
+                self._width = num_alive or self._surface()
             if self._width == 0:
                 reason = f"no live process is left to run it; {victims[0].reason}"
-                answers.update({k: Lost(reason) for k in waiting if k not in answers})
+                lost.update({k: Lost(reason) for k in left if k not in lost})
                 self._width = None
-            waiting = [key for key in waiting if key not in answers]
-        return answers
+            left = {key: content for key, content in left.items() if key not in lost}
+            yield from lost.items()
+            if not left:
+                return
+            asked = list(left.items())[: self._width]
 
     def _surface(self) -> int:
         """Bring live actors to the top of the stack; return how many.
@@ -102,12 +115,10 @@ class Delivery:
         """
         for _ in range(_MOST_TRIES):
             idle = [k for k in self._grid.get_node_ids() if k not in self._unanswered]
-            question = ConfigRecord({"ask": "partition"})
-            questions = {
-                key: Message(RecordDict({SPLIT: question}), key, PARTITION)
-                for key in idle[: 4 * len(self._dead_actors) + 4]
-            }
-            answers, failures = self._deliver(questions)
+            question = RecordDict({SPLIT: ConfigRecord({"ask": "partition"})})
+            asked = [(key, question) for key in idle[: 4 * len(self._dead_actors) + 4]]
+            failures: list[_Failure] = []
+            answers = dict(self._deliver(asked, PARTITION, failures))
             self._dead_actors.update(f.actor for f in failures if f.actor)
             alive = sum(isinstance(a, RecordDict) for a in answers.values())
             if alive:
@@ -118,9 +129,9 @@ class Delivery:
         self,
         failures: list[_Failure],
         tried: set[int],
-        answers: dict[int, RecordDict | Lost],
+        lost: dict[int, Lost],
     ) -> list[_Failure]:
-        """Answer for the devices that are lost; return those to be tried again."""
+        """Enter the devices that are lost; return those to be tried again."""
         victims = []
         for failure in sorted(failures, key=lambda f: f.when):
             if failure.actor:
@@ -134,55 +145,67 @@ class Delivery:
             if again:
                 victims.append(failure)
             else:
-                answers[failure.key] = Lost(failure.reason)
+                lost[failure.key] = Lost(failure.reason)
         return victims
 
     def _deliver(
-        self, messages: Mapping[int, Message]
-    ) -> tuple[dict[int, RecordDict | Lost], list[_Failure]]:
-        """Send once; return final answers, and failures that may not be final."""
-        answers: dict[int, RecordDict | Lost] = {}
-        failures: list[_Failure] = []
-        pending = self._push(messages, answers)
-        now = time.monotonic()
-        self.waiting = dict.fromkeys(pending.values(), now)
-        deadline = min(self.deadline, now + self._timeout_s)
-        wait_s = _FIRST_WAIT_S
-        while pending and time.monotonic() < deadline:
-            replies = list(self._grid.pull_messages(list(pending)))
-            for reply in replies:
-                key = pending.pop(reply.metadata.reply_to_message_id)
-                self.waiting.pop(key, None)
-                if not reply.has_error():
-                    answers[key] = accept(key, reply.content)
-                elif reply.error.code == _UNKNOWN_ERROR:
-                    failures.append(_failure(key, reply))
-                else:
-                    answers[key] = Lost(reason_of(reply))
-            wait_s = _FIRST_WAIT_S if replies else min(1.5 * wait_s, _LONGEST_WAIT_S)
-            if pending:
-                time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
-        for message_id, key in pending.items():
-            self._unanswered[key] = message_id
-            answers[key] = Lost(f"no answer within {self._timeout_s:g} s")
-        self.waiting = {}
-        return answers, failures
+        self,
+        contents: Iterable[tuple[int, RecordDict]],
+        message_type: str,
+        failures: list[_Failure],
+    ) -> Iterator[tuple[int, RecordDict | Lost]]:
+        """Send once; give final answers, and enter failures that may not be final."""
+        pending: dict[str, int] = {}
+        try:
+            yield from self._push(contents, message_type, pending)
+            deadline = min(self.deadline, time.monotonic() + self._timeout_s)
+            wait_s = _FIRST_WAIT_S
+            while pending:
+                replies = list(self._grid.pull_messages(list(pending)))
+                for reply in replies:
+                    key = pending.pop(reply.metadata.reply_to_message_id)
+                    self.waiting.pop(key, None)
+                    if not reply.has_error():
+                        yield key, accept(key, reply.content)
+                    elif reply.error.code == _UNKNOWN_ERROR:
+                        failures.append(_failure(key, reply))
+                    else:
+                        yield key, Lost(reason_of(reply))
+                wait_s = (
+                    _FIRST_WAIT_S if replies else min(1.5 * wait_s, _LONGEST_WAIT_S)
+                )
+                left_s = deadline - time.monotonic()
+                # What came while the last replies were taken is taken first.
+                if left_s <= 0 and not replies:
+                    break
+                if pending:
+                    time.sleep(min(wait_s, max(0.0, left_s)))
+        finally:
+            self._unanswered.update({key: i for i, key in pending.items()})
+            self.waiting = {}
+        late = Lost(f"no answer within {self._timeout_s:g} s")
+        yield from [(key, late) for key in pending.values()]
 
     def _push(
-        self, messages: Mapping[int, Message], answers: dict[int, RecordDict | Lost]
-    ) -> dict[str, int]:
-        """Hand messages to Flower; return who is to answer which message."""
-        pending = {}
-        for key, message in messages.items():
+        self,
+        contents: Iterable[tuple[int, RecordDict]],
+        message_type: str,
+        pending: dict[str, int],
+    ) -> Iterator[tuple[int, Lost]]:
+        """Hand messages to Flower and enter who is to answer which; give the others."""
+        lost = {}
+        for key, content in contents:
             if self._still_busy(key):
-                answers[key] = Lost("still busy with an earlier message")
+                lost[key] = Lost("still busy with an earlier message")
                 continue
+            message = Message(content, key, message_type)
             pushed = [i for i in self._grid.push_messages([message]) if i]
             if pushed:
                 pending[pushed[0]] = key
+                self.waiting[key] = time.monotonic()
             else:
-                answers[key] = Lost("its message could not be delivered")
-        return pending
+                lost[key] = Lost("its message could not be delivered")
+        yield from lost.items()
 
     def _still_busy(self, key: int) -> bool:
         """Say whether a node has not yet answered a message of an earlier step."""

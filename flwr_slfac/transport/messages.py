@@ -4,7 +4,7 @@ Works wherever Flower works. At most one message per node is in flight, because 
 simulation would run several of them at once and lose state.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -93,13 +93,13 @@ class MessageLink:
         AllDevicesLostError
             If nodes were asked and no node has ever answered.
         """
-        unknown = {
-            k: RecordDict({SPLIT: ConfigRecord({"ask": "partition"})})
+        unknown = (
+            (k, RecordDict({SPLIT: ConfigRecord({"ask": "partition"})}))
             for k in keys
             if k not in self._partitions
-        }
+        )
         reason = ""
-        for key, answer in self._delivery.exchange(unknown, PARTITION).items():
+        for key, answer in self._delivery.exchange(unknown, PARTITION):
             if isinstance(answer, Lost):
                 reason = reason or f"node {key}: {answer.reason}"
             else:
@@ -119,9 +119,9 @@ class MessageLink:
     ) -> dict[int, Description | Lost]:
         """Ask nodes for what their devices say of themselves."""
         asked = ConfigRecord({"channels": channels})
-        contents = {k: RecordDict({SPLIT: asked}) for k in keys}
+        contents = ((k, RecordDict({SPLIT: asked})) for k in keys)
         answers: dict[int, Description | Lost] = {}
-        for key, answer in self._delivery.exchange(contents, DESCRIBE).items():
+        for key, answer in self._delivery.exchange(contents, DESCRIBE):
             if isinstance(answer, Lost):
                 answers[key] = answer
                 continue
@@ -134,15 +134,15 @@ class MessageLink:
             answers[key] = replace(described, carried=carried)
         return answers
 
-    def train(
-        self, requests: Mapping[int, TrainRequest]
-    ) -> dict[int, TrainReply | Lost]:
+    def train_each(
+        self, requests: Iterable[tuple[int, TrainRequest]]
+    ) -> Iterator[tuple[int, TrainReply | Lost]]:
         """Send one ``train.step`` message to each node and read the replies."""
         return self._carry(requests, TRAIN_STEP, from_train_request, to_train_reply)
 
-    def evaluate(
-        self, requests: Mapping[int, EvaluateRequest]
-    ) -> dict[int, EvaluateReply | Lost]:
+    def evaluate_each(
+        self, requests: Iterable[tuple[int, EvaluateRequest]]
+    ) -> Iterator[tuple[int, EvaluateReply | Lost]]:
         """Send one ``evaluate.step`` message to each node and read the replies."""
         return self._carry(
             requests,
@@ -153,29 +153,41 @@ class MessageLink:
 
     def _carry(
         self,
-        requests: Mapping[int, Request],
+        requests: Iterable[tuple[int, Request]],
         message_type: str,
         write: Callable[[Request], RecordDict],
         read: Callable[[RecordDict], Reply],
-    ) -> dict[int, Reply | Lost]:
-        contents = {key: write(request) for key, request in requests.items()}
-        answers: dict[int, Reply | Lost] = {}
-        for key, answer in self._delivery.exchange(contents, message_type).items():
-            known = self._partitions.get(key, key)
+    ) -> Iterator[tuple[int, Reply | Lost]]:
+        contents: dict[int, RecordDict] = {}
+
+        def written() -> Iterator[tuple[int, RecordDict]]:
+            for key, request in requests:
+                contents[key] = write(request)
+                yield key, contents[key]
+
+        for key, answer in self._delivery.exchange(written(), message_type):
             if isinstance(answer, Lost):
-                answers[key] = replace(answer, device=known)
-                continue
-            try:
-                reply = read(answer)
-            except SlfacError as error:
-                answers[key] = _unreadable(error, known)
-                continue
-            if self._partitions.setdefault(key, reply.device) != reply.device:
-                reason = f"claims partition id {reply.device} now"
-                answers[key] = Lost(reason, known, at_fault=True)
-                continue
-            answers[key] = replace(reply, carried=_carried(contents[key], answer))
-        return answers
+                known = self._partitions.get(key, key)
+                yield key, replace(answer, device=known)
+            else:
+                yield key, self._read(key, contents[key], answer, read)
+
+    def _read(
+        self,
+        key: int,
+        request: RecordDict,
+        answer: RecordDict,
+        read: Callable[[RecordDict], Reply],
+    ) -> Reply | Lost:
+        known = self._partitions.get(key, key)
+        try:
+            reply = read(answer)
+        except SlfacError as error:
+            return _unreadable(error, known)
+        if self._partitions.setdefault(key, reply.device) != reply.device:
+            reason = f"claims partition id {reply.device} now"
+            return Lost(reason, known, at_fault=True)
+        return replace(reply, carried=_carried(request, answer))
 
 
 def _unreadable(error: SlfacError, device: int) -> Lost:

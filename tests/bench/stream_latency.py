@@ -75,7 +75,9 @@ def over_streams(num_bytes: int, num_devices: int, num_steps: int) -> list[float
     link.devices(nodes)
 
     def step() -> None:
-        link.train({node: TrainRequest(1, gradient=gradient) for node in nodes})
+        requests = [(node, TrainRequest(1, gradient=gradient)) for node in nodes]
+        for _ in link.train_each(requests):
+            pass
 
     try:
         return timed(step, num_steps)

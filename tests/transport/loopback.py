@@ -110,11 +110,13 @@ class Loopback(LocalLink):
     def devices(self, keys):  # type: ignore[no-untyped-def]
         return _back(self.link.devices([1000 + k for k in keys]))
 
-    def train(self, requests):  # type: ignore[no-untyped-def]
-        return _back(self.link.train({1000 + k: r for k, r in requests.items()}))
+    def train_each(self, requests):  # type: ignore[no-untyped-def]
+        asked = ((1000 + key, request) for key, request in requests)
+        return ((key - 1000, each) for key, each in self.link.train_each(asked))
 
-    def evaluate(self, requests):  # type: ignore[no-untyped-def]
-        return _back(self.link.evaluate({1000 + k: r for k, r in requests.items()}))
+    def evaluate_each(self, requests):  # type: ignore[no-untyped-def]
+        asked = ((1000 + key, request) for key, request in requests)
+        return ((key - 1000, each) for key, each in self.link.evaluate_each(asked))
 
 
 def _back(answers):  # type: ignore[no-untyped-def]

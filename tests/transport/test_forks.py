@@ -22,7 +22,7 @@ def load(request):
 with linked({0: load}) as (link, _):
     for step in range(3):
         load(None)
-        answer = link.train({1000: TrainRequest(step)})[1000]
+        ((_, answer),) = link.train_each([(1000, TrainRequest(step))])
         print("total", answer.smashed.targets)
 """
 

@@ -94,7 +94,7 @@ def test_a_port_that_cannot_be_reached_is_named(
     with linked(answers, change=through(9)) as (link, opener):
         with pytest.raises(AllDevicesLostError, match=r"127\.0\.0\.1:9"):
             link.devices([1000])
-        (answer,) = link.train({1000: TrainRequest(0)}).values()
+        ((_, answer),) = link.train_each([(1000, TrainRequest(0))])
     assert "slfac-server" in answer.reason  # type: ignore[union-attr]
     assert isinstance(opener.errors[0], UnreachableError)
 

@@ -252,7 +252,9 @@ def test_a_device_that_sends_garbage_is_at_fault(what: str) -> None:
         answers: dict[int, object] = {}
 
         def ask() -> None:
-            answers.update(link.train({n: TrainRequest(0) for n in (1000, 1001)}))
+            answers.update(
+                link.train_each([(n, TrainRequest(0)) for n in (1000, 1001)])
+            )
 
         asking = threading.Thread(target=ask)
         asking.start()

@@ -1,13 +1,14 @@
-"""The server's end of a device's stream: decoder, features, encoder of gradients."""
+"""The server's end of a device's stream: features, encoder of gradients, bytes."""
 
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
-from flwr_slfac.codec import Codec, Feedback, Memory, decode, encode
+from flwr_slfac.codec import Codec, Feedback, Memory, encode
 from flwr_slfac.errors import (
     DecodeError,
     DeviceError,
@@ -19,8 +20,9 @@ from flwr_slfac.errors import (
 from flwr_slfac.lightweight.pruning import CutMask
 from flwr_slfac.memory_order import in_memory_order, memory_order
 from flwr_slfac.split.accounts import Accounts
+from flwr_slfac.split.crossing.decoder import Decoded
+from flwr_slfac.split.crossing.server_side import ServerSide
 from flwr_slfac.split.features import CutFeature, Passage, ServerMemory, passages
-from flwr_slfac.split.limits import CutSize
 from flwr_slfac.split.place import Moment, Place
 from flwr_slfac.split.protocol import Smashed
 
@@ -45,35 +47,22 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class ServerSide:
-    """What the server's ends of all devices share.
+class Encoded:
+    """A device's part of a gradient, coded.
 
     Parameters
     ----------
-    down : Codec
-        Of the gradients.
-    features : sequence of (CutFeature, ServerMemory)
-        In the order of sending, each with what the run remembers of it.
-    size : CutSize
-        How large the tensors of a device may be.
-    where : torch.device
-        Of the back.
+    frame : bytes
+        The code.
+    memory_order : tuple of int
+        The part's.
+    seconds : float
+        How long it took.
     """
 
-    down: Codec
-    features: Sequence[tuple[CutFeature, ServerMemory]]
-    size: CutSize
-    where: torch.device
-
-    def end_step(self) -> None:
-        """Take note that all devices' smashed data of a step were trained on."""
-        for _, memory in self.features:
-            memory.end_step()
-
-    def forget(self, device: int) -> None:
-        """Forget what a device at fault sent in this step, by partition id."""
-        for _, memory in self.features:
-            memory.forget(device)
+    frame: bytes
+    memory_order: tuple[int, ...]
+    seconds: float
 
 
 class ServerEnd:
@@ -109,11 +98,19 @@ class ServerEnd:
         self.down = down
         self._side, self._place, self._channels = side, place, channels
         self._accounts = accounts
-        self._up: Memory = {}
         self._ways: list[Passage] = []
 
-    def receive(self, smashed: Smashed, step: int) -> Batch:
-        """Decode a training batch to its full shape and enter its bytes.
+    def receive(self, smashed: Smashed, decoded: Future[Decoded], step: int) -> Batch:
+        """Bring a training batch to its full shape and enter its bytes.
+
+        Parameters
+        ----------
+        smashed : Smashed
+            What came.
+        decoded : Future of Decoded
+            What this device's `Decoder` makes of it, or raises.
+        step : int
+            The step of the round, from 0.
 
         Raises
         ------
@@ -122,61 +119,54 @@ class ServerEnd:
         DivergedError
             If the activations hold NaN or infinity.
         """
-        return self._receive(smashed, step, self._side.features, self._up)
+        return self._receive(smashed, decoded, step, self._side.features)
 
-    def receive_test(self, smashed: Smashed, index: int) -> Batch:
-        """Do the same for a test batch, which was coded on its own."""
+    def receive_test(
+        self, smashed: Smashed, decoded: Future[Decoded], index: int
+    ) -> Batch:
+        """Do the same for a test batch, which a `Decoder` of its own decodes."""
         features = [(f, m) for f, m in self._side.features if f.in_evaluation]
-        return self._receive(smashed, index, features, {})
+        return self._receive(smashed, decoded, index, features)
 
     def _receive(
         self,
         smashed: Smashed,
+        decoded: Future[Decoded],
         step: int,
         features: Sequence[tuple[CutFeature, ServerMemory]],
-        memory: Memory,
     ) -> Batch:
-        start = time.perf_counter()
         device, moment = self._place.device, self._place.at(step)
         try:
-            # Targets first: their frame is at least as long as there are examples, so
-            # that a short frame of activations cannot claim many.
-            targets = self._decode(smashed.targets, {}, len(smashed.targets))
-            limit = self._side.size.limit(len(targets))
-            sent = self._decode(smashed.activations, memory, limit)
-            full = self._restore(sent, smashed.shape, step, features, limit)
+            frames = decoded.result()
+            start = time.perf_counter()
+            full = self._restore(frames, smashed.shape, step, features)
             activations = in_memory_order(full, smashed.memory_order)
         except (DecodeError, SettingError, TrainingError, TypeError) as error:
             raise DeviceError(
                 f"{moment} sent smashed data that cannot be decoded: {error}"
             ) from error
         _require_finite(activations, moment)
-        num_examples = smashed.num_examples
+        num_examples, targets = smashed.num_examples, frames.targets
         shapes = tuple(activations.shape), tuple(targets.shape)
         if any(shape[:1] != (num_examples,) for shape in shapes) or num_examples < 1:
             raise DeviceError(
                 f"{moment} sent activations of shape {shapes[0]} and targets of shape "
                 f"{shapes[1]} for {num_examples} examples"
             )
-        seconds = time.perf_counter() - start
+        seconds = frames.seconds + time.perf_counter() - start
         self._accounts.frame(device, "up", smashed.activations, activations, seconds)
         self._accounts.frame(device, "targets", smashed.targets, targets)
         return Batch(activations, targets, smashed.num_examples)
 
-    def _decode(self, frame: bytes, memory: Memory, limit: int) -> torch.Tensor:
-        side = self._side
-        side.size.limits.require_frame(frame)
-        return decode(frame, max_elements=limit, memory=memory, device=side.where)
-
     def _restore(
         self,
-        sent: torch.Tensor,
+        frames: Decoded,
         shape: tuple[int, ...],
         step: int,
         features: Sequence[tuple[CutFeature, ServerMemory]],
-        limit: int,
     ) -> torch.Tensor:
         """Return activations of all channels from what was sent of them."""
+        sent, limit = frames.sent, frames.limit
         shape = shape or tuple(sent.shape)
         if min(shape, default=0) < 0 or math.prod(shape) > limit:
             raise DecodeError(
@@ -195,15 +185,15 @@ class ServerEnd:
             sent = way.receive(sent, memory, self._channels)
         return self._channels.scatter(sent)
 
-    def send(self, gradient: torch.Tensor, step: int) -> tuple[bytes, tuple[int, ...]]:
-        """Code the part of a full gradient that the device can use.
+    def part_of(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the part of a full gradient that the device can use."""
+        part = self._channels.gather(gradient)
+        for way in self._ways:
+            part = way.select(part)
+        return part
 
-        Returns
-        -------
-        frame : bytes
-            The code.
-        order : tuple of int
-            The part's `memory_order`.
+    def encode(self, part: torch.Tensor, step: int) -> Encoded:
+        """Code such a part; may run on any thread, one step of this device at a time.
 
         Raises
         ------
@@ -212,9 +202,6 @@ class ServerEnd:
         """
         start = time.perf_counter()
         moment = self._place.at(step)
-        part = self._channels.gather(gradient)
-        for way in self._ways:
-            part = way.select(part)
         try:
             frame = encode(
                 part,
@@ -227,9 +214,12 @@ class ServerEnd:
             raise DivergedError(
                 f"the cut-layer gradient of {moment} cannot be coded: {error}"
             ) from error
-        seconds = time.perf_counter() - start
-        self._accounts.frame(self._place.device, "down", frame, gradient, seconds)
-        return frame, memory_order(part)
+        return Encoded(frame, memory_order(part), time.perf_counter() - start)
+
+    def sent(self, encoded: Encoded, gradient: torch.Tensor) -> None:
+        """Enter what was sent of a full gradient."""
+        device, seconds = self._place.device, encoded.seconds
+        self._accounts.frame(device, "down", encoded.frame, gradient, seconds)
 
 
 def _require_finite(activations: torch.Tensor, moment: Moment) -> None:

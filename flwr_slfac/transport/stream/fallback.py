@@ -1,7 +1,7 @@
 """Streams, and messages for the devices from which the service cannot be reached."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from flwr_slfac.errors import SlfacError
@@ -21,6 +21,7 @@ logger = logging.getLogger("flwr")
 
 Request = TypeVar("Request", TrainRequest, EvaluateRequest)
 Reply = TypeVar("Reply", TrainReply, EvaluateReply)
+Carry = Callable[[Iterable[tuple[int, Request]]], Iterator[tuple[int, Reply | Lost]]]
 
 
 class FallbackLink:
@@ -80,17 +81,19 @@ class FallbackLink:
         rest = self._messages.describe(self._others(keys), channels=channels)
         return {**found, **rest}
 
-    def train(
-        self, requests: Mapping[int, TrainRequest]
-    ) -> dict[int, TrainReply | Lost]:
+    def train_each(
+        self, requests: Iterable[tuple[int, TrainRequest]]
+    ) -> Iterator[tuple[int, TrainReply | Lost]]:
         """Carry training requests."""
-        return self._carry(requests, self._streams.train, self._messages.train)
+        streams, messages = self._streams, self._messages
+        return self._carry(requests, streams.train_each, messages.train_each)
 
-    def evaluate(
-        self, requests: Mapping[int, EvaluateRequest]
-    ) -> dict[int, EvaluateReply | Lost]:
+    def evaluate_each(
+        self, requests: Iterable[tuple[int, EvaluateRequest]]
+    ) -> Iterator[tuple[int, EvaluateReply | Lost]]:
         """Carry evaluation requests."""
-        return self._carry(requests, self._streams.evaluate, self._messages.evaluate)
+        streams, messages = self._streams, self._messages
+        return self._carry(requests, streams.evaluate_each, messages.evaluate_each)
 
     def _others(self, keys: Iterable[int]) -> list[int]:
         """Return those of these nodes that are out of reach; say so once."""
@@ -104,12 +107,25 @@ class FallbackLink:
 
     def _carry(
         self,
-        requests: Mapping[int, Request],
-        stream: Callable[[Mapping[int, Request]], dict[int, Reply | Lost]],
-        message: Callable[[Mapping[int, Request]], dict[int, Reply | Lost]],
-    ) -> dict[int, Reply | Lost]:
+        requests: Iterable[tuple[int, Request]],
+        stream: Carry[Request, Reply],
+        message: Carry[Request, Reply],
+    ) -> Iterator[tuple[int, Reply | Lost]]:
         """Try streams; what turns out to be out of reach was asked nothing yet."""
         before = set(self._unreachable)
-        answers = stream({k: r for k, r in requests.items() if k not in before})
-        rest = {key: requests[key] for key in self._others(requests)}
-        return {**answers, **(message(rest) if rest else {})}
+        asked: dict[int, Request] = {}
+        answered: set[int] = set()
+
+        def by_stream() -> Iterator[tuple[int, Request]]:
+            for key, request in requests:
+                asked[key] = request
+                if key not in before:
+                    yield key, request
+
+        for key, answer in stream(by_stream()):
+            if key not in self._unreachable:
+                answered.add(key)
+                yield key, answer
+        rest = {key: asked[key] for key in self._others(asked.keys() - answered)}
+        if rest:
+            yield from message(rest.items())

@@ -3,8 +3,9 @@
 import math
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from flwr_slfac.errors import AllDevicesLostError, SettingError, SlfacError
@@ -133,7 +134,7 @@ class StreamLink:
         """
         unknown = {key for key in keys if key not in self._partitions}
         self._open(unknown)
-        told = self._await(unknown, lambda held, event: held.session.device)
+        told = dict(self._await(unknown, lambda held, event: held.session.device))
         lost = {k: each for k, each in told.items() if isinstance(each, Lost)}
         if lost and not self._partitions:
             key, first = next(iter(lost.items()))
@@ -147,34 +148,45 @@ class StreamLink:
         self, keys: list[int], *, channels: bool
     ) -> dict[int, Description | Lost]:
         """Ask devices for what they say of themselves."""
-        asked = {key: DescribeRequest(channels) for key in keys}
-        return self._carry(asked, Description)
+        asked = ((key, DescribeRequest(channels)) for key in keys)
+        return dict(self._carry(asked, Description))
 
-    def train(
-        self, requests: Mapping[int, TrainRequest]
-    ) -> dict[int, TrainReply | Lost]:
+    def train_each(
+        self, requests: Iterable[tuple[int, TrainRequest]]
+    ) -> Iterator[tuple[int, TrainReply | Lost]]:
         """Carry a training request to each device and the replies back."""
         return self._carry(requests, TrainReply)
 
-    def evaluate(
-        self, requests: Mapping[int, EvaluateRequest]
-    ) -> dict[int, EvaluateReply | Lost]:
+    def evaluate_each(
+        self, requests: Iterable[tuple[int, EvaluateRequest]]
+    ) -> Iterator[tuple[int, EvaluateReply | Lost]]:
         """Carry an evaluation request to each device and the replies back."""
         return self._carry(requests, EvaluateReply)
 
     def _carry(
-        self, requests: Mapping[int, Request], kind: type[Answer]
-    ) -> dict[int, Answer | Lost]:
-        self._open(requests)
-        for key, request in requests.items():
-            held = self._held[key]
-            held.request = pack_request(request, self._states)
-            held.asked_at = time.monotonic()
-            limit = self._limit(request, held.request)
-            self._service.ask(held.session, held.request, limit)
-        return self._await(
-            set(requests), lambda held, event: self._read(held, event, kind)
-        )
+        self, requests: Iterable[tuple[int, Request]], kind: type[Answer]
+    ) -> Iterator[tuple[int, Answer | Lost]]:
+        asked: set[int] = set()
+        try:
+            for key, request in requests:
+                self._ask(key, request)
+                asked.add(key)
+            read = partial(self._read, kind=kind)
+            for key, answer in self._await(set(asked), read):
+                asked.discard(key)
+                yield key, answer
+        finally:
+            # Whoever is still asked when this is given up could be asked no more.
+            for key in asked:
+                self._drop(key, "the server gave up the step")
+
+    def _ask(self, key: int, request: Request) -> None:
+        self._open([key])
+        held = self._held[key]
+        held.request = pack_request(request, self._states)
+        held.asked_at = time.monotonic()
+        limit = self._limit(request, held.request)
+        self._service.ask(held.session, held.request, limit)
 
     def _open(self, keys: Iterable[int]) -> None:
         """Open a session for every device that has none."""
@@ -197,33 +209,34 @@ class StreamLink:
         self,
         keys: set[int],
         take: Callable[[_Held, Event], Taken | Lost | None],
-    ) -> dict[int, Taken | Lost]:
-        """Wait until something was taken of every device, or it is lost."""
-        answers: dict[int, Taken | Lost] = {}
-        now = time.monotonic()
+    ) -> Iterator[tuple[int, Taken | Lost]]:
+        """Give what is taken of each device when it is, or that it is lost."""
+        waiting, now = set(keys), time.monotonic()
         deadline, look = min(self._deadline, now + self._timeout_s), now + _LOOK_S
-        while len(answers) < len(keys):
+        while waiting:
             now = time.monotonic()
-            waiting = keys - answers.keys()
-            if now >= deadline:
-                late = Lost(f"no answer within {self._timeout_s:g} s")
-                answers.update({key: self._lose(key, late) for key in waiting})
-                break
             if now >= look:
-                answers.update(self._look(waiting, now))
+                lost = self._look(waiting, now)
+                waiting -= lost.keys()
+                yield from lost.items()
                 look = now + _LOOK_S
             try:
-                event = self._service.events.get(timeout=min(look, deadline) - now)
+                wait_s = max(min(look, deadline) - now, 0.0)
+                event = self._service.events.get(timeout=wait_s)
             except queue.Empty:
-                continue
+                if time.monotonic() < deadline:
+                    continue
+                late = Lost(f"no answer within {self._timeout_s:g} s")
+                yield from [(key, self._lose(key, late)) for key in waiting]
+                return
             key = event.session.node
             held = self._held.get(key)
             if held is None or held.session is not event.session:
                 continue  # of a session that is over
             taken = self._misuse(key, event) or take(held, event)
             if key in waiting and taken is not None:
-                answers[key] = taken
-        return answers
+                waiting.discard(key)
+                yield key, taken
 
     def _look(self, keys: Iterable[int], now: float) -> dict[int, Lost]:
         """Return those who are lost before the time is over."""

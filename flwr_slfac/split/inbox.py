@@ -1,0 +1,88 @@
+"""Smashed data that arrived, decoded before their turn comes."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from itertools import islice
+
+from flwr_slfac.split.codec_pool import CodecPool
+from flwr_slfac.split.crossing import Decoded, Decoder, ServerSide
+from flwr_slfac.split.protocol import Smashed
+
+# Our choice: one in work and one done for each thread keeps all busy, and what is
+# decoded may take many times the memory of its frames.
+_AHEAD_A_THREAD = 2
+
+
+class Inbox:
+    """Training batches of a step, one a device, decoded from their arrival on.
+
+    Parameters
+    ----------
+    side : ServerSide
+        What is common to all devices.
+    pool : CodecPool
+        Where they are decoded.
+    """
+
+    def __init__(self, side: ServerSide, pool: CodecPool) -> None:
+        self._side, self._pool = side, pool
+        self._decoders: dict[int, Decoder] = {}
+        self._decoded: dict[int, Future[Decoded]] = {}
+
+    def put(self, key: int, smashed: Smashed) -> None:
+        """Take what the device of a key sent."""
+        decoder = self._decoders.setdefault(key, Decoder(self._side))
+        self._decoded[key] = decoder.submit(smashed, self._pool)
+
+    def take(self, key: int) -> Future[Decoded]:
+        """Return what becomes of it."""
+        return self._decoded.pop(key)
+
+
+class EvaluationInbox:
+    """Test batches, several a device, of which a few are decoded ahead of their turn.
+
+    Parameters
+    ----------
+    side, pool
+        As of an `Inbox`.
+    """
+
+    def __init__(self, side: ServerSide, pool: CodecPool) -> None:
+        self._side, self._pool = side, pool
+        self._room = _AHEAD_A_THREAD * pool.num_threads
+        self._ahead: dict[tuple[int, int], Future[Decoded]] = {}
+        self._line: deque[tuple[int, int, Smashed]] = deque()
+
+    def put(self, key: int, batches: Sequence[Smashed]) -> None:
+        """Take what the device of a key sent; begin with it if there is room."""
+        for index, smashed in enumerate(batches):
+            self._begin(key, index, smashed)
+
+    def line_up(self, batches: Mapping[int, Sequence[Smashed]]) -> None:
+        """Take note of the order in which all batches will be asked for, by key."""
+        self._ahead = {k: f for k, f in self._ahead.items() if k[0] in batches}
+        self._line = deque(
+            (key, index, smashed)
+            for key, several in batches.items()
+            for index, smashed in enumerate(several)
+        )
+
+    def take(self, key: int, index: int) -> Future[Decoded]:
+        """Return what becomes of a batch; those before it will not be asked for."""
+        while (place := self._line.popleft())[:2] != (key, index):
+            self._ahead.pop(place[:2], None)
+        self._begin(*place, at_once=True)
+        decoded = self._ahead.pop((key, index))
+        for following in islice(self._line, self._room):
+            self._begin(*following)
+        return decoded
+
+    def _begin(
+        self, key: int, index: int, smashed: Smashed, *, at_once: bool = False
+    ) -> None:
+        is_begun = (key, index) in self._ahead
+        if not is_begun and (at_once or len(self._ahead) < self._room):
+            decoded = Decoder(self._side).submit(smashed, self._pool)
+            self._ahead[key, index] = decoded
