@@ -12,6 +12,7 @@ from flwr_slfac.split.crossing import require_places
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.forwards import require_pipeline_depth
 from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.masked_fronts import fronts_for
 from flwr_slfac.split.protocol import (
@@ -27,6 +28,7 @@ from flwr_slfac.split.protocol import (
 )
 from flwr_slfac.split.results import RoundResult
 from flwr_slfac.split.rounds import Rounds
+from flwr_slfac.split.server_fronts import ServerFronts
 from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.states import State, weighted_average
 from flwr_slfac.traffic import Traffic
@@ -118,6 +120,7 @@ def train_locally(
     lightweight: Lightweight | None = None,
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
+    pipeline_depth: int = 0,
     make_link: Callable[[Sequence[DeviceHalf]], LocalLink] = LocalLink,
 ) -> LocalResult:
     """Train a split model over several devices in this process.
@@ -149,40 +152,42 @@ def train_locally(
         What else is done to the smashed data, in the order of sending.
     on_device_error : {"drop", "raise"} (default: "raise")
         As in `SplitFed`, whose default is to drop.
+    pipeline_depth : {0, 1} (default: 0)
+        As in `SplitFed`; here it changes the weights and saves no time.
     make_link : callable
         How the halves are reached.
     """
+    require_pipeline_depth(pipeline_depth)
     codecs = up or Identity(), down or Identity()
     fronts = fronts_for(lightweight, server.scheme, *codecs)
     fronts.last_round = num_rounds
     require_places((*cut_features, *fronts.cut_features), *codecs)
     result = LocalResult(dict(front), [], [], Traffic())
-    settings = fronts, cut_features, on_device_error
-    rounds = Rounds(server, codecs[1], result.traffic, Limits(), *settings)
-    link = make_link([DeviceHalf(device, i) for i, device in enumerate(devices)])
-    link.on_device_error = on_device_error
+    shared = Limits(), fronts, cut_features, on_device_error
+    rounds = Rounds(server, codecs[1], result.traffic, *shared)
     keys = range(len(devices))
-    begin = Begin(0, seed, front, codecs[0], RELEASE, server.min_batch, proximal_mu)
-    for server_round in range(1, num_rounds + 1):
-        front = fronts.take(result.front)
-        begin = replace(begin, server_round=server_round, front=front)
-        outcome = rounds.train(link, keys, begin)
-        if outcome.aggregates:
-            result.front = fronts.advance(merge_fronts(outcome))
-        _forget_fronts(result.rounds)
-        result.rounds.append(outcome)
+    link = make_link([DeviceHalf(devices[key], key) for key in keys])
+    link.on_device_error = on_device_error
+    settings = codecs[0], RELEASE, server.min_batch, proximal_mu
+    begin = Begin(0, seed, None, *settings, pipeline_depth=pipeline_depth)
+    for number in range(1, num_rounds + 1):
+        begin = replace(begin, server_round=number, front=fronts.take(result.front))
+        _add(result, rounds.train(link, keys, begin), fronts)
         if evaluate:
-            served = replace(begin, front=result.front)
-            by_key = rounds.evaluate(link, keys, served, _EVALUATE_BYTES)
+            begin = replace(begin, front=result.front)
+            by_key = rounds.evaluate(link, keys, begin, _EVALUATE_BYTES)
             result.evaluations.append(weighted_metrics(list(by_key.values())))
     return result
 
 
-def _forget_fronts(rounds: Sequence[RoundResult]) -> None:
-    """Let go of the last round's fronts, or a long run would hold all of them."""
-    for outcome in rounds[-1:]:
-        for device in outcome.finished.values():
+def _add(result: LocalResult, outcome: RoundResult, fronts: ServerFronts) -> None:
+    """Add a round, without the fronts of the last, or a long run would hold all."""
+    if outcome.aggregates:
+        result.front = fronts.advance(merge_fronts(outcome))
+    for before in result.rounds[-1:]:
+        for device in before.finished.values():
             device.front = None
+    result.rounds.append(outcome)
 
 
 def merge_fronts(outcome: RoundResult) -> State:
