@@ -56,9 +56,13 @@ class _Held:
 
     session: Session
     request: Packed | None = None
-    # Bytes of the opening, and of the stream those that were entered already.
-    opening_bytes: int = 0
+    # Whether its round is a pipeline, in which the device is then ahead.
+    pipelined: bool = False
+    is_ahead: bool = False
+    # Bytes of the stream that were entered, and those to enter besides: of the opening,
+    # or below 0 what was entered as part of a message before it had crossed.
     entered: int = 0
+    besides: int = 0
 
 
 class StreamLink:
@@ -152,12 +156,21 @@ class StreamLink:
     def _carry(
         self, requests: Mapping[int, Request], kind: type[Answer]
     ) -> dict[int, Answer | Lost]:
+        for key, request in requests.items():
+            held = self._held.get(key)
+            goes_on = isinstance(request, TrainRequest) and request.begin is None
+            if held is not None and held.is_ahead and not goes_on:
+                # Its next reply, which may be here already, would answer another step.
+                self._drop(key, "it is no more part of the round that it trained in")
         self._open(requests)
         for key, request in requests.items():
             held = self._held[key]
             held.request = pack_request(request, self._states)
+            if request.begin is not None:
+                held.pipelined = bool(request.begin.pipeline_depth)
+            ahead = held.pipelined and isinstance(request, TrainRequest)
             limit = self._limit(request, held.request)
-            self._service.ask(held.session, held.request, limit)
+            self._service.ask(held.session, held.request, limit, pipelined=ahead)
         return self._await(
             set(requests), lambda held, event: self._read(held, event, kind)
         )
@@ -177,7 +190,7 @@ class StreamLink:
                 identity.name,
                 self._patience_s,
             )
-            self._held[key] = _Held(session, opening_bytes=self._opener.open(opening))
+            self._held[key] = _Held(session, besides=self._opener.open(opening))
 
     def _await(
         self,
@@ -253,9 +266,16 @@ class StreamLink:
         if not isinstance(reply, kind) or reply.device != known:
             what = f"sent a {type(reply).__name__} of device {reply.device}"
             return Lost(what, known, at_fault=True)
-        num_bytes = held.opening_bytes + held.session.num_bytes - held.entered
-        held.opening_bytes, held.entered = 0, held.session.num_bytes
-        return replace(reply, carried=carried(held.request, event.reply, num_bytes))
+        held.is_ahead = (
+            held.pipelined and isinstance(reply, TrainReply) and not reply.done
+        )
+        now = held.session.num_bytes
+        num_bytes = held.besides + now - held.entered
+        pieces = carried(held.request, event.reply, num_bytes)
+        held.entered, held.besides = now, min(pieces[-1].num_bytes, 0)
+        *models, control = pieces
+        control = replace(control, num_bytes=max(control.num_bytes, 0))
+        return replace(reply, carried=(*models, control))
 
     def _limit(self, request: Request, packed: Packed) -> int:
         """Return how many bytes the answer to a request may have."""
