@@ -26,6 +26,7 @@ from flwr_slfac.split import (
     ServerFronts,
     ServerHalf,
     WholeFronts,
+    require_pipeline_depth,
     require_places,
 )
 from flwr_slfac.traffic import Traffic
@@ -51,6 +52,8 @@ class FlowerRounds:
         Where what crosses is entered.
     transport : {"auto", "messages", "stream"} or StreamTransport
         What carries the steps.
+    pipeline_depth : {0, 1}
+        Whether devices run the next forward while a gradient travels.
     limits : Limits
         What is taken from one device.
     on_device_error : {"drop", "raise"}
@@ -78,6 +81,7 @@ class FlowerRounds:
         traffic: Traffic,
         *,
         transport: Transport,
+        pipeline_depth: int,
         limits: Limits,
         on_device_error: OnDeviceError,
         seed: int,
@@ -87,9 +91,11 @@ class FlowerRounds:
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
         require_transport(transport)
+        require_pipeline_depth(pipeline_depth)
         require_places((*cut_features, *fronts.cut_features), up, down)
         self._server = server
         self._up, self._down = up, down
+        self._pipeline_depth = pipeline_depth
         self._rounds = Rounds(
             server, down, traffic, limits, fronts, cut_features, on_device_error
         )
@@ -159,6 +165,8 @@ class FlowerRounds:
             **server.replica.settings(),
             "lightweight": self._fronts.setting,
             "cut_features": self._rounds.features,
+            # Folders of runs without one were saved before there was the setting.
+            **({"pipeline_depth": 1} if self._pipeline_depth else {}),
         }
 
     def devices(self, grid: Grid, nodes: list[int]) -> dict[int, int]:
@@ -212,6 +220,7 @@ class FlowerRounds:
             min_batch=self._server.min_batch,
             # Each device is told its own; that any has one is for the round to know.
             proximal_mu=max(sampled.of(n).proximal_mu for n in sampled.nodes),
+            pipeline_depth=self._pipeline_depth,
         )
 
     def _require_carried(self, sampled: Sampled) -> None:

@@ -44,8 +44,7 @@ class SplitFed(Strategy):
     The wrapped strategy goes on sampling devices and aggregating device-side models;
     in between, the devices' smashed data trains the back on the server, step by step.
 
-    The arguments come in four groups, flat because a user writes them in one call: the
-    server-side model, what crosses, how it is carried, and the run.
+    In their order: the server-side model, what crosses, how it is carried, and the run.
 
     Parameters
     ----------
@@ -76,6 +75,8 @@ class SplitFed(Strategy):
         What else is done to the smashed data, in the order of sending.
     transport : {"auto", "messages", "stream"} or StreamTransport (default: "auto")
         What carries the steps; "auto" streams in deployment, not in simulation.
+    pipeline_depth : {0, 1} (default: 0)
+        1 lets devices run the next forward while a gradient travels: an update behind.
     step_timeout_s : float (default: 600)
         A device that does not answer a step for this long is lost for the round. Above
         120 in deployment: Flower needs up to 66 s to see that a node is dead.
@@ -131,6 +132,7 @@ class SplitFed(Strategy):
         lightweight: Lightweight | None = None,
         cut_features: Sequence[CutFeature] = (),
         transport: Transport = "auto",
+        pipeline_depth: int = 0,
         step_timeout_s: float = 600.0,
         on_device_error: OnDeviceError = "drop",
         limits: Limits | None = None,
@@ -170,6 +172,7 @@ class SplitFed(Strategy):
             cut_features,
             self.traffic,
             transport=transport,
+            pipeline_depth=pipeline_depth,
             limits=limits or Limits(),
             on_device_error=on_device_error,
             seed=self._seed,
