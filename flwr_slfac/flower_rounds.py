@@ -28,6 +28,7 @@ from flwr_slfac.split import (
     ServerFronts,
     ServerHalf,
     WholeFronts,
+    require_pipeline_depth,
     require_places,
 )
 from flwr_slfac.transport import Carrier
@@ -52,6 +53,8 @@ class FlowerRounds:
         Where what crosses is entered, and how the run stands.
     transport : {"auto", "messages", "stream"} or StreamTransport
         What carries the steps.
+    pipeline_depth : {0, 1}
+        Whether devices run the next forward while a gradient travels.
     limits : Limits
         What is taken from one device.
     on_device_error : {"drop", "raise"}
@@ -81,6 +84,7 @@ class FlowerRounds:
         history: History,
         *,
         transport: Transport,
+        pipeline_depth: int,
         limits: Limits,
         on_device_error: OnDeviceError,
         seed: int,
@@ -91,10 +95,12 @@ class FlowerRounds:
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
         require_transport(transport)
+        require_pipeline_depth(pipeline_depth)
         require_places((*cut_features, *fronts.cut_features), up, down)
         self._server, self._history = server, history
         self._status = history.status
         self._up, self._down = up, down
+        self._pipeline_depth = pipeline_depth
         settings = fronts, cut_features, on_device_error, codec_threads
         self._rounds = Rounds(server, down, history.traffic, limits, *settings)
         self._fronts = fronts
@@ -154,7 +160,9 @@ class FlowerRounds:
     def settings(self) -> dict[str, Any]:
         """Return what makes a run another one."""
         own = {"seed": self._seed, "up": format_codec(self._up)}
-        return {**own, **self._rounds.settings()}
+        # Folders of runs without one were saved before there was the setting.
+        depth = {"pipeline_depth": 1} if self._pipeline_depth else {}
+        return {**own, **self._rounds.settings(), **depth}
 
     def devices(self, grid: Grid, nodes: list[int]) -> dict[int, int]:
         """Return the partition ids of the nodes that answer."""
@@ -212,6 +220,7 @@ class FlowerRounds:
             min_batch=self._server.min_batch,
             # Each device is told its own; that any has one is for the round to know.
             proximal_mu=max(sampled.of(n).proximal_mu for n in sampled.nodes),
+            pipeline_depth=self._pipeline_depth,
         )
 
     def _require_carried(self, sampled: Sampled) -> None:

@@ -44,8 +44,6 @@ class SplitFed(Strategy):
     The wrapped strategy goes on sampling devices and aggregating device-side models;
     in between, the devices' smashed data trains the back on the server, step by step.
 
-    The arguments: the server-side model, what crosses, how it is carried, the run.
-
     Parameters
     ----------
     strategy : Strategy
@@ -62,10 +60,8 @@ class SplitFed(Strategy):
         As in `Device`, for the back.
     metrics : dict of str to callable, optional
         Each from (outputs, targets) to a mean; by default ``accuracy``.
-    autocast : torch.dtype, optional
-        Run the back in mixed precision (torch.bfloat16 or torch.float16).
-    device : torch.device or str (default: "cpu")
-        Where the back runs.
+    autocast, device
+        Mixed precision of the back (torch.bfloat16, torch.float16), and where it runs.
     up, down : Codec or str (default: waterfill, ``nrmse`` 0.1 and 0.4)
         How activations and cut-layer gradients are coded; text is read by
         `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
@@ -75,6 +71,8 @@ class SplitFed(Strategy):
         What else is done to the smashed data, in the order of sending.
     transport : {"auto", "messages", "stream"} or StreamTransport (default: "auto")
         What carries the steps; "auto" streams in deployment, not in simulation.
+    pipeline_depth : {0, 1} (default: 0)
+        1 lets devices run the next forward while a gradient travels: an update behind.
     step_timeout_s : float (default: 600)
         A device that does not answer a step for this long is lost for the round. Above
         120 in deployment: Flower needs up to 66 s to see that a node is dead.
@@ -98,10 +96,8 @@ class SplitFed(Strategy):
 
     Attributes
     ----------
-    traffic : Traffic
-        Everything that crossed.
-    reports : list of RoundReport
-        One a round.
+    traffic, reports
+        Everything that crossed, as `Traffic`, and a `RoundReport` of each round.
     status : RunStatus
         How the run stands: ``status.now()``, from any thread.
     arrays : ArrayRecord or None
@@ -134,6 +130,7 @@ class SplitFed(Strategy):
         lightweight: Lightweight | None = None,
         cut_features: Sequence[CutFeature] = (),
         transport: Transport = "auto",
+        pipeline_depth: int = 0,
         step_timeout_s: float = 600.0,
         on_device_error: OnDeviceError = "drop",
         limits: Limits | None = None,
@@ -174,6 +171,7 @@ class SplitFed(Strategy):
             cut_features,
             self._history,
             transport=transport,
+            pipeline_depth=pipeline_depth,
             limits=limits or Limits(),
             on_device_error=on_device_error,
             seed=self._seed,

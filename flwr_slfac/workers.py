@@ -102,6 +102,21 @@ class Worker:
         self._alive = built, node
         return reply
 
+    def run_ahead(self) -> Reply | None:
+        """Return the answer to the next request, if that can be said now.
+
+        Raises
+        ------
+        SlfacError
+            As `answer`.
+        """
+        alive, self._alive = self._alive, None
+        if alive is None:
+            return None
+        reply = alive[1].half.run_ahead()
+        self._alive = alive
+        return reply
+
     def keep(self, context: Context) -> None:
         """Store what the device goes on with in the node's state."""
         if self._alive is not None:
@@ -215,10 +230,9 @@ class Workers:
             return reply
 
         partition = partition_id(context)
+        measured = partial(measure, respond, message, context)
         try:
-            DeviceEnd(
-                opening, partition, partial(measure, respond, message, context)
-            ).run()
+            DeviceEnd(opening, partition, measured, worker.run_ahead).run()
         except UnreachableError as error:
             said = RecordDict({"split": ConfigRecord({UNREACHABLE: str(error)})})
             return Message(said, reply_to=message)

@@ -70,7 +70,7 @@ PUBLIC = {
         OptimizerFactory Passage Piece Place RoundResult Rounds SchedulerFactory
         Scheme ServerFronts ServerHalf ServerMemory Smashed Snapshot TrainReply
         TrainRequest WholeFronts accuracy feature_fields feature_of fronts_for
-        register_feature require_places seed_for train_locally
+        register_feature require_pipeline_depth require_places seed_for train_locally
     """,
     "flwr_slfac.split.crossing": """
         Batch Decoded Decoder DeviceEnd Encoded ServerEnd ServerSide require_places

@@ -24,6 +24,7 @@ from flwr_slfac.split.features import (
     feature_of,
     register_feature,
 )
+from flwr_slfac.split.forwards import require_pipeline_depth
 from flwr_slfac.split.lasting import KEPT
 from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.link import Link
@@ -95,6 +96,7 @@ __all__ = [
     "feature_of",
     "fronts_for",
     "register_feature",
+    "require_pipeline_depth",
     "require_places",
     "seed_for",
     "train_locally",

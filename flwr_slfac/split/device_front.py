@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flwr_slfac.errors import TrainingError
-from flwr_slfac.lightweight import StepCost, step_cost
+from flwr_slfac.lightweight import StepCost
 from flwr_slfac.lightweight.pruning import (
     Channels,
     CutMask,
@@ -19,6 +19,8 @@ from flwr_slfac.lightweight.pruning import (
 from flwr_slfac.split.batches import require_batch
 from flwr_slfac.split.buffers import changed_buffers, put_buffers, unsent_buffers
 from flwr_slfac.split.device import Device
+from flwr_slfac.split.forwards import Forwards, TwoCopies
+from flwr_slfac.split.front_cost import FrontCosts
 from flwr_slfac.split.front_features import (
     Activations,
     FrontUpdate,
@@ -29,7 +31,7 @@ from flwr_slfac.split.gradient_rules import GradientRule, gradient_rules
 from flwr_slfac.split.masked_network import masked_network, read_mask
 from flwr_slfac.split.place import Moment, seeded
 from flwr_slfac.split.protocol import Begin
-from flwr_slfac.split.tuning import Tuning
+from flwr_slfac.split.tuning import Tuning, tuning_of
 
 Kept = Mapping[str, Any]
 
@@ -69,7 +71,8 @@ class DeviceFront:
         self._rules: list[GradientRule] = []
         self._update = FrontUpdate()
         self._tuning: Tuning | None = None
-        self._costs: dict[Any, StepCost] = {}
+        self._forwards = Forwards(self.network)
+        self._costs = FrontCosts(self._full, self._where)
 
     @property
     def network(self) -> nn.Module:
@@ -130,27 +133,33 @@ class DeviceFront:
             rule.start(self.network)
             if begin.front is None:
                 rule.go_on(kept["front"]["rules"], self._where)
+        if begin.pipeline_depth:
+            self._forwards = TwoCopies(self.network)
         self._tuning = self._new_tuning()
         # Moments of another mask fit no more; the schedule goes on.
         same_mask = _same_mask(begin, kept)
         self._tuning.load(kept.get("tuning", {}), moments=same_mask)
         self._tuning.start_round(begin.server_round)
 
-    def forward(self, inputs: torch.Tensor, moment: Moment) -> torch.Tensor:
-        """Return the activations of a training batch.
+    def forward(
+        self, inputs: torch.Tensor, moment: Moment, *, again: bool = False
+    ) -> torch.Tensor:
+        """Return the activations of a training batch, or those that it gave before.
 
         Raises
         ------
         SettingError
-            If the front does not give one tensor, batch first.
+            If the front does not give one tensor, batch first, or cannot be pipelined.
         """
-        self.network.train()
+        network = self._forwards.network(moment.step, again=again)
+        network.train()
         with (
             seeded(moment.seed_of("forward"), self._where),
-            self._activations.holding(self.network),
+            self._activations.holding(network),
         ):
-            out = self.network(inputs.to(self._where))
+            out = network(inputs.to(self._where))
         require_batch(out, len(inputs))
+        self._forwards.ran(moment.step)
         return out  # type: ignore[no-any-return]
 
     def handle(self, sent: torch.Tensor) -> torch.Tensor:
@@ -163,6 +172,7 @@ class DeviceFront:
         tuning.zero_grad()
         if sent.requires_grad:
             sent.backward(gradient)  # type: ignore[no-untyped-call]
+        self._forwards.collect(moment.step)
         self._trained.drop_gradients()
         for rule in self._rules:
             rule.apply(self.network, moment)
@@ -207,24 +217,19 @@ class DeviceFront:
         return sent, keeps
 
     def cost(self, begin: Begin, inputs: Callable[[], torch.Tensor]) -> StepCost | None:
-        """Return what a step on a batch costs, where asked for; once a mask."""
-        if not begin.config.reports_cost:
-            return None
-        key = (begin.mask, begin.config)
-        if key not in self._costs:
-            bits = begin.config.saved_bits
-            batch = inputs().to(self._where)
-            self._costs = {key: step_cost(self.network, self._full, batch, bits)}
-        return self._costs[key]
+        """Return what a step on a batch costs, where asked for."""
+        return self._costs.of(begin, self.network, inputs)
 
     def forget_round(self) -> None:
         """Let go of what lasts for a round."""
         self._tuning, self._rules = None, []
         self._update = FrontUpdate()
+        self._forwards = Forwards(self.network)
 
-    def state(self) -> dict[str, Any]:
-        """Return the state of the round in progress; with buffers, for `restore`."""
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the state after the forward of a step; with buffers, for `restore`."""
         return {
+            **self._forwards.state(step),
             "front": self.network.state_dict(),
             "rules": [rule.state() for rule in self._rules],
             "reference": self._update.reference,
@@ -233,8 +238,8 @@ class DeviceFront:
             else self._tuning.state(moments=True),
         }
 
-    def restore(self, begin: Begin, state: Mapping[str, Any]) -> None:
-        """Take up the round that `state` describes."""
+    def restore(self, begin: Begin, state: Mapping[str, Any], step: int) -> None:
+        """Take up the round that `state` describes, after the forward of a step."""
         self._configure(begin)
         self.network.load_state_dict(state["front"])
         self.load_buffers(state["buffers"])
@@ -242,6 +247,9 @@ class DeviceFront:
             rule.load(own, self._where)
         self._update.reference = state["reference"]
         self._tuning = None
+        if "weights" in state:
+            copies = self._forwards = TwoCopies(self.network)
+            copies.load(step, state)
         if state["tuning"] is not None:
             self._tuning = self._new_tuning()
             self._tuning.load(state["tuning"])
@@ -273,16 +281,10 @@ class DeviceFront:
             self._trained, self._mask = masked_network(self._full, mask), begin.mask
             self.channels_sent = mask.cut
             self._unsent = unsent_buffers(self.network)
+        self._forwards = Forwards(self.network)
 
     def _new_tuning(self) -> Tuning:
-        d = self._device
-        tuning = Tuning(
-            self.network.parameters(),
-            d.optimizer,
-            d.scheduler,
-            d.scheduler_per,
-            d.clip_norm,
-        )
+        tuning = tuning_of(self._device, self.network.parameters())
         self._trained.hold(tuning.optimizer)
         return tuning
 

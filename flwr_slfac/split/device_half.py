@@ -1,9 +1,4 @@
-"""The device's side of a step. State that survives without the live graph.
-
-Between two requests the graph of the last forward may be lost (another process
-answers). What is kept is the state before that forward: the forward is then run again
-from the same weights, buffers, batch and noise, and gives the same graph.
-"""
+"""The device's side of a run: rounds, tests, and state without any live object."""
 
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +13,8 @@ from flwr_slfac.split.batches import fetch, require_batches
 from flwr_slfac.split.crossing import DeviceEnd
 from flwr_slfac.split.device import Device, has_batch_norm
 from flwr_slfac.split.device_front import DeviceFront
+from flwr_slfac.split.device_steps import BEFORE_FIRST, DeviceSteps
+from flwr_slfac.split.forwards import require_pipeline_depth
 from flwr_slfac.split.lasting import recalled, remembered, what_is_kept
 from flwr_slfac.split.place import Place, seeded
 from flwr_slfac.split.protocol import (
@@ -32,17 +29,15 @@ from flwr_slfac.split.protocol import (
 )
 from flwr_slfac.split.reading import BatchReader, first_input
 
-_FIRST_FORWARD = -1  # "no forward has run yet in this round"
-
 
 @dataclass(frozen=True)
 class _Round:
-    """What a device works on: a round's training, or its evaluation (no batches)."""
+    """What a device works on: a round's training, or its evaluation (no steps)."""
 
     begin: Begin
     place: Place
     end: DeviceEnd
-    batches: BatchReader | None = None
+    steps: DeviceSteps | None = None
 
 
 class DeviceHalf:
@@ -69,9 +64,8 @@ class DeviceHalf:
         example = partial(first_input, device.train_set, self._where)
         self._front = DeviceFront(device, example)
         self._round: _Round | None = None
-        self._step = _FIRST_FORWARD
-        self._graph: torch.Tensor | None = None
-        self._buffers_before: dict[str, torch.Tensor] = {}
+        # Seconds of work and of the codec that no reply has told yet.
+        self._untold = (0.0, 0.0)
 
     @property
     def front(self) -> torch.nn.Module:
@@ -102,29 +96,32 @@ class DeviceHalf:
         start = time.perf_counter()
         if request.begin is not None and not self._begin_round(request.begin):
             return TrainReply(self.partition, 0, wants_front=True)
-        if self._round is None or self._round.batches is None:
+        now = self._round
+        if now is None or now.steps is None:
             raise TrainingError(
                 f"{self._who} was asked for step {request.step} of a round that it did "
                 "not begin"
             )
-        now, batches = self._round, self._round.batches
+        steps, now.end.seconds = now.steps, 0.0
+        told, smashed = steps.is_ahead, steps.take(request)
+        results = {} if smashed is not None else self._finish(now, steps)
+        seconds = self._seconds(now, start, told=told)
+        return self._reply(steps, smashed, seconds, **results)
+
+    def run_ahead(self) -> TrainReply | None:
+        """Run the next forward before it is asked for, where the round is pipelined.
+
+        None if it is to wait. `train` returns the same reply for its step, but for the
+        seconds. For links that deliver each request once: no `snapshot` holds it.
+        """
+        start, now = time.perf_counter(), self._round
+        if now is None or now.steps is None:
+            return None
         now.end.seconds = 0.0
-        self._backward(now, batches, request)
-        smashed, results = None, {}
-        if request.step < batches.order.num_steps:
-            smashed = self._forward(now, batches, request.step)
-        else:
-            results = self._finish(now, batches)
-        codec_s = now.end.seconds
-        return TrainReply(
-            device=self.partition,
-            num_steps=batches.order.num_steps,
-            smashed=smashed,
-            done=smashed is None,
-            **results,
-            compute_s=time.perf_counter() - start - codec_s,
-            codec_s=codec_s,
-        )
+        smashed = now.steps.run_ahead()
+        if smashed is None:
+            return None
+        return self._reply(now.steps, smashed, self._seconds(now, start))
 
     def evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         """Run the front over test batches, as many as fit the request's limit.
@@ -165,33 +162,73 @@ class DeviceHalf:
         """Return the state of the round in progress, or None between rounds.
 
         Its tensors are the device's own: copy or write them before the next request.
+
+        Raises
+        ------
+        TrainingError
+            If the device is ahead of what it was asked for.
         """
-        if self._round is None:
+        now = self._round
+        if now is None:
             return None
-        front = {**self._front.state(), "buffers": self._buffers_before}
-        now, begin = self._round, replace(self._round.begin, front=None)
-        mark = None if now.batches is None else now.batches.mark
-        return Snapshot(begin, mark, self._step, front, now.end.state())
+        step, mark, before = BEFORE_FIRST, None, self._front.buffers()
+        if (steps := now.steps) is not None:
+            if steps.is_ahead:
+                raise TrainingError(f"{self._who} is ahead, which no snapshot holds")
+            step, mark, before = steps.last, steps.batches.mark, steps.buffers_before
+        front = {**self._front.state(step), "buffers": before}
+        begin = replace(now.begin, front=None)
+        return Snapshot(begin, mark, step, front, now.end.state())
 
     def restore(self, snapshot: Snapshot | None) -> None:
         """Take up the round that `snapshot` describes; the graph is lost."""
-        self._graph = None
+        self._untold = (0.0, 0.0)
         if snapshot is None:
             self._forget_round()
             return
-        self._front.restore(snapshot.begin, snapshot.front)
-        self._buffers_before = self._front.buffers()
+        self._front.restore(snapshot.begin, snapshot.front, snapshot.step)
         mark = snapshot.batch
         batches = None if mark is None else self._batches(snapshot.begin, mark)
-        self._round = self._open(snapshot.begin, batches)
+        self._round = self._open(snapshot.begin, batches, snapshot.step)
         self._round.end.load(snapshot.memory)
-        self._step = snapshot.step
 
     @property
     def _who(self) -> str:
         return f"device {self.partition}"
 
-    def _open(self, begin: Begin, batches: BatchReader | None) -> _Round:
+    def _reply(
+        self,
+        steps: DeviceSteps,
+        smashed: Smashed | None,
+        seconds: tuple[float, float],
+        **results: Any,
+    ) -> TrainReply:
+        return TrainReply(
+            device=self.partition,
+            num_steps=steps.batches.order.num_steps,
+            smashed=smashed,
+            done=smashed is None,
+            **results,
+            compute_s=seconds[0],
+            codec_s=seconds[1],
+        )
+
+    def _seconds(
+        self, now: _Round, start: float, *, told: bool = False
+    ) -> tuple[float, float]:
+        """Return the seconds of work and codec since `start`, and those untold before.
+
+        Of a reply that was told already they are for the next one.
+        """
+        codec_s = now.end.seconds
+        compute_s = time.perf_counter() - start - codec_s
+        seconds = self._untold[0] + compute_s, self._untold[1] + codec_s
+        self._untold = seconds if told else (0.0, 0.0)
+        return seconds
+
+    def _open(
+        self, begin: Begin, batches: BatchReader | None, step: int = BEFORE_FIRST
+    ) -> _Round:
         """Open this device's end of the stream for training or evaluation."""
         place = Place(begin.seed, begin.server_round, self.partition)
         trains = batches is not None
@@ -200,21 +237,24 @@ class DeviceHalf:
         )
         features = [f for f in begin.cut_features if trains or f.in_evaluation]
         end = DeviceEnd(begin.up, features, place, memory)
-        return _Round(begin, place, end, batches)
+        steps, depth = None, begin.pipeline_depth
+        if batches is not None:
+            steps = DeviceSteps(self._front, place, end, batches, depth, step)
+        return _Round(begin, place, end, steps)
 
     def _begin_round(self, begin: Begin) -> bool:
         """Take up a round; return False if its front is not here."""
         require_release(begin.release, self._who)
+        require_pipeline_depth(begin.pipeline_depth)
         batches = self._batches(begin)
         kept = self.kept or {}
         if not self._front.take(begin, kept, self._who):
             return False
         smallest = max(begin.min_batch, 2 if has_batch_norm(self.front) else 1)
         require_batches(batches.order, smallest, self._who)
-        self._graph, self._step = None, _FIRST_FORWARD
-        self._round = self._open(begin, batches)
+        self._untold = (0.0, 0.0)
         self._front.start(begin, kept)
-        self._buffers_before = self._front.buffers()
+        self._round = self._open(begin, batches)
         return True
 
     def _begin_evaluation(self, begin: Begin) -> None:
@@ -222,49 +262,12 @@ class DeviceHalf:
         if not self._front.take(begin, self.kept or {}, self._who):
             raise TrainingError(f"{self._who} lacks the front that it is to test")
         self._round = self._open(begin, None)
-        self._buffers_before = self._front.buffers()
 
-    def _forward(self, now: _Round, batches: BatchReader, step: int) -> Smashed:
-        """Run the front over a batch and code what comes out."""
-        if step == self._step + 1:
-            self._buffers_before = self._front.buffers()
-            now.end.mark()
-            inputs, targets = batches.read(step)
-        elif step == self._step:
-            self._front.load_buffers(self._buffers_before)
-            now.end.rewind()
-            inputs, targets = batches.again(step)
-        else:
-            raise self._out_of_step(step)
-        self._step = step
-        out = self._front.forward(inputs, now.place.at(step))
-        sent = now.end.apply(out, step)
-        self._graph = self._front.handle(sent)
-        return now.end.send(sent, targets, step, out)
-
-    def _backward(
-        self, now: _Round, batches: BatchReader, request: TrainRequest
-    ) -> None:
-        """Take the step that a gradient asks for, unless it was taken already."""
-        step, frame = request.step - 1, request.gradient
-        if frame is None or step == self._step - 1 >= 0:
-            return
-        if step != self._step:
-            raise self._out_of_step(step)
-        moment = now.place.at(step)
-        if self._graph is None:
-            self._front.load_buffers(self._buffers_before)
-            out = self._front.forward(batches.again(step)[0], moment)
-            self._graph = self._front.handle(now.end.apply(out, step))
-        gradient = now.end.receive(frame, request.memory_order, self._graph, step)
-        self._front.step(self._graph, gradient, moment)
-        self._graph = None
-
-    def _finish(self, now: _Round, batches: BatchReader) -> dict[str, Any]:
+    def _finish(self, now: _Round, steps: DeviceSteps) -> dict[str, Any]:
         """Return what the last reply holds, and keep what outlives the round."""
-        begin, moment = now.begin, now.place.at(self._step)
+        begin, moment = now.begin, now.place.at(steps.last)
         sent, keeps = self._front.finish(begin, moment, self.kept or {})
-        sent["cost"] = self._front.cost(begin, lambda: batches.example(0)[0])
+        sent["cost"] = self._front.cost(begin, lambda: steps.batches.example(0)[0])
         if memory := now.end.lasting:
             keeps["memory"] = remembered(memory, self._front.channels_sent)
         self.kept = keeps or None
@@ -273,14 +276,12 @@ class DeviceHalf:
         return sent
 
     def _forget_round(self) -> None:
-        self._round = self._graph = None
-        self._step = _FIRST_FORWARD
-        self._buffers_before = {}
+        self._round = None
         self._front.forget_round()
 
     def _test_batch(self, now: _Round, index: int, sizes: list[int]) -> Smashed:
         if self.device.test_set is None:
-            raise self._out_of_step(index)
+            raise TrainingError(f"{self._who} has no test batch {index}")
         indices = torch.arange(sizes[index]) + sum(sizes[:index])
         with seeded(now.place.at(index).seed_of("test"), self._where):
             inputs, targets = fetch(self.device.test_set, indices)
@@ -292,9 +293,3 @@ class DeviceHalf:
         place = Place(begin.seed, begin.server_round, self.partition)
         order = device.batches(place.seed, place.server_round, place.device)
         return BatchReader(device.train_set, order, place, self._where, mark)
-
-    def _out_of_step(self, step: int) -> TrainingError:
-        return TrainingError(
-            f"{self._who} was asked for step {step}; its last forward was of step "
-            f"{self._step}"
-        )

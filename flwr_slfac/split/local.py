@@ -13,6 +13,7 @@ from flwr_slfac.split.crossing import require_places
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.forwards import require_pipeline_depth
 from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.local_run import LocalResult, LocalRun
 from flwr_slfac.split.masked_fronts import fronts_for
@@ -107,6 +108,7 @@ def train_locally(
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
     codec_threads: int | None = 1,
+    pipeline_depth: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
     keep: int = 3,
@@ -144,6 +146,8 @@ def train_locally(
         As in `SplitFed`, whose default is to drop.
     codec_threads : int or None (default: 1)
         As in `SplitFed`, whose default is None; here devices take the cores, too.
+    pipeline_depth : {0, 1} (default: 0)
+        As in `SplitFed`; here it changes the weights and saves no time.
     checkpoint, checkpoint_every, keep, resume
         As in `SplitFed`; what devices keep between rounds is saved, too.
     make_link : callable
@@ -157,6 +161,7 @@ def train_locally(
         If something of the run cannot be stored, or all that was is damaged.
     """
     saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
+    require_pipeline_depth(pipeline_depth)
     codecs = up or Identity(), down or Identity()
     fronts = fronts_for(lightweight, server.scheme, *codecs)
     require_places((*cut_features, *fronts.cut_features), *codecs)
@@ -166,7 +171,8 @@ def train_locally(
     halves = [DeviceHalf(device, i) for i, device in enumerate(devices)]
     link = make_link(halves)
     link.on_device_error = on_device_error
-    begin = Begin(0, seed, front, codecs[0], RELEASE, server.min_batch, proximal_mu)
+    told = codecs[0], RELEASE, server.min_batch, proximal_mu
+    begin = Begin(0, seed, None, *told, pipeline_depth=pipeline_depth)
     run = LocalRun(rounds, link, halves, begin, result, num_rounds, evaluates=evaluate)
     with saving.session(run) as session:
         while run.server_round < num_rounds:

@@ -133,8 +133,9 @@ class LocalRun:
             "devices": len(self._halves),
             "evaluate": self._evaluates,
         }
+        depth = {"pipeline_depth": 1} if begin.pipeline_depth else {}
         return {
-            **described({**own, **self._rounds.settings()}),
+            **described({**own, **self._rounds.settings(), **depth}),
             **shapes_of("front", self.result.front),
             **shapes_of("back", back.state_dict()),
             **modules_of("back", back),

@@ -55,6 +55,8 @@ class Begin:
         Whether the front travels up at the end of the round, or stays on the device.
     told : mapping of str to number, bool, text, bytes or list of one of these
         What else the server's strategy says to the device.
+    pipeline_depth : int
+        1 if each forward is to run before the update of the step before.
     """
 
     server_round: int
@@ -70,6 +72,7 @@ class Begin:
     version: int = 0
     aggregate: bool = True
     told: Mapping[str, Any] = field(default_factory=dict)
+    pipeline_depth: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class TrainReply:
     metrics : mapping of str to number or list of numbers
         In the last reply: what the device adds to the metrics of the round.
     kept : tuple of str
-        In the last reply: what the device keeps for the next round, of `lasting.KEPT`.
+        In the last reply: what the device keeps for later rounds, of `lasting.KEPT`.
     compute_s, codec_s : float
         Seconds that the device spent on forward and backward, and on its codec.
     carried : tuple of Piece
@@ -240,7 +243,7 @@ class Snapshot:
     step : int
         Its last forward, -1 before the first.
     front : dict
-        `DeviceFront.state`, and the ``buffers`` that were before that forward.
+        `DeviceFront.state`, with the ``buffers`` before that forward.
     memory : tuple of dict
         `DeviceEnd.state`.
     """

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory
+from flwr_slfac.split.device import Device, OptimizerFactory, SchedulerFactory
 
 
 class Tuning:
@@ -102,6 +102,12 @@ class Tuning:
             "scheduler_per": self._per,
             "clip_norm": self._clip_norm,
         }
+
+
+def tuning_of(device: Device, parameters: Iterable[nn.Parameter]) -> Tuning:
+    """Return what trains the front of a device."""
+    d = device
+    return Tuning(parameters, d.optimizer, d.scheduler, d.scheduler_per, d.clip_norm)
 
 
 def _undo_casts(optimizer: torch.optim.Optimizer, moments: dict[Any, Any]) -> None:

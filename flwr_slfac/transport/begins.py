@@ -17,6 +17,7 @@ _RENAMED = {
     "proximal_mu": "proximal-mu",
 }
 _KEYS = {**{name: name for name in _PLAIN}, **_RENAMED}
+_DEPTH = "pipeline-depth"
 
 
 def begin_to_fields(begin: Begin) -> dict[str, Any]:
@@ -29,7 +30,9 @@ def begin_to_fields(begin: Begin) -> dict[str, Any]:
         "told": told_to_text(begin.told) if begin.told else "",
     }
     # Flower's message_size_mod refuses to measure empty texts.
-    present = {key: text for key, text in texts.items() if text}
+    present: dict[str, Any] = {key: text for key, text in texts.items() if text}
+    if begin.pipeline_depth:
+        present[_DEPTH] = begin.pipeline_depth
     return {**fields, "up": format_codec(begin.up), **present}
 
 
@@ -58,6 +61,7 @@ def begin_of_fields(fields: dict[str, Any]) -> Begin:
         config=_config_of_text(str(fields.get("config", ""))),
         cut_features=_features_of_text(str(fields.get("features", ""))),
         told=told_of_text(str(fields.get("told", "{}"))),
+        pipeline_depth=fields.get(_DEPTH, 0),
     )
 
 

@@ -100,6 +100,7 @@ def train_in_process(
         down=parse_codec(job.down),
         proximal_mu=proximal_mu,
         lightweight=build_setting(job),
+        pipeline_depth=job.pipeline_depth,
         make_link=partial(LossyLink, losses=losses or {}, tell=tell),
     )
     return fingerprint(result.front, server.snapshot()), result

@@ -17,6 +17,8 @@ JOBS = (
     Job("no live cache", live_cache=0),
     Job("one live device", scheme="sflv1", live_cache=1),
     Job("optimizer reset", scheme="sflv2", keep_optimizer=False),
+    Job("pipeline", pipeline_depth=1),
+    Job("pipeline, no live cache", pipeline_depth=1, live_cache=0),
     Job("float16", up="float16", down="bfloat16"),
     Job("slfac", up="slfac(theta=0.8)", down="slfac"),
     Job("waterfill", up="waterfill(nrmse=0.2)", down="waterfill(nrmse=0.5)"),

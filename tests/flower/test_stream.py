@@ -13,10 +13,13 @@ pytestmark = pytest.mark.flower
 JOBS = (
     Job("plain", up="waterfill(nrmse=0.2)", down="waterfill(nrmse=0.5)"),
     Job("relay", scheme="sequential", configure=True, mods=["message_size_mod"]),
+    Job("pipeline", pipeline_depth=1, up="waterfill(nrmse=0.2)"),
     # Device 1 is lost at step 1 of round 1, and takes part in round 2 again.
     Job("raises", faults=[Fault(1, 1, 1, "raise")]),
+    Job("raises ahead", faults=[Fault(1, 1, 1, "raise")], pipeline_depth=1),
 )
-LOSSES = {"raises": {(1, 1): 1}}
+# What was sent ahead is trained on.
+LOSSES = {"raises": {(1, 1): 1}, "raises ahead": {(1, 1): 2}}
 
 
 @pytest.fixture(scope="module")

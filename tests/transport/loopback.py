@@ -43,6 +43,16 @@ def answer_with(half: DeviceHalf) -> Answer:
     return answer
 
 
+def ahead_of(half: DeviceHalf) -> Callable[[], Reply | None]:
+    """Return what answers the next request before it comes."""
+
+    def ahead() -> Reply | None:
+        with _ONE_AT_A_TIME:
+            return half.run_ahead()
+
+    return ahead
+
+
 class ThreadOpener:
     """Runs each session of a device in a thread.
 
@@ -52,12 +62,18 @@ class ThreadOpener:
         What answers for each device, by partition id; the node id is 1000 more.
     change : callable
         What becomes of an opening on its way.
+    ahead : mapping of int to callable
+        What answers the next request before it comes, by partition id.
     """
 
     def __init__(
-        self, answers: Mapping[int, Answer], change: Change = lambda opening: opening
+        self,
+        answers: Mapping[int, Answer],
+        change: Change = lambda opening: opening,
+        ahead: Mapping[int, Callable[[], Reply | None]] | None = None,
     ) -> None:
         self.answers, self.change = dict(answers), change
+        self.ahead = dict(ahead or {})
         self.openings: list[Opening] = []
         self.errors: dict[int, Exception] = {}
         self.threads: list[threading.Thread] = []
@@ -86,7 +102,8 @@ class ThreadOpener:
     def _run(self, opening: Opening) -> None:
         device = opening.node - 1000
         try:
-            DeviceEnd(opening, device, self.answers[device]).run()
+            ahead = self.ahead.get(device, lambda: None)
+            DeviceEnd(opening, device, self.answers[device], ahead).run()
             why = Lost("it ended its session")
         except Exception as error:
             self.errors[device] = error
@@ -131,10 +148,11 @@ def linked(
     timeout_s: float = 30.0,
     limits: Limits | None = None,
     setting: StreamTransport = LOOPBACK,
+    ahead: Mapping[int, Callable[[], Reply | None]] | None = None,
 ) -> Iterator[tuple[StreamLink, ThreadOpener]]:
     """Give a link to devices in threads, and end all of it."""
     service = StreamService(setting)
-    opener = ThreadOpener(answers, change)
+    opener = ThreadOpener(answers, change, ahead)
     link = StreamLink(service, opener, timeout_s, limits or Limits())
     try:
         yield link, opener

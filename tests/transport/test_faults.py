@@ -24,6 +24,7 @@ from tests.transport.loopback import (
     LOOPBACK,
     Loopback,
     ThreadOpener,
+    ahead_of,
     answer_with,
     through,
 )
@@ -46,6 +47,8 @@ class Run:
         The device that goes through the proxy; None for all.
     timeout_s : float
         Of a step.
+    depth : int
+        Of the pipeline.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Run:
         timeout_s: float = 60.0,
         fragment: int = 2**16,
         mean_s: float = 0.0,
+        depth: int = 0,
     ) -> None:
+        self._depth = depth
         self._spoil, self._only, self._timeout_s = spoil, only, timeout_s
         self._fragment, self._mean_s = fragment, mean_s
         self._stack = ExitStack()
@@ -76,7 +81,8 @@ class Run:
                 return through(self.proxy.port)(opening)
             return opening
 
-        self.opener = ThreadOpener(answers, change)
+        ahead = {h.partition: ahead_of(h) for h in halves}
+        self.opener = ThreadOpener(answers, change, ahead)
         link = StreamLink(service, self.opener, self._timeout_s, Limits())
         self._stack.callback(self.proxy.close)
         self._stack.callback(link.close)
@@ -87,13 +93,13 @@ class Run:
     def train(self, num_rounds: int) -> tuple[LocalResult, State]:
         """Train, and end everything."""
         with self._stack:
-            outcome = train(self.link, num_rounds)
+            outcome = train(self.link, num_rounds, self._depth)
         self.opener.join()
         return outcome
 
 
 def train(
-    make_link: Callable[..., LocalLink], num_rounds: int
+    make_link: Callable[..., LocalLink], num_rounds: int, depth: int = 0
 ) -> tuple[LocalResult, State]:
     """Train three devices over a link."""
     front, back = builders.halves()
@@ -104,14 +110,16 @@ def train(
         server,
         num_rounds=num_rounds,
         on_device_error="drop",
+        pipeline_depth=depth,
         make_link=make_link,
     )
     return result, server.snapshot()
 
 
+@pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize(("fragment", "mean_s"), [(2**16, 0.1), (2000, 0.3)])
 def test_cut_streams_are_resumed_and_each_step_is_taken_once(
-    fragment: int, mean_s: float
+    fragment: int, mean_s: float, depth: int
 ) -> None:
     """Over twenty cuts at any moment change no bit, and nothing is done twice."""
     counts: dict[int, int] = {}
@@ -126,9 +134,9 @@ def test_cut_streams_are_resumed_and_each_step_is_taken_once(
 
         return cut_and_answer
 
-    run = Run(spoil, fragment=fragment, mean_s=mean_s)
+    run = Run(spoil, fragment=fragment, mean_s=mean_s, depth=depth)
     result, back = run.train(4)
-    local, local_back = train(LocalLink, 4)
+    local, local_back = train(LocalLink, 4, depth)
     builders.assert_same(dict(result.front), dict(local.front))
     builders.assert_same(dict(back), dict(local_back))
     assert result.evaluations == local.evaluations

@@ -40,6 +40,7 @@ BEGIN = Begin(
     version=4,
     aggregate=False,
     told={"lr": 0.5, "names": ["a", "b"]},
+    pipeline_depth=1,
 )
 SMASHED = Smashed(b"activations", b"targets", 5, (5, 2, 3), (0, 2, 1))
 COST = StepCost(**{f.name: i + 1 for i, f in enumerate(fields(StepCost))})

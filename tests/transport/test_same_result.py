@@ -12,7 +12,13 @@ from flwr_slfac.split import LocalResult, train_locally
 from flwr_slfac.states import State
 from flwr_slfac.transport.stream import StreamLink
 from tests.split import builders
-from tests.transport.loopback import Loopback, ThreadOpener, answer_with, linked
+from tests.transport.loopback import (
+    Loopback,
+    ThreadOpener,
+    ahead_of,
+    answer_with,
+    linked,
+)
 
 SETTINGS = {
     "parallel": {},
@@ -27,6 +33,9 @@ SETTINGS = {
         ),
     },
 }  # fmt: skip
+SETTINGS.update(
+    {f"pipelined {k}": {**v, "pipeline_depth": 1} for k, v in SETTINGS.items()}
+)
 
 
 def train(
@@ -42,7 +51,8 @@ def train(
 
         def over_streams(halves):  # type: ignore[no-untyped-def]
             answers = {half.partition: answer_with(half) for half in halves}
-            link, opener = stack.enter_context(linked(answers))
+            ahead = {half.partition: ahead_of(half) for half in halves}
+            link, opener = stack.enter_context(linked(answers, ahead=ahead))
             openers.append(opener)
             links.append(link)
             return Loopback(halves, link)
@@ -56,6 +66,7 @@ def train(
             up=parse_codec(setting.get("up", "identity")),
             down=parse_codec(setting.get("down", "identity")),
             lightweight=setting.get("lightweight"),
+            pipeline_depth=setting.get("pipeline_depth", 0),
         )
         for node, held in links[0]._held.items() if links else ():
             rows = result.traffic.rows(device=node - 1000)

@@ -93,9 +93,9 @@ class Connection:
         while True:
             await self._woken.wait()
             self._woken.clear()
-            if session.over is None and session.asked and session.number > self._sent:
-                self._sent = session.number
-                for envelope in session.asked.envelopes(session.number):
+            while (following := session.next_after(self._sent)) is not None:
+                self._sent, request = following
+                for envelope in request.envelopes(self._sent):
                     await self._write(envelope)
                     if session.over is not None:
                         break
@@ -111,7 +111,7 @@ class Connection:
         while (raw := await self._read()) is not None:
             if session.over is not None:
                 continue
-            if session.asked is None:
+            if not session.may_answer:
                 raise DecodeError("an envelope came that nobody asked for")
             head: pb.Reply | None = None
             data = read_data(raw)
@@ -121,8 +121,7 @@ class Connection:
                     raise DecodeError("an envelope holds neither a reply nor data")
                 head, data = envelope.reply, memoryview(envelope.data)
             reply = assembly.add(head, data, session.limit)
-            if reply is not None:
-                session.answer(reply)
+            if reply is not None and session.answer(reply):
                 told.replied(session, reply)
 
     async def _read(self) -> bytes | None:

@@ -32,6 +32,8 @@ from flwr_slfac.transport.stream.wire import (
 logger = logging.getLogger("flwr")
 
 Answer = Callable[[Request], Reply]
+# What will answer the next request, where that can be said before it comes.
+Ahead = Callable[[], Reply | None]
 # Messages to send, each made while it is sent; None ends the stream.
 Outbox: TypeAlias = "queue.SimpleQueue[Iterable[bytes] | None]"
 
@@ -81,14 +83,26 @@ class DeviceEnd:
         Partition id.
     answer : callable
         From a request to the reply; what it raises is told to the server.
+    ahead : callable, optional
+        Called after each answer; returns that of the next request, or None. `answer` is
+        given that request all the same, and what it returns is then not sent.
     """
 
-    def __init__(self, opening: Opening, device: int, answer: Answer) -> None:
-        self._opening, self._device, self._answer = opening, device, answer
+    def __init__(
+        self,
+        opening: Opening,
+        device: int,
+        answer: Answer,
+        ahead: Ahead = lambda: None,
+    ) -> None:
+        self._opening, self._device = opening, device
+        self._answer, self._ahead = answer, ahead
         self._token = opening.token
         self._addresses = list(opening.addresses)
         self._received = 0
-        self._reply: Packed | None = None
+        # By number, those that the server may lack; and that of a failure.
+        self._replies: dict[int, Packed] = {}
+        self._failure: int | None = None
         self._joined = self._greeted = False
         self._assembly = Assembly()
         self._credentials = grpc.ssl_channel_credentials(opening.certificate)
@@ -190,8 +204,9 @@ class DeviceEnd:
         self._token, self._joined, self._greeted = welcome.token, True, True
         self._assembly = Assembly()
         outbox.put([pb.ToServer(ready=pb.Ready()).SerializeToString()])
-        if self._reply is not None and welcome.answered < self._received:
-            outbox.put(self._reply.envelopes(self._received))
+        for number, reply in self._replies.items():
+            if number > welcome.answered:
+                outbox.put(reply.envelopes(number))
 
     def _talk(self, call: Iterator[bytes], outbox: Outbox) -> bool:
         """Answer requests; return True at the Bye."""
@@ -206,10 +221,34 @@ class DeviceEnd:
                 head, data = envelope.request, memoryview(envelope.data)
             request = self._assembly.add(head, data, _MOST_BYTES)
             if request is not None:
-                self._received = request.head.number
-                self._reply = self._packed_answer(request)
-                outbox.put(self._reply.envelopes(self._received))
+                self._act_on(request, outbox)
         return False
+
+    def _act_on(self, request: Packed, outbox: Outbox) -> None:
+        """Answer a request unless that was done ahead, and the next one if it can be.
+
+        What fails after its request was answered ahead answers the next one.
+        """
+        number = self._received = request.head.number
+        self._replies = {n: r for n, r in self._replies.items() if n >= number}
+        is_answered = number in self._replies
+        if is_answered and number == self._failure:
+            return
+        reply, failed = self._packed(lambda: self._answer(unpack_request(request)))
+        if reply is not None and (failed or not is_answered):
+            self._send(number + is_answered, reply, outbox, failed=failed)
+        if not failed:
+            early, failed = self._packed(self._ahead)
+            if early is not None:
+                self._send(number + 1, early, outbox, failed=failed)
+
+    def _send(
+        self, number: int, reply: Packed, outbox: Outbox, *, failed: bool
+    ) -> None:
+        self._replies[number] = reply
+        if failed:
+            self._failure = number
+        outbox.put(reply.envelopes(number))
 
     def _part(self, call: Iterator[bytes], outbox: Outbox, reason: str) -> None:
         """Close the stream, and wait until the server has seen it."""
@@ -220,11 +259,11 @@ class DeviceEnd:
             for _ in call:
                 pass
 
-    def _packed_answer(self, request: Packed) -> Packed:
-        """Return the answer, or that there is none."""
-        self._reply = None
+    def _packed(self, work: Ahead) -> tuple[Packed | None, bool]:
+        """Return what work answers, if anything, or that it failed; and if it did."""
         try:
-            return pack_reply(self._answer(unpack_request(request)))
+            reply = work()
+            return (None if reply is None else pack_reply(reply)), False
         except TrainingError as error:
             reason, at_fault = f"{type(error).__name__}: {error}", False
             logger.warning("device %d: %s", self._device, reason)
@@ -235,4 +274,4 @@ class DeviceEnd:
         ) as error:  # whatever a model or a data set of the user's raises
             reason, at_fault = f"{type(error).__name__}: {error}", False
             logger.exception("device %d", self._device)
-        return pack_reply(Lost(reason, self._device, at_fault=at_fault))
+        return pack_reply(Lost(reason, self._device, at_fault=at_fault)), True

@@ -4,7 +4,7 @@ import math
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -21,12 +21,11 @@ from flwr_slfac.split import (
 from flwr_slfac.transport.answers import DescribeRequest, Request
 from flwr_slfac.transport.carrier import Seen
 from flwr_slfac.transport.stream.blobs import StateCache
-from flwr_slfac.transport.stream.counting import carried
+from flwr_slfac.transport.stream.held import Held
 from flwr_slfac.transport.stream.opening import Opening
 from flwr_slfac.transport.stream.replies import unpack_reply
 from flwr_slfac.transport.stream.requests import pack_request
 from flwr_slfac.transport.stream.service import Event, StreamService
-from flwr_slfac.transport.stream.sessions import Session
 from flwr_slfac.transport.stream.wire import Packed
 
 Answer = TypeVar("Answer", TrainReply, EvaluateReply, Description)
@@ -50,25 +49,6 @@ class Opener(Protocol):
     def ended(self, nodes: Iterable[int]) -> dict[int, Lost]:
         """Return those of these nodes whose call has ended, and why."""
         ...
-
-
-@dataclass
-class _Held:
-    """A session, and what it was asked last."""
-
-    session: Session
-    request: Packed | None = None
-    asked_at: float = 0.0
-    # Bytes of the opening, and of the stream those that were entered already.
-    opening_bytes: int = 0
-    entered: int = 0
-
-    def look(self) -> Seen:
-        """Return what is seen of the device."""
-        session = self.session
-        connected = session.connection is not None
-        awaited = self.request is not None and session.asked is not None
-        return Seen(session.device, connected, self.asked_at if awaited else None)
 
 
 class StreamLink:
@@ -100,7 +80,7 @@ class StreamLink:
         self._timeout_s, self._limits = timeout_s, limits
         self._patience_s = min(timeout_s, _LONGEST_PATIENCE_S)
         self._deadline = math.inf
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, Held] = {}
         self._partitions: dict[int, int] = {}
         self._states = StateCache()
         self._front_bytes = 0
@@ -181,12 +161,20 @@ class StreamLink:
                 self._drop(key, "the server gave up the step")
 
     def _ask(self, key: int, request: Request) -> None:
+        held = self._held.get(key)
+        trains = isinstance(request, TrainRequest)
+        if held is not None and held.is_ahead and not (trains and not request.begin):
+            # Its next reply, which may be here already, would answer another step.
+            self._drop(key, "it is no more part of the round that it trained in")
         self._open([key])
         held = self._held[key]
         held.request = pack_request(request, self._states)
         held.asked_at = time.monotonic()
+        if request.begin is not None:
+            held.pipelined = bool(request.begin.pipeline_depth)
         limit = self._limit(request, held.request)
-        self._service.ask(held.session, held.request, limit)
+        ahead = held.pipelined and trains
+        self._service.ask(held.session, held.request, limit, pipelined=ahead)
 
     def _open(self, keys: Iterable[int]) -> None:
         """Open a session for every device that has none."""
@@ -203,12 +191,12 @@ class StreamLink:
                 identity.name,
                 self._patience_s,
             )
-            self._held[key] = _Held(session, opening_bytes=self._opener.open(opening))
+            self._held[key] = Held(session, besides=self._opener.open(opening))
 
     def _await(
         self,
         keys: set[int],
-        take: Callable[[_Held, Event], Taken | Lost | None],
+        take: Callable[[Held, Event], Taken | Lost | None],
     ) -> Iterator[tuple[int, Taken | Lost]]:
         """Give what is taken of each device when it is, or that it is lost."""
         waiting, now = set(keys), time.monotonic()
@@ -264,7 +252,7 @@ class StreamLink:
         return None
 
     def _read(
-        self, held: _Held, event: Event, kind: type[Answer]
+        self, held: Held, event: Event, kind: type[Answer]
     ) -> Answer | Lost | None:
         """Read a reply; None if the event is another one."""
         if event.reply is None or held.request is None:
@@ -280,9 +268,9 @@ class StreamLink:
         if not isinstance(reply, kind) or reply.device != known:
             what = f"sent a {type(reply).__name__} of device {reply.device}"
             return Lost(what, known, at_fault=True)
-        num_bytes = held.opening_bytes + held.session.num_bytes - held.entered
-        held.opening_bytes, held.entered = 0, held.session.num_bytes
-        return replace(reply, carried=carried(held.request, event.reply, num_bytes))
+        trains = isinstance(reply, TrainReply) and not reply.done
+        held.is_ahead = held.pipelined and trains
+        return replace(reply, carried=held.enter(event.reply))
 
     def _limit(self, request: Request, packed: Packed) -> int:
         """Return how many bytes the answer to a request may have."""

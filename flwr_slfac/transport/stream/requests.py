@@ -23,6 +23,7 @@ _FIELDS = {
     "up": "up",
     "config": "config",
     "features": "features",
+    "pipeline-depth": "pipeline_depth",
 }
 
 

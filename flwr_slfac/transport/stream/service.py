@@ -121,7 +121,14 @@ class StreamService:
         made: tuple[Session, bytes] = self._call(self._expect(node))
         return made
 
-    def ask(self, session: Session, request: Packed, limit: int) -> None:
+    def ask(
+        self,
+        session: Session,
+        request: Packed,
+        limit: int,
+        *,
+        pipelined: bool = False,
+    ) -> None:
         """Post a request, for a device that may not have joined yet.
 
         Parameters
@@ -132,8 +139,10 @@ class StreamService:
             What to ask.
         limit : int
             Most bytes in the blobs of the answer.
+        pipelined : bool (default: False)
+            Whether the device may answer the request after this one, too.
         """
-        self._loop.call_soon_threadsafe(session.ask, request, limit)
+        self._loop.call_soon_threadsafe(self._ask, session, request, limit, pipelined)
 
     def end(self, session: Session, reason: str = "") -> None:
         """Let a device go; the reason is for its log."""
@@ -162,6 +171,13 @@ class StreamService:
         logger.warning("Streams: device %s sent %s", session.device, reason)
         session.end("it sent what cannot be read")
         self.events.put(Event(session, fault=reason))
+
+    def _ask(
+        self, session: Session, request: Packed, limit: int, pipelined: bool
+    ) -> None:
+        early = session.ask(request, limit, pipelined=pipelined)
+        if early is not None:
+            self.replied(session, early)
 
     async def _expect(self, node: int) -> tuple[Session, bytes]:
         session = Session(node)

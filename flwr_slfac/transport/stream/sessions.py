@@ -39,11 +39,12 @@ class Session:
     device : int or None
         Partition id, once the device told it.
     number, answered : int
-        The last request that was posted, and the last reply that arrived.
-    asked : Packed or None
-        The request that is not answered yet.
+        The last request that was posted, and the last reply that arrived: one more
+        where the device is ahead.
+    asked : dict of int to Packed
+        By number, the requests that the device may lack: one, or two in a pipeline.
     limit : int
-        Most bytes in the blobs of its answer.
+        Most bytes in the blobs of an answer.
     over : str or None
         Why the session is over, empty if the work is done; None while it is not.
     parted : bool
@@ -60,24 +61,44 @@ class Session:
         self.node = node
         self.device: int | None = None
         self.number = self.answered = 0
-        self.asked: Packed | None = None
+        self.asked: dict[int, Packed] = {}
         self.limit = 0
+        # Whether the device may answer one request ahead, and what it answered so.
+        self._pipelined = False
+        self._early: Packed | None = None
         self.over: str | None = None
         self.parted = False
         self.connection: Connection | None = None
         self.away_since = time.monotonic()
         self.num_bytes = 0
 
-    def ask(self, request: Packed, limit: int) -> None:
-        """Post the next request."""
+    def ask(
+        self, request: Packed, limit: int, *, pipelined: bool = False
+    ) -> Packed | None:
+        """Post the next request; return the answer to it if that was ahead.
+
+        Parameters
+        ----------
+        request : Packed
+            What is asked, once the last request is answered.
+        limit : int
+            Most bytes in the blobs of the answer, and of one that is ahead of it.
+        pipelined : bool (default: False)
+            Whether the device may answer the request after this one, too.
+        """
         self.number += 1
-        self.asked, self.limit = request, limit
+        # With reply n the device has request n - 1, and n if it was not ahead.
+        self.asked = {n: r for n, r in self.asked.items() if n == self.number - 1}
+        self.asked[self.number] = request
+        self.limit, self._pipelined = limit, pipelined
+        early, self._early = self._early, None
         self.wake()
+        return early
 
     def end(self, reason: str) -> None:
         """Let the device go."""
         if self.over is None:
-            self.over, self.asked = reason, None
+            self.over, self.asked, self._early = reason, {}, None
             self.wake()
 
     def wake(self) -> None:
@@ -85,24 +106,45 @@ class Session:
         if self.connection is not None:
             self.connection.wake()
 
-    def answer(self, reply: Packed) -> None:
-        """Take a reply.
+    def next_after(self, number: int) -> tuple[int, Packed] | None:
+        """Return the first request after one that was sent, if there is one."""
+        return min(
+            ((n, r) for n, r in self.asked.items() if n > number),
+            key=lambda pair: pair[0],
+            default=None,
+        )
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether a reply may come now."""
+        return self.answered < self.number + self._pipelined
+
+    def answer(self, reply: Packed) -> bool:
+        """Take a reply; return False if it is kept for the request to come.
 
         Raises
         ------
         DecodeError
-            If it answers nothing that was asked.
+            If it answers nothing that was, or is next to be asked.
         """
         number = reply.head.number
-        if number != self.number or self.asked is None:
+        if number != self.answered + 1 or not self.may_answer:
             raise DecodeError(
-                f"a reply has number {number}; asked was request {self.number}"
+                f"a reply has number {number}; asked was request {self.number}, and "
+                f"answered is {self.answered}"
             )
-        self.answered, self.asked = number, None
+        self.answered = number
+        if number > self.number:
+            self._early = reply
+            return False
+        if not self._pipelined:
+            self.asked = {}
+        return True
 
     def require_ahead(self, received: int) -> None:
-        """Raise Refusal if a device says it has a request that was never sent."""
-        if received not in (self.number, max(self.number - 1, 0)):
+        """Raise Refusal if a device says it has what was never sent, or lacks more."""
+        oldest = min(self.asked, default=self.number + 1)
+        if not oldest - 1 <= received <= self.number:
             raise Refusal(
                 f"node {self.node} says that it has request {received} of {self.number}"
             )

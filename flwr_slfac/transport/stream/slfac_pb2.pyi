@@ -110,7 +110,7 @@ class State(_message.Message):
     def __init__(self, tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class Begin(_message.Message):
-    __slots__ = ("round", "seed", "release", "min_batch", "proximal_mu", "version", "aggregate", "up", "config", "features", "front", "mask_blob", "told_blob")
+    __slots__ = ("round", "seed", "release", "min_batch", "proximal_mu", "version", "aggregate", "up", "config", "features", "front", "mask_blob", "told_blob", "pipeline_depth")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class Begin(_message.Message):
     FRONT_FIELD_NUMBER: _ClassVar[int]
     MASK_BLOB_FIELD_NUMBER: _ClassVar[int]
     TOLD_BLOB_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_DEPTH_FIELD_NUMBER: _ClassVar[int]
     round: int
     seed: int
     release: str
@@ -137,7 +138,8 @@ class Begin(_message.Message):
     front: State
     mask_blob: int
     told_blob: int
-    def __init__(self, round: _Optional[int] = ..., seed: _Optional[int] = ..., release: _Optional[str] = ..., min_batch: _Optional[int] = ..., proximal_mu: _Optional[float] = ..., version: _Optional[int] = ..., aggregate: bool = ..., up: _Optional[str] = ..., config: _Optional[str] = ..., features: _Optional[str] = ..., front: _Optional[_Union[State, _Mapping]] = ..., mask_blob: _Optional[int] = ..., told_blob: _Optional[int] = ...) -> None: ...
+    pipeline_depth: int
+    def __init__(self, round: _Optional[int] = ..., seed: _Optional[int] = ..., release: _Optional[str] = ..., min_batch: _Optional[int] = ..., proximal_mu: _Optional[float] = ..., version: _Optional[int] = ..., aggregate: bool = ..., up: _Optional[str] = ..., config: _Optional[str] = ..., features: _Optional[str] = ..., front: _Optional[_Union[State, _Mapping]] = ..., mask_blob: _Optional[int] = ..., told_blob: _Optional[int] = ..., pipeline_depth: _Optional[int] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
     __slots__ = ("step", "begin", "gradient_blob", "memory_order")

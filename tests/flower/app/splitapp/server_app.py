@@ -86,6 +86,7 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
         seed=job.seed,
         step_timeout_s=job.step_timeout_s,
         evaluate_bytes=job.evaluate_bytes,
+        pipeline_depth=job.pipeline_depth,
         on_device_error=job.on_device_error,  # type: ignore[arg-type]
         lightweight=build_setting(job),
         checkpoint=job.checkpoint,

@@ -45,6 +45,7 @@ class Job:
     seed: int = 7
     step_timeout_s: float = 600.0
     evaluate_bytes: int = 2**23
+    pipeline_depth: int = 0
     live_cache: int = 32
     keep_optimizer: bool = True
     batch_size: int = BATCH_SIZE
