@@ -166,10 +166,9 @@ def train_locally(
     fronts = fronts_for(lightweight, server.scheme, *codecs)
     require_places((*cut_features, *fronts.cut_features), *codecs)
     result = LocalResult(dict(front), [], [], Traffic())
-    settings = fronts, cut_features, on_device_error, codec_threads
-    rounds = Rounds(server, codecs[1], result.traffic, Limits(), *settings)
-    halves = [DeviceHalf(device, i) for i, device in enumerate(devices)]
-    link = make_link(halves)
+    shared = Limits(), fronts, cut_features, on_device_error, codec_threads
+    rounds = Rounds(server, codecs[1], result.traffic, *shared)
+    link = make_link(halves := [DeviceHalf(d, i) for i, d in enumerate(devices)])
     link.on_device_error = on_device_error
     told = codecs[0], RELEASE, server.min_batch, proximal_mu
     begin = Begin(0, seed, None, *told, pipeline_depth=pipeline_depth)
