@@ -119,6 +119,7 @@ class FlowerRounds:
             f"Codec up: {format_codec(self._up)}",
             f"Codec down: {format_codec(self._down)}",
             *self._fronts.summary(),
+            *(["Pipeline depth: 1"] if self._pipeline_depth else []),
         )
         return [*(f"├── {line}" for line in settings), f"└── Seed: {self._seed}"]
 

@@ -16,10 +16,10 @@ JOBS = (
     Job("pipeline", pipeline_depth=1, up="waterfill(nrmse=0.2)"),
     # Device 1 is lost at step 1 of round 1, and takes part in round 2 again.
     Job("raises", faults=[Fault(1, 1, 1, "raise")]),
-    Job("raises ahead", faults=[Fault(1, 1, 1, "raise")], pipeline_depth=1),
+    Job("raises-ahead", faults=[Fault(1, 1, 1, "raise")], pipeline_depth=1),
 )
 # What was sent ahead is trained on.
-LOSSES = {"raises": {(1, 1): 1}, "raises ahead": {(1, 1): 2}}
+LOSSES = {"raises": {(1, 1): 1}, "raises-ahead": {(1, 1): 2}}
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """A stream carries exactly what a call in one process hands over."""
 
 import threading
+import time
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -102,3 +104,18 @@ def test_no_thread_or_port_of_ours_is_left() -> None:
     names = [thread.name for thread in threading.enumerate()]
     assert "slfac-stream" not in names
     assert not [name for name in names if "ThreadOpener" in name]
+
+
+def test_bytes_of_an_answer_ahead_are_entered_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the server is so slow that each next answer is always here."""
+    read = StreamLink._read
+
+    def slow(self: StreamLink, *args: Any, **settings: Any) -> Any:
+        time.sleep(0.03)
+        return read(self, *args, **settings)
+
+    monkeypatch.setattr(StreamLink, "_read", slow)
+    # Every byte that crossed is compared there.
+    train(SETTINGS["pipelined parallel"], streams=True)

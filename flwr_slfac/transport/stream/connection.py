@@ -8,8 +8,8 @@ import grpc
 
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.transport.stream import slfac_pb2 as pb
-from flwr_slfac.transport.stream.sessions import Session, Tokens
-from flwr_slfac.transport.stream.wire import Assembly, Packed, parse, read_data
+from flwr_slfac.transport.stream.sessions import Answered, Session, Tokens
+from flwr_slfac.transport.stream.wire import Assembly, parse, read_data
 
 
 class Told(Protocol):
@@ -18,7 +18,7 @@ class Told(Protocol):
     def joined(self, session: Session) -> None:
         """Take note that a device has joined."""
 
-    def replied(self, session: Session, reply: Packed) -> None:
+    def replied(self, session: Session, answered: Answered) -> None:
         """Take a reply."""
 
     def failed(self, session: Session, reason: str) -> None:
@@ -121,8 +121,10 @@ class Connection:
                     raise DecodeError("an envelope holds neither a reply nor data")
                 head, data = envelope.reply, memoryview(envelope.data)
             reply = assembly.add(head, data, session.limit)
-            if reply is not None and session.answer(reply):
-                told.replied(session, reply)
+            if reply is None:
+                continue
+            if (answered := session.answer(reply)) is not None:
+                told.replied(session, answered)
 
     async def _read(self) -> bytes | None:
         raw = await self._context.read()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from flwr_slfac.split import Piece
 from flwr_slfac.transport.carrier import Seen
 from flwr_slfac.transport.stream.counting import carried
-from flwr_slfac.transport.stream.sessions import Session
+from flwr_slfac.transport.stream.sessions import Answered, Session
 from flwr_slfac.transport.stream.wire import Packed
 
 
@@ -43,11 +43,12 @@ class Held:
         awaited = session.answered < session.number
         return Seen(session.device, connected, self.asked_at if awaited else None)
 
-    def enter(self, reply: Packed) -> tuple[Piece, ...]:
+    def enter(self, answered: Answered) -> tuple[Piece, ...]:
         """Return what crossed for the last request and its reply; none of it twice."""
         assert self.request is not None
-        now = self.session.num_bytes
-        pieces = carried(self.request, reply, self.besides + now - self.entered)
+        now = answered.num_bytes
+        num_bytes = self.besides + now - self.entered
+        pieces = carried(self.request, answered.reply, num_bytes)
         *models, control = pieces
         self.entered, self.besides = now, min(control.num_bytes, 0)
         return (*models, replace(control, num_bytes=max(control.num_bytes, 0)))

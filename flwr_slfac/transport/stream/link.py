@@ -255,11 +255,11 @@ class StreamLink:
         self, held: Held, event: Event, kind: type[Answer]
     ) -> Answer | Lost | None:
         """Read a reply; None if the event is another one."""
-        if event.reply is None or held.request is None:
+        if event.answered is None or held.request is None:
             return None
         known = self._partitions.get(held.session.node, held.session.node)
         try:
-            reply = unpack_reply(event.reply)
+            reply = unpack_reply(event.answered.reply)
         except SlfacError as error:
             what = f"sent what cannot be read: {error}"
             return Lost(what, known, at_fault=True)
@@ -270,7 +270,7 @@ class StreamLink:
             return Lost(what, known, at_fault=True)
         trains = isinstance(reply, TrainReply) and not reply.done
         held.is_ahead = held.pipelined and trains
-        return replace(reply, carried=held.enter(event.reply))
+        return replace(reply, carried=held.enter(event.answered))
 
     def _limit(self, request: Request, packed: Packed) -> int:
         """Return how many bytes the answer to a request may have."""

@@ -20,7 +20,7 @@ from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.addresses import addresses_of
 from flwr_slfac.transport.stream.certificates import new_identity, read_identity
 from flwr_slfac.transport.stream.connection import Connection
-from flwr_slfac.transport.stream.sessions import Refusal, Session, Tokens
+from flwr_slfac.transport.stream.sessions import Answered, Refusal, Session, Tokens
 from flwr_slfac.transport.stream.setting import StreamTransport
 from flwr_slfac.transport.stream.wire import ENVELOPE_BYTES, Packed, parse
 
@@ -60,14 +60,14 @@ class Event:
     ----------
     session : Session
         Whose.
-    reply : Packed or None
+    answered : Answered or None
         What was answered.
     fault : str
         What is wrong with what was sent; with neither, the device has joined.
     """
 
     session: Session
-    reply: Packed | None = None
+    answered: Answered | None = None
     fault: str = ""
 
 
@@ -162,9 +162,9 @@ class StreamService:
         """Take note that a device has joined."""
         self.events.put(Event(session))
 
-    def replied(self, session: Session, reply: Packed) -> None:
+    def replied(self, session: Session, answered: Answered) -> None:
         """Take a reply."""
-        self.events.put(Event(session, reply))
+        self.events.put(Event(session, answered))
 
     def failed(self, session: Session, reason: str) -> None:
         """End the session of a device that sends what cannot be read."""

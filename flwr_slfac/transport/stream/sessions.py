@@ -10,6 +10,7 @@
 import hashlib
 import secrets
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flwr_slfac.errors import DecodeError
@@ -24,6 +25,14 @@ TOKEN_BYTES = 32
 
 class Refusal(Exception):  # noqa: N818 - it is an answer to a peer, not an error here
     """Why a peer is sent away; for the log of the server alone."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A reply, and the bytes of its session, both ways, when it had arrived."""
+
+    reply: Packed
+    num_bytes: int
 
 
 class Session:
@@ -65,7 +74,7 @@ class Session:
         self.limit = 0
         # Whether the device may answer one request ahead, and what it answered so.
         self._pipelined = False
-        self._early: Packed | None = None
+        self._early: Answered | None = None
         self.over: str | None = None
         self.parted = False
         self.connection: Connection | None = None
@@ -74,7 +83,7 @@ class Session:
 
     def ask(
         self, request: Packed, limit: int, *, pipelined: bool = False
-    ) -> Packed | None:
+    ) -> Answered | None:
         """Post the next request; return the answer to it if that was ahead.
 
         Parameters
@@ -119,8 +128,8 @@ class Session:
         """Whether a reply may come now."""
         return self.answered < self.number + self._pipelined
 
-    def answer(self, reply: Packed) -> bool:
-        """Take a reply; return False if it is kept for the request to come.
+    def answer(self, reply: Packed) -> Answered | None:
+        """Take a reply; return None if it is kept for the request to come.
 
         Raises
         ------
@@ -134,12 +143,13 @@ class Session:
                 f"answered is {self.answered}"
             )
         self.answered = number
+        answered = Answered(reply, self.num_bytes)
         if number > self.number:
-            self._early = reply
-            return False
+            self._early = answered
+            return None
         if not self._pipelined:
             self.asked = {}
-        return True
+        return answered
 
     def require_ahead(self, received: int) -> None:
         """Raise Refusal if a device says it has what was never sent, or lacks more."""
