@@ -269,10 +269,9 @@ class StreamLink:
         held.is_ahead = (
             held.pipelined and isinstance(reply, TrainReply) and not reply.done
         )
-        now = held.session.num_bytes
-        num_bytes = held.besides + now - held.entered
+        num_bytes = held.besides + event.num_bytes - held.entered
         pieces = carried(held.request, event.reply, num_bytes)
-        held.entered, held.besides = now, min(pieces[-1].num_bytes, 0)
+        held.entered, held.besides = event.num_bytes, min(pieces[-1].num_bytes, 0)
         *models, control = pieces
         control = replace(control, num_bytes=max(control.num_bytes, 0))
         return replace(reply, carried=(*models, control))

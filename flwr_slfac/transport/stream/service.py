@@ -64,11 +64,14 @@ class Event:
         What was answered.
     fault : str
         What is wrong with what was sent; with neither, the device has joined.
+    num_bytes : int
+        Of the session when the reply was taken, before a byte of the next one.
     """
 
     session: Session
     reply: Packed | None = None
     fault: str = ""
+    num_bytes: int = 0
 
 
 class StreamService:
@@ -164,7 +167,7 @@ class StreamService:
 
     def replied(self, session: Session, reply: Packed) -> None:
         """Take a reply."""
-        self.events.put(Event(session, reply))
+        self.events.put(Event(session, reply, num_bytes=session.num_bytes))
 
     def failed(self, session: Session, reason: str) -> None:
         """End the session of a device that sends what cannot be read."""
