@@ -266,9 +266,8 @@ class StreamLink:
         if not isinstance(reply, kind) or reply.device != known:
             what = f"sent a {type(reply).__name__} of device {reply.device}"
             return Lost(what, known, at_fault=True)
-        held.is_ahead = (
-            held.pipelined and isinstance(reply, TrainReply) and not reply.done
-        )
+        goes_on = isinstance(reply, TrainReply) and reply.smashed is not None
+        held.is_ahead = held.pipelined and goes_on
         num_bytes = held.besides + event.num_bytes - held.entered
         pieces = carried(held.request, event.reply, num_bytes)
         held.entered, held.besides = event.num_bytes, min(pieces[-1].num_bytes, 0)
