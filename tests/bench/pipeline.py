@@ -12,6 +12,7 @@ of MNIST come from SLFAC_DATA_DIR.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import multiprocessing
@@ -231,7 +232,7 @@ def trained(name: str, lr: float, seed: int, depth: int, num_rounds: int) -> flo
         for i in range(NUM_DEVICES)
     ]  # fmt: skip
     devices = [
-        Device(front, sgd, own, test, batch_size=BATCH, drop_last=True)
+        Device(copy.deepcopy(front), sgd, own, test, batch_size=BATCH, drop_last=True)
         for own, test in device_sets
     ]
     server = ServerHalf(back, CrossEntropyLoss(), sgd, metrics={"accuracy": accuracy})

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from flwr_slfac.split import DeviceHalf, Limits, LocalLink, TrainRequest, train_locally
+from flwr_slfac.split import (
+    DeviceHalf,
+    Limits,
+    LocalLink,
+    TrainReply,
+    TrainRequest,
+    train_locally,
+)
 from flwr_slfac.split.local import LocalResult
 from flwr_slfac.states import State
 from flwr_slfac.transport import Reply, Request
@@ -26,6 +33,7 @@ from tests.transport.loopback import (
     ThreadOpener,
     ahead_of,
     answer_with,
+    linked,
     through,
 )
 from tests.transport.proxy import Proxy, cutting
@@ -209,6 +217,41 @@ def test_a_device_that_raises_is_lost_for_the_round_with_its_reason() -> None:
     assert result.rounds[0].lost == {2: "ValueError: the battery is flat"}
     assert not result.rounds[1].lost
     assert len(run.opener.openings) == 3
+
+
+def test_a_device_dropped_while_it_is_ahead_comes_back_in_a_new_session() -> None:
+    """What it sent ahead answers nothing any more; the round goes on without it."""
+    sent: list[int] = []
+
+    def ahead(half: DeviceHalf) -> Callable[[], Reply | None]:
+        plain = ahead_of(half)
+
+        def spoilt() -> Reply | None:
+            reply = plain()
+            if half.partition != 0 or not isinstance(reply, TrainReply):
+                return reply
+            sent.append(1)
+            assert reply.smashed is not None
+            bad = replace(reply.smashed, activations=b"garbage")
+            return replace(reply, smashed=bad) if len(sent) == 1 else reply
+
+        return spoilt
+
+    openers: list[ThreadOpener] = []
+    with ExitStack() as stack:
+
+        def make_link(halves: list[DeviceHalf]) -> Loopback:
+            answers = {h.partition: answer_with(h) for h in halves}
+            early = {h.partition: ahead(h) for h in halves}
+            link, opener = stack.enter_context(linked(answers, ahead=early))
+            openers.append(opener)
+            return Loopback(halves, link)
+
+        result, _ = train(make_link, 2, 1)
+    assert list(result.rounds[0].lost) == [0]
+    assert not result.rounds[1].lost
+    assert [o.node for o in openers[0].openings] == [1000, 1001, 1002, 1000]
+    assert not openers[0].errors
 
 
 def test_devices_of_a_server_that_died_give_up() -> None:

@@ -7,14 +7,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import grpc
 import pytest
 from cryptography import x509
 
-from flwr_slfac.errors import SettingError
+from flwr_slfac.errors import DecodeError, SettingError
 from flwr_slfac.split import DeviceHalf, Limits, TrainReply, TrainRequest, train_locally
 from flwr_slfac.transport.stream import (
     Opening,
@@ -28,7 +28,8 @@ from flwr_slfac.transport.stream import device_end as end
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.certificates import new_identity
 from flwr_slfac.transport.stream.replies import pack_reply
-from flwr_slfac.transport.stream.wire import HEAD_BYTES
+from flwr_slfac.transport.stream.sessions import Refusal, Session
+from flwr_slfac.transport.stream.wire import HEAD_BYTES, Packed
 from tests.split import builders
 from tests.transport.loopback import LOOPBACK, Loopback, ThreadOpener, answer_with
 
@@ -278,6 +279,31 @@ def test_a_device_that_sends_garbage_is_at_fault(what: str) -> None:
             assert "sent what cannot be read" in answers[1001].reason  # type: ignore[attr-defined]
             assert bad.end() == (INVALID, "a message could not be read")
         good.close()
+
+
+@pytest.mark.parametrize(("pipelined", "most"), [(False, 1), (True, 2)])
+def test_a_device_is_one_reply_ahead_at_most(pipelined: bool, most: int) -> None:
+    """Nothing but the reply to the next request is kept, and only in a pipeline."""
+
+    def reply(number: int) -> Packed:
+        return Packed(pb.Reply(number=number))
+
+    session = Session(1)
+    assert session.ask(Packed(pb.Request()), 0, pipelined=pipelined) is None
+    assert [session.answer(reply(n)) for n in range(1, most + 1)] == [True, False][
+        :most
+    ]
+    for number in (most, most + 1, 9):
+        with pytest.raises(DecodeError, match=f"a reply has number {number}"):
+            session.answer(reply(number))
+    early = session.ask(Packed(pb.Request()), 0, pipelined=pipelined)
+    assert early == (reply(2) if pipelined else None)
+    # What it may lack is kept: both requests, or the one that is not answered.
+    assert sorted(session.asked) == ([1, 2] if pipelined else [2])
+    for received in range(4):
+        lacks_no_more = received in ((0, 1, 2) if pipelined else (1, 2))
+        with nullcontext() if lacks_no_more else pytest.raises(Refusal):
+            session.require_ahead(received)
 
 
 def test_a_device_trusts_the_certificate_of_the_message_and_no_other() -> None:

@@ -268,8 +268,8 @@ class StreamLink:
         if not isinstance(reply, kind) or reply.device != known:
             what = f"sent a {type(reply).__name__} of device {reply.device}"
             return Lost(what, known, at_fault=True)
-        trains = isinstance(reply, TrainReply) and not reply.done
-        held.is_ahead = held.pipelined and trains
+        goes_on = isinstance(reply, TrainReply) and reply.smashed is not None
+        held.is_ahead = held.pipelined and goes_on
         return replace(reply, carried=held.enter(event.answered))
 
     def _limit(self, request: Request, packed: Packed) -> int:
