@@ -10,6 +10,7 @@ the server's. Sampled between two rounds, every few seconds; printed a minute. W
 """
 
 import argparse
+import ctypes
 import gc
 import math
 import multiprocessing
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -146,8 +148,9 @@ class Sample:
         Seconds since the first round.
     frames_per_s : float
         Smashed batches since the last sample.
-    resident_mb : float
-        Of the server's process.
+    resident_mb, in_use_mb : float
+        Memory of the server's process, and how much of it glibc's allocator has given
+        out (most of what Python's own allocator holds is not in it).
     num_threads, num_files : int
         Alive, and open descriptors.
     """
@@ -155,6 +158,7 @@ class Sample:
     at_s: float
     frames_per_s: float
     resident_mb: float
+    in_use_mb: float
     num_threads: int
     num_files: int
 
@@ -207,7 +211,24 @@ def seen(at_s: float, frames_per_s: float) -> Sample:
     gc.collect()
     num_files = len(os.listdir("/proc/self/fd"))
     num_threads = len(os.listdir("/proc/self/task"))
-    return Sample(at_s, frames_per_s, resident(), num_threads, num_files)
+    return Sample(at_s, frames_per_s, resident(), in_use(), num_threads, num_files)
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc's `mallinfo2` returns, sums over all arenas."""
+
+    _fields_: ClassVar = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]
+
+
+def in_use() -> float:
+    """Return what the allocator has given out, in MB; NaN where it is not glibc's."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return math.nan
+    libc.mallinfo2.restype = _Mallinfo
+    info = libc.mallinfo2()
+    # hblkhd and uordblks: bytes of blocks with pages of their own, and of all others.
+    return (info.field_4 + info.field_7) / 1e6
 
 
 def main() -> None:
@@ -237,9 +258,9 @@ def main() -> None:
         "",
         "Of the server's process, a sample every few seconds:",
         "",
-        "| minute | frames/s median (min-max) | resident MB median (min-max) | threads "
+        "| minute | frames/s median (min-max) | resident MB | in use MB | threads "
         "| descriptors |",
-        "|---|---|---|---|---|",
+        "|---|---|---|---|---|---|",
     ]
     for minute in range(int(samples[-1].at_s // 60) + 1):
         own = [s for s in samples if minute == int(s.at_s // 60)]
@@ -262,6 +283,7 @@ def line_of(minute: int, samples: list[Sample]) -> str:
         str(minute),
         spread([s.frames_per_s for s in samples], 0),
         spread([s.resident_mb for s in samples], 1),
+        spread([s.in_use_mb for s in samples], 1),
         spread([s.num_threads for s in samples], 0),
         spread([s.num_files for s in samples], 0),
     ]
