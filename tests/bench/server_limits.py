@@ -4,7 +4,7 @@ Usage: python -m tests.bench.server_limits [--streams 256] [--rounds 6]
 
 Opens so many real streams over TLS on the loopback, held by threads of two other
 processes, and prints what one of them adds to the server; then how long a step takes
-whose frames hold next to nothing, so that only what is paid per device and step is left.
+whose frames hold next to nothing, so that only what is paid per device and step stays.
 Then what the books keep of a device and a round, and how many descriptors this process
 may have.
 """

@@ -18,7 +18,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -271,14 +271,15 @@ def main() -> None:
         RESULT.write_text("\n".join(lines) + "\n")
 
 
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the median, the least and the most."""
+    few = (statistics.median(values), min(values), max(values))
+    middle, low, high = (f"{value:.{digits}f}" for value in few)
+    return f"{middle} ({low}-{high})"
+
+
 def line_of(minute: int, samples: list[Sample]) -> str:
     """Return a minute's line of the table."""
-
-    def spread(values: list[float], digits: int) -> str:
-        few = (statistics.median(values), min(values), max(values))
-        middle, low, high = (f"{value:.{digits}f}" for value in few)
-        return f"{middle} ({low}-{high})"
-
     cells = [
         str(minute),
         spread([s.frames_per_s for s in samples], 0),
