@@ -49,11 +49,11 @@ def of_open_streams(link: StreamLink, nodes: list[int], num_rounds: int) -> None
     """Print it, given a link to devices that have not joined yet."""
     num_streams = len(nodes)
     link.devices(nodes[:2])  # what the first stream brings along is not a stream's
-    before = seen(0, 0)
+    before = seen()
     start = time.perf_counter()
     link.devices(nodes)
     seconds = time.perf_counter() - start
-    after = seen(0, 0)
+    after = seen()
     more = num_streams - 2
     print(f"{more} streams opened in {seconds:.1f} s")
     print(f"KB a stream: {1e3 * (after.resident_mb - before.resident_mb) / more:.0f}")

@@ -146,8 +146,9 @@ class Sample:
     ----------
     at_s : float
         Seconds since the first round.
-    frames_per_s : float
-        Smashed batches since the last sample.
+    frames_per_s, cpu_ms : float
+        Smashed batches since the last sample, and processor time of each; the second
+        does not tell what else the machine does.
     resident_mb, in_use_mb : float
         Memory of the server's process, and how much of it glibc's allocator has given
         out (most of what Python's own allocator holds is not in it).
@@ -157,6 +158,7 @@ class Sample:
 
     at_s: float
     frames_per_s: float
+    cpu_ms: float
     resident_mb: float
     in_use_mb: float
     num_threads: int
@@ -187,6 +189,7 @@ def soak(
     samples: list[Sample] = []
     server_round = num_frames = 0
     start = last = time.monotonic()
+    cpu = time.process_time()
     try:
         while last - start < seconds:
             server_round += 1
@@ -196,8 +199,10 @@ def soak(
             num_frames += num_devices * NUM_STEPS
             now = time.monotonic()
             if now - last >= sample_s:
-                samples.append(seen(now - start, num_frames / (now - last)))
-                num_frames, last = 0, now
+                used = time.process_time()
+                cpu_ms = 1e3 * (used - cpu) / num_frames
+                samples.append(seen(now - start, num_frames / (now - last), cpu_ms))
+                num_frames, last, cpu = 0, now, used
     finally:
         link.close()
         opener.join()
@@ -206,12 +211,13 @@ def soak(
     return samples, link
 
 
-def seen(at_s: float, frames_per_s: float) -> Sample:
+def seen(at_s: float = 0.0, frames_per_s: float = 0.0, cpu_ms: float = 0.0) -> Sample:
     """Return a sample of this process."""
     gc.collect()
     num_files = len(os.listdir("/proc/self/fd"))
     num_threads = len(os.listdir("/proc/self/task"))
-    return Sample(at_s, frames_per_s, resident(), in_use(), num_threads, num_files)
+    memory = resident(), in_use()
+    return Sample(at_s, frames_per_s, cpu_ms, *memory, num_threads, num_files)
 
 
 class _Mallinfo(ctypes.Structure):
@@ -258,9 +264,9 @@ def main() -> None:
         "",
         "Of the server's process, a sample every few seconds:",
         "",
-        "| minute | frames/s median (min-max) | resident MB | in use MB | threads "
+        "| minute | frames/s median (min-max) | CPU ms a frame | resident MB | in use MB | threads "
         "| descriptors |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for minute in range(int(samples[-1].at_s // 60) + 1):
         own = [s for s in samples if minute == int(s.at_s // 60)]
@@ -283,6 +289,7 @@ def line_of(minute: int, samples: list[Sample]) -> str:
     cells = [
         str(minute),
         spread([s.frames_per_s for s in samples], 0),
+        spread([s.cpu_ms for s in samples], 1),
         spread([s.resident_mb for s in samples], 1),
         spread([s.in_use_mb for s in samples], 1),
         spread([s.num_threads for s in samples], 0),
