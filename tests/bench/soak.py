@@ -10,6 +10,7 @@ the server's. Sampled between two rounds, every few seconds; printed a minute. W
 """
 
 import argparse
+import ctypes
 import gc
 import math
 import multiprocessing
@@ -17,11 +18,12 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -144,17 +146,21 @@ class Sample:
     ----------
     at_s : float
         Seconds since the first round.
-    frames_per_s : float
-        Smashed batches since the last sample.
-    resident_mb : float
-        Of the server's process.
+    frames_per_s, cpu_ms : float
+        Smashed batches since the last sample, and processor time of each; the second
+        does not tell what else the machine does.
+    resident_mb, in_use_mb : float
+        Memory of the server's process, and how much of it glibc's allocator has given
+        out (most of what Python's own allocator holds is not in it).
     num_threads, num_files : int
         Alive, and open descriptors.
     """
 
     at_s: float
     frames_per_s: float
+    cpu_ms: float
     resident_mb: float
+    in_use_mb: float
     num_threads: int
     num_files: int
 
@@ -183,6 +189,7 @@ def soak(
     samples: list[Sample] = []
     server_round = num_frames = 0
     start = last = time.monotonic()
+    cpu = time.process_time()
     try:
         while last - start < seconds:
             server_round += 1
@@ -192,8 +199,10 @@ def soak(
             num_frames += num_devices * NUM_STEPS
             now = time.monotonic()
             if now - last >= sample_s:
-                samples.append(seen(now - start, num_frames / (now - last)))
-                num_frames, last = 0, now
+                used = time.process_time()
+                cpu_ms = 1e3 * (used - cpu) / num_frames
+                samples.append(seen(now - start, num_frames / (now - last), cpu_ms))
+                num_frames, last, cpu = 0, now, used
     finally:
         link.close()
         opener.join()
@@ -202,12 +211,30 @@ def soak(
     return samples, link
 
 
-def seen(at_s: float, frames_per_s: float) -> Sample:
+def seen(at_s: float = 0.0, frames_per_s: float = 0.0, cpu_ms: float = 0.0) -> Sample:
     """Return a sample of this process."""
     gc.collect()
     num_files = len(os.listdir("/proc/self/fd"))
     num_threads = len(os.listdir("/proc/self/task"))
-    return Sample(at_s, frames_per_s, resident(), num_threads, num_files)
+    memory = resident(), in_use()
+    return Sample(at_s, frames_per_s, cpu_ms, *memory, num_threads, num_files)
+
+
+class _Mallinfo(ctypes.Structure):
+    """What glibc's `mallinfo2` returns, sums over all arenas."""
+
+    _fields_: ClassVar = [(f"field_{i}", ctypes.c_size_t) for i in range(10)]
+
+
+def in_use() -> float:
+    """Return what the allocator has given out, in MB; NaN where it is not glibc's."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return math.nan
+    libc.mallinfo2.restype = _Mallinfo
+    info = libc.mallinfo2()
+    # hblkhd and uordblks: bytes of blocks with pages of their own, and of all others.
+    return (info.field_4 + info.field_7) / 1e6
 
 
 def main() -> None:
@@ -237,9 +264,9 @@ def main() -> None:
         "",
         "Of the server's process, a sample every few seconds:",
         "",
-        "| minute | frames/s median (min-max) | resident MB median (min-max) | threads "
+        "| minute | frames/s median (min-max) | CPU ms a frame | resident MB | in use MB | threads "
         "| descriptors |",
-        "|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for minute in range(int(samples[-1].at_s // 60) + 1):
         own = [s for s in samples if minute == int(s.at_s // 60)]
@@ -250,18 +277,21 @@ def main() -> None:
         RESULT.write_text("\n".join(lines) + "\n")
 
 
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the median, the least and the most."""
+    few = (statistics.median(values), min(values), max(values))
+    middle, low, high = (f"{value:.{digits}f}" for value in few)
+    return f"{middle} ({low}-{high})"
+
+
 def line_of(minute: int, samples: list[Sample]) -> str:
     """Return a minute's line of the table."""
-
-    def spread(values: list[float], digits: int) -> str:
-        few = (statistics.median(values), min(values), max(values))
-        middle, low, high = (f"{value:.{digits}f}" for value in few)
-        return f"{middle} ({low}-{high})"
-
     cells = [
         str(minute),
         spread([s.frames_per_s for s in samples], 0),
+        spread([s.cpu_ms for s in samples], 1),
         spread([s.resident_mb for s in samples], 1),
+        spread([s.in_use_mb for s in samples], 1),
         spread([s.num_threads for s in samples], 0),
         spread([s.num_files for s in samples], 0),
     ]

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ _HELLO_BYTES = 512
 _HELLO_S = 10.0
 # Streams that have not shown a token; devices of a large run join at about one time.
 _MOST_STRANGERS = 256
+# So many sessions are not worth looking through for those that are over.
+_FEW_SESSIONS = 64
 # How long devices have to close their streams when all is over.
 _GOODBYE_S = 5.0
 _LOOK_S = 0.01
@@ -102,6 +105,7 @@ class StreamService:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._tokens = Tokens()
         self._sessions: list[Session] = []
+        self._most_sessions = _FEW_SESSIONS
         self._num_strangers = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -180,9 +184,19 @@ class StreamService:
             self.replied(session, early)
 
     async def _expect(self, node: int) -> tuple[Session, bytes]:
+        if len(self._sessions) >= self._most_sessions:
+            self._forget_the_gone()
         session = Session(node)
         self._sessions.append(session)
         return session, self._tokens.issue(session)
+
+    def _forget_the_gone(self) -> None:
+        """Let go of sessions that are over, each time their number has doubled."""
+        now = time.monotonic()
+        gone = [session for session in self._sessions if session.is_gone(now)]
+        self._tokens.forget(gone)
+        self._sessions = [s for s in self._sessions if not s.is_gone(now)]
+        self._most_sessions = max(_FEW_SESSIONS, 2 * len(self._sessions))
 
     async def _listen(self, setting: StreamTransport) -> int:
         self._server = grpc.aio.server(options=_OPTIONS)

@@ -10,6 +10,7 @@
 import hashlib
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from flwr_slfac.transport.stream.connection import Connection
 
 TOKEN_BYTES = 32
+# Our choice: well above the time for which a device that lost its stream knocks again.
+_REMEMBERED_S = 600.0
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer to a peer, not an error here
@@ -109,6 +112,11 @@ class Session:
         if self.over is None:
             self.over, self.asked, self._early = reason, {}, None
             self.wake()
+
+    def is_gone(self, now: float) -> bool:
+        """Say whether it is over, and its device knows or will not ask any more."""
+        is_away = self.connection is None and now - self.away_since > _REMEMBERED_S
+        return self.over is not None and (self.parted or is_away)
 
     def wake(self) -> None:
         """Have the open stream look at what there is to send."""
@@ -202,6 +210,12 @@ class Tokens:
     def confirm(self, session: Session, token: bytes) -> None:
         """Void every token of a session but this one, which has arrived."""
         self._keep_only(session, _digest(token))
+
+    def forget(self, sessions: Iterable[Session]) -> None:
+        """Void the tokens of sessions whose devices will not come back."""
+        gone = set(sessions)
+        for digest in [d for d, s in self._sessions.items() if s in gone]:
+            del self._sessions[digest]
 
     def _keep_only(self, session: Session, kept: bytes) -> None:
         mine = [d for d, s in self._sessions.items() if s is session and d != kept]
