@@ -139,14 +139,15 @@ class Flower:
         )  # fmt: skip
         return done.stdout
 
-    def _start(self, *words: str) -> None:
-        log = (self.folder / f"{words[0]}-{words[-1]}.log").open("w")
-        with log:
+    def _start(self, *words: str, log: str = "") -> "subprocess.Popen[bytes]":
+        path = self.folder / (log or f"{words[0]}.log")
+        with path.open("a") as file:
             child = subprocess.Popen(
-                words, env=self.environment(), cwd=self.folder, stdout=log,
+                words, env=self.environment(), cwd=self.folder, stdout=file,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self._children.append(child)
+        return child
 
     def _wait_for(self, port: int) -> None:
         deadline = time.monotonic() + 60
