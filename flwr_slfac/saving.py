@@ -89,7 +89,7 @@ class Saving:
             yield Session(state, progress, None, self._every, {})
             return
         settings = state.settings(arguments)
-        with self.folder.held():
+        with self.folder.held(wait=self.resume):
             if self.resume:
                 progress = self._resumed(state, arguments, settings) or progress
             else:

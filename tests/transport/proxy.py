@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts, delays, fragments, replays and reorders what goes through it."""
+"""A TCP proxy that cuts, delays, fragments, replays and reorders what passes it."""
 
 import random
 import socket
