@@ -2,9 +2,9 @@
 
 Usage: python -m tests.bench.fuzz_stream [--seconds 600] [--threads 3] [--seed 0]
 
-Hostile peers hold dialogues that were valid once: envelopes dropped, repeated, swapped,
-fields altered or cut, sizes that are huge or negative, noise; with a token and without;
-and bytes that are no gRPC, after TLS and before. Two devices train over the same service,
+Hostile peers hold dialogues that were valid once: envelopes dropped, repeated,
+swapped, fields altered or cut, sizes huge or negative, noise, with a token or without;
+swapped, fields altered or cut, sizes huge or negative, noise; with a token and without
 again and again, and each training is compared with one in a process.
 """
 

@@ -44,7 +44,8 @@ def _run_kind(kind: Kind, num_kills: int, seed: int, folder: Path) -> None:
             minutes = (time.monotonic() - start) / 60
             print(
                 f"| {kind} | {found.num_kills} | {found.num_runs} | "
-                f"{found.num_losses} | {found.num_again} | {len(found.faults)} | {minutes:.0f} |",
+                f"{found.num_losses} | {found.num_again} | {len(found.faults)} | "
+                f"{minutes:.0f} |",
                 *found.faults,
                 flush=True,
             )

@@ -1,12 +1,12 @@
 """Kills parts of a deployment while it trains, and holds the run to its law.
 
-- A SuperNode or a ClientApp: its device is lost for the round, by the drop-out rule, and
-  takes part again; a SuperNode is started again as a supervisor does, which takes some
-  trials, as Flower refuses its key while it takes the one that was killed for alive.
+- A SuperNode or a ClientApp: its device is lost for the round, by the drop-out rule,
+  and takes part again; a SuperNode is started again as a supervisor does, which takes
+  some trials: Flower refuses its key while it takes the one that was killed for alive.
 - The ServerApp or the SuperLink: the run is begun again with ``resume``, again if no
   device comes.
 
-The weights are, bit for bit, those of one process that loses the same devices at the same
+Weights are, bit for bit, those of one process that loses the same devices at the same
 steps of the same rounds; the log says which. Where the ServerApp or the SuperLink is
 killed none is lost, unless the machine is too busy to start its processes in time.
 """
@@ -156,7 +156,7 @@ class Killings:
                 killed = kill(deployed.link)
                 deployed.start_link()
             else:
-                killed = any([kill(pid) for pid in deployed.apps("flwr-serverapp")])
+                killed = kill(max(deployed.apps("flwr-serverapp"), default=None))
             self.finding.num_kills += killed
             run.leave()
         while "hash" not in runs[-1].results.get(job.name, {}):

@@ -104,6 +104,8 @@ class Mutator:
             self._alter(value)
         elif hasattr(value, "append") or hasattr(value, "add"):
             self._alter_many(value)
+        elif hasattr(value, "keys"):
+            value[self._odd("")[:99]] = self.random.choice((-1, 0, 2**63 - 1))
         else:
             with suppress(ValueError, TypeError, OverflowError):
                 setattr(message, field.name, self._odd(value))

@@ -154,7 +154,7 @@ class Connection:
 
 
 async def _ends_soon(pump: "asyncio.Task[None] | None") -> bool:
-    """Return whether nothing is being written, or soon is not: then a stream can end."""
+    """Return whether nothing is being written, or soon is not: a stream can end."""
     if pump is not None:
         await asyncio.wait([pump], timeout=_WRITE_S)
     return pump is None or pump.done()

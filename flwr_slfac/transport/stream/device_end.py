@@ -135,7 +135,7 @@ class DeviceEnd:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     def _converse_somewhere(self) -> list[str] | None:
-        """Try addresses until one greets; return why they broke, None if all is over."""
+        """Try addresses until one greets; return why each broke, None at the end."""
         reasons = []
         for address in tuple(self._addresses):
             self._greeted = False
