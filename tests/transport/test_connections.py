@@ -166,7 +166,7 @@ def test_devices_whose_streams_break_at_the_bye_come_back_for_it() -> None:
     """A broken stream is not taken for one that was closed after the Bye."""
     front, _ = builders.halves()
     half = DeviceHalf(builders.devices(front, [8])[0], 0)
-    for seed in range(12):
+    for seed in range(6):
         service = StreamService(LOOPBACK)
         proxy = Proxy(int(service.addresses[0].rpartition(":")[2]), seed)
         opener = ThreadOpener({0: answer_with(half)}, through(proxy.port))
@@ -185,15 +185,14 @@ def test_a_device_whose_server_is_gone_is_soon_free(
 ) -> None:
     """Where every address refuses, patience is not waited out: the server has ended."""
     monkeypatch.setattr(end, "_REFUSED_S", 0.5)
+    monkeypatch.setattr(end, "_REACH_S", 1e6)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with waiting() as (link, openings):
         link._open([1000])
         opening = replace(openings[0], addresses=(f"127.0.0.1:{port}",))
-        start = time.monotonic()
         with pytest.raises(UnreachableError, match="Connection refused"):
             DeviceEnd(opening, 0, lambda request: None).run()  # type: ignore[arg-type, return-value]
-        assert time.monotonic() - start < end._REACH_S / 2
 
 
 def test_a_device_gives_up_in_time_for_the_run_that_resumes_its_own() -> None:
