@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ SECTIONS = [*MODELS, "state"]
 _NAME = re.compile(r"round-(\d+)")
 _LEFT_OVER = re.compile(r"\.round-\d+\..*\.(part|old)")
 _LOCK = ".lock"
+# A ServerApp whose SuperLink was killed takes some seconds to see it and end.
+_LOCK_WAIT_S, _LOCK_LOOK_S = 30.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,13 @@ class CheckpointFolder:
         return path
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, wait: bool = False) -> Iterator[None]:
         """Hold the folder as its only writer; the system lets go if this dies.
+
+        Parameters
+        ----------
+        wait : bool (default: False)
+            Whether to give a writer that may be about to end some time to do so.
 
         Raises
         ------
@@ -152,27 +160,33 @@ class CheckpointFolder:
             ) from error
         with file:
             if fcntl is not None:
-                self._lock(file.fileno())
+                self._lock(file.fileno(), _LOCK_WAIT_S if wait else 0.0)
             for path in self.path.iterdir():
                 if _LEFT_OVER.fullmatch(path.name):
                     shutil.rmtree(path, ignore_errors=True)
             yield
 
-    def _lock(self, handle: int) -> None:
-        try:
-            # Of the process, not of its children, which may outlive it.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise SettingError(
-                f"another process saves its run in {self.path}; end it, or give this "
-                "one a folder of its own"
-            ) from error
-        except OSError as error:  # a file system without locks
-            logger.warning(
-                "%s cannot be locked (%s): see that one run writes there",
-                self.path,
-                error,
-            )
+    def _lock(self, handle: int, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                # Of the process, not of its children, which may outlive it.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError) as error:
+                if time.monotonic() >= deadline:
+                    raise SettingError(
+                        f"another process saves its run in {self.path}; end it, or "
+                        "give this one a folder of its own"
+                    ) from error
+                time.sleep(_LOCK_LOOK_S)
+            except OSError as error:  # a file system without locks
+                logger.warning(
+                    "%s cannot be locked (%s): see that one run writes there",
+                    self.path,
+                    error,
+                )
+                return
 
 
 def read_checkpoint(path: Path, names: list[str]) -> Saved:

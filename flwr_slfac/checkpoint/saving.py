@@ -113,7 +113,7 @@ class Saving:
             yield Session(run, None, self._every, {})
             return
         settings = run.settings()
-        with self.folder.held():
+        with self.folder.held(wait=self.resume):
             if self.resume:
                 self._go_on(run, self.folder, settings)
             else:

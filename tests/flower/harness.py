@@ -139,17 +139,18 @@ class Flower:
         )  # fmt: skip
         return done.stdout
 
-    def _start(self, *words: str) -> None:
-        log = (self.folder / f"{words[0]}-{words[-1]}.log").open("w")
-        with log:
+    def _start(self, *words: str, log: str = "") -> "subprocess.Popen[bytes]":
+        path = self.folder / (log or f"{words[0]}.log")
+        with path.open("a") as file:
             child = subprocess.Popen(
-                words, env=self.environment(), cwd=self.folder, stdout=log,
+                words, env=self.environment(), cwd=self.folder, stdout=file,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self._children.append(child)
+        return child
 
     def _wait_for(self, port: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return

@@ -1,7 +1,7 @@
 """Law 6 over streams: what breaks is mended, or costs one device its round."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -57,6 +57,10 @@ class Run:
         Of a step.
     depth : int
         Of the pipeline.
+    fragment, delay_s
+        As `Proxy`'s.
+    mean_s, harms
+        As `cutting`'s; nothing is done with 0.
     """
 
     def __init__(
@@ -66,19 +70,22 @@ class Run:
         only: int | None = None,
         timeout_s: float = 60.0,
         fragment: int = 2**16,
+        delay_s: float = 0.0,
         mean_s: float = 0.0,
         depth: int = 0,
+        harms: Sequence[str] = ("cut",),
     ) -> None:
         self._depth = depth
         self._spoil, self._only, self._timeout_s = spoil, only, timeout_s
-        self._fragment, self._mean_s = fragment, mean_s
+        self._fragment, self._delay_s = fragment, delay_s
+        self._mean_s, self._harms = mean_s, harms
         self._stack = ExitStack()
 
     def link(self, halves: list[DeviceHalf]) -> Loopback:
         """Return a link to devices behind the proxy."""
         service = StreamService(LOOPBACK)
         port = int(service.addresses[0].rpartition(":")[2])
-        self.proxy = Proxy(port, seed=1, fragment=self._fragment)
+        self.proxy = Proxy(port, 1, self._fragment, self._delay_s)
         answers = {
             h.partition: self._spoil(answer_with(h), h.partition, self.proxy)
             for h in halves
@@ -95,7 +102,8 @@ class Run:
         self._stack.callback(self.proxy.close)
         self._stack.callback(link.close)
         if self._mean_s:
-            self._stack.enter_context(cutting(self.proxy, 3, self._mean_s))
+            harm = cutting(self.proxy, 3, self._mean_s, self._harms)
+            self._stack.enter_context(harm)
         return Loopback(halves, link)
 
     def train(self, num_rounds: int) -> tuple[LocalResult, State]:

@@ -10,7 +10,7 @@ message and trust alone; a token of 32 random bytes per node, void once the next
 arrived; no more than a Hello is read, for 10 s, of at most 256 streams without one;
 after it, sizes by `Limits`. What is not: TLS 1.3 alone, for which gRPC's Python has no
 setting; how many TCP connections a stranger opens; failed handshakes, which gRPC writes
-to standard error and not to the log.
+to standard error and not to the log. SECURITY.md beside this file says more.
 """
 
 from flwr_slfac.transport.stream.device_end import (

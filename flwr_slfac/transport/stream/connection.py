@@ -11,6 +11,10 @@ from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.sessions import Answered, Session, Tokens
 from flwr_slfac.transport.stream.wire import Assembly, parse, read_data
 
+_CANCEL_S = 0.05
+# A peer that reads takes an envelope in less.
+_WRITE_S = 2.0
+
 
 class Told(Protocol):
     """Who is told what happens in a session, in the service's thread."""
@@ -42,7 +46,7 @@ class Connection:
         self._context, self._session = context, session
         self._sent = hello.received
         self._woken = asyncio.Event()
-        self._said_bye = False
+        self._said_bye = self._is_cut = False
         self._task = asyncio.current_task()
 
     def wake(self) -> None:
@@ -56,9 +60,9 @@ class Connection:
             session.connection.cut()
         session.connection = self
         welcome = pb.Welcome(token=token, answered=session.answered)
-        await self._write(pb.ToDevice(welcome=welcome).SerializeToString())
         pump: asyncio.Task[None] | None = None
         try:
+            await self._write(pb.ToDevice(welcome=welcome).SerializeToString())
             ready = await self._read()
             if ready is None:
                 return
@@ -68,7 +72,15 @@ class Connection:
             told.joined(session)
             pump = asyncio.create_task(self._send_all())
             await self._read_all(told)
+            # A stream that broke ends like one that was closed, and is then cancelled.
+            await asyncio.sleep(_CANCEL_S)
             session.parted = self._said_bye
+        except asyncio.CancelledError:
+            if not self._is_cut or not await _ends_soon(pump):
+                raise
+            # The peer may be the device, whose late Hello was taken for a newer one.
+            code = grpc.StatusCode.ABORTED
+            await self._context.abort(code, "another stream took the place of this one")
         except DecodeError as error:
             told.failed(session, str(error))
             # No more than that: who sends garbage learns nothing of what is here.
@@ -84,6 +96,8 @@ class Connection:
     def cut(self) -> None:
         """End the stream, for another one of the same session."""
         if self._task is not None:
+            self._is_cut = True
+            self.wake()
             self._task.cancel()
 
     async def _send_all(self) -> None:
@@ -93,12 +107,16 @@ class Connection:
         while True:
             await self._woken.wait()
             self._woken.clear()
+            if self._is_cut:
+                return
             while (following := session.next_after(self._sent)) is not None:
                 self._sent, request = following
                 for envelope in request.envelopes(self._sent):
                     await self._write(envelope)
-                    if session.over is not None:
+                    if session.over is not None or self._is_cut:
                         break
+                if self._is_cut:
+                    return
             if session.over is not None:
                 bye = pb.ToDevice(bye=pb.Bye(reason=session.over))
                 await self._write(bye.SerializeToString())
@@ -136,3 +154,10 @@ class Connection:
     async def _write(self, raw: bytes) -> None:
         self._session.num_bytes += len(raw)
         await self._context.write(raw)
+
+
+async def _ends_soon(pump: "asyncio.Task[None] | None") -> bool:
+    """Return whether nothing is being written, or soon is not: a stream can end."""
+    if pump is not None:
+        await asyncio.wait([pump], timeout=_WRITE_S)
+    return pump is None or pump.done()

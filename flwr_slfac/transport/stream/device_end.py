@@ -42,6 +42,10 @@ _METHOD = "/flwr_slfac.v1.Steps/Run"
 _WELCOME_S = 15.0
 # Of the first connection: a port that is not open stays so.
 _REACH_S = 20.0
+# Where every address refuses for this long, the server's process is gone: those of a
+# proxy come back sooner, and the node is wanted by the run that resumes this one.
+_REFUSED_S = 10.0
+_REFUSED = "Connection refused"
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 2.0
 _ENDS = (
     grpc.StatusCode.UNAUTHENTICATED,
@@ -129,26 +133,37 @@ class DeviceEnd:
 
     def _run(self) -> None:
         wait_s, give_up = _FIRST_WAIT_S, time.monotonic() + _REACH_S
-        reason: str | None = None
+        heard = time.monotonic()
         while True:
-            for address in tuple(self._addresses):
-                self._greeted = False
-                reason = self._converse(address)
-                if reason is None:
-                    return
-                if self._greeted:
-                    self._addresses.remove(address)
-                    self._addresses.insert(0, address)
-                    break
+            reasons = self._converse_somewhere()
+            if reasons is None:
+                return
             now = time.monotonic()
+            if not all(_REFUSED in reason for reason in reasons):
+                heard = now
             if self._greeted:
                 wait_s, give_up = _FIRST_WAIT_S, now + self._opening.patience_s
-            elif now > give_up:
-                raise self._lost(reason)
+            elif now > min(give_up, heard + _REFUSED_S):
+                raise self._lost(reasons[-1])
             time.sleep(wait_s * (0.5 + self._jitter.random()))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    def _lost(self, reason: str | None) -> TrainingError:
+    def _converse_somewhere(self) -> list[str] | None:
+        """Try addresses until one greets; return why each broke, None at the end."""
+        reasons = []
+        for address in tuple(self._addresses):
+            self._greeted = False
+            reason = self._converse(address)
+            if reason is None:
+                return None
+            reasons.append(reason)
+            if self._greeted:
+                self._addresses.remove(address)
+                self._addresses.insert(0, address)
+                break
+        return reasons
+
+    def _lost(self, reason: str) -> TrainingError:
         where = ", ".join(self._addresses) or "no address"
         if not self._joined:
             return UnreachableError(

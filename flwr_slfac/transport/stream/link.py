@@ -33,8 +33,10 @@ Taken = TypeVar("Taken")
 
 # What Flower says of a node is asked for so often while devices are waited for.
 _LOOK_S = 0.5
-# How long a device tries to find the server again, at most.
-_LONGEST_PATIENCE_S = 120.0
+# How long a device tries to find the server again, at most. Its node is not free for
+# another run meanwhile: half of a timeout, so that one which resumes this one gets it.
+_LONGEST_PATIENCE_S = 60.0
+_PATIENCE_PER_TIMEOUT = 0.5
 # Names, shapes and texts of a reply, and the front of a run that never sent one.
 _SLACK_BYTES = 2**24
 
@@ -78,7 +80,7 @@ class StreamLink:
             raise SettingError(f"the step timeout is {timeout_s} s; it must be above 0")
         self._service, self._opener = service, opener
         self._timeout_s, self._limits = timeout_s, limits
-        self._patience_s = min(timeout_s, _LONGEST_PATIENCE_S)
+        self._patience_s = min(_PATIENCE_PER_TIMEOUT * timeout_s, _LONGEST_PATIENCE_S)
         self._deadline = math.inf
         self._held: dict[int, Held] = {}
         self._partitions: dict[int, int] = {}

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 TOKEN_BYTES = 32
 # Our choice: well above the time for which a device that lost its stream knocks again.
 _REMEMBERED_S = 600.0
+# Issued for streams of a session that broke before their Ready; a few at a time.
+_MOST_TOKENS = 8
+# What was used before is told from what was never issued for so many, in the log only.
+_MOST_SPENT = 2**14
 
 
 class Refusal(Exception):  # noqa: N818 - it is an answer to a peer, not an error here
@@ -172,6 +176,7 @@ class Tokens:
     """Who holds which token; each opens one stream of one session, in turn."""
 
     def __init__(self) -> None:
+        # Those of a session stand in the order in which they were issued.
         self._sessions: dict[bytes, Session] = {}
         self._spent: dict[bytes, int] = {}
 
@@ -184,8 +189,9 @@ class Tokens:
     def admit(self, hello: pb.Hello) -> tuple[Session, bytes]:
         """Return the session that a Hello opens, and the token of the next one.
 
-        The token that was shown stays valid until `confirm`: the device may lose its
-        stream before the next one has reached it.
+        The token that was shown stays valid until `confirm`, as the device may lose its
+        stream before the next one has reached it; and so do those issued after it: one
+        of them may have reached the device already, if this Hello was late.
 
         Raises
         ------
@@ -204,12 +210,14 @@ class Tokens:
                 f"{session.node}, device {session.device}"
             )
         session.require_ahead(hello.received)
-        self._keep_only(session, digest)
+        mine = self._of(session)
+        later = mine[mine.index(digest) + 1 :][1 - _MOST_TOKENS :]
+        self._void(session, set(mine) - {digest, *later})
         return session, self.issue(session)
 
     def confirm(self, session: Session, token: bytes) -> None:
         """Void every token of a session but this one, which has arrived."""
-        self._keep_only(session, _digest(token))
+        self._void(session, set(self._of(session)) - {_digest(token)})
 
     def forget(self, sessions: Iterable[Session]) -> None:
         """Void the tokens of sessions whose devices will not come back."""
@@ -217,11 +225,15 @@ class Tokens:
         for digest in [d for d, s in self._sessions.items() if s in gone]:
             del self._sessions[digest]
 
-    def _keep_only(self, session: Session, kept: bytes) -> None:
-        mine = [d for d, s in self._sessions.items() if s is session and d != kept]
-        for digest in mine:
+    def _of(self, session: Session) -> list[bytes]:
+        return [digest for digest, each in self._sessions.items() if each is session]
+
+    def _void(self, session: Session, digests: set[bytes]) -> None:
+        for digest in digests:
             del self._sessions[digest]
             self._spent[digest] = session.node
+        while len(self._spent) > _MOST_SPENT:
+            del self._spent[next(iter(self._spent))]
 
 
 def _digest(token: bytes) -> bytes:

@@ -206,6 +206,7 @@ def stream(message: Message, context: Context) -> Message:
             here = (partition, place["round"], request.step)
             if (fault.device, fault.server_round, fault.step) == here:
                 fail(fault, folder)
+        time.sleep(job.pace_s)
         return plain_train(half, request)
 
     with mock.patch.object(DeviceHalf, "train", train):

@@ -61,6 +61,7 @@ class Job:
     resume: bool = False
     killed: str = ""  # when the ServerApp is killed, in round 2
     transport: str | dict[str, Any] = "auto"
+    pace_s: float = 0.0  # how long a training step takes on a device, at least
 
     def to_json(self) -> str:
         """Return the job as JSON text."""

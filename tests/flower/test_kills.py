@@ -1,0 +1,46 @@
+"""Kill -9 of any part of a deployment loses what the drop-out rule says, no more."""
+
+import random
+import threading
+
+import pytest
+
+from tests.flower.deployed import Deployed
+from tests.flower.killing import KINDS, Finding, Killings, Kind
+
+pytestmark = pytest.mark.flower
+
+# Fifty of each by hand: tests/bench/kills.py. Flower takes a minute to miss a device.
+NUM_KILLS = {"supernode": 1, "clientapp": 1, "serverapp": 2, "superlink": 2}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Finding]:
+    """Kill each kind in a deployment of its own, two at once: most of it is waiting."""
+    findings: dict[Kind, Finding] = {}
+    places = threading.Semaphore(2)
+
+    def kill_some(kind: Kind) -> None:
+        with places:
+            deployed = Deployed(tmp_path_factory.mktemp(kind))
+            try:
+                deployed.start()
+                killings = Killings(deployed, kind, random.randrange(2**32))
+                killings.train(NUM_KILLS[kind])
+                findings[kind] = killings.finding
+            finally:
+                deployed.stop()
+
+    threads = [threading.Thread(target=kill_some, args=(kind,)) for kind in KINDS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return findings
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_is_lost_or_taken_twice(found: dict[Kind, Finding], kind: Kind) -> None:
+    """The weights are those of one process that loses the same devices, bit for bit."""
+    assert not found[kind].faults
+    assert found[kind].num_runs == 1
