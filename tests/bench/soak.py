@@ -264,8 +264,8 @@ def main() -> None:
         "",
         "Of the server's process, a sample every few seconds:",
         "",
-        "| minute | frames/s median (min-max) | CPU ms a frame | resident MB | in use MB | threads "
-        "| descriptors |",
+        "| minute | frames/s median (min-max) | CPU ms a frame | resident MB "
+        "| in use MB | threads | descriptors |",
         "|---|---|---|---|---|---|---|",
     ]
     for minute in range(int(samples[-1].at_s // 60) + 1):
