@@ -33,7 +33,7 @@ from flwr_slfac.split import (
     ServerHalf,
     fronts_for,
 )
-from flwr_slfac.split.local import merge_fronts
+from flwr_slfac.split.local_run import merge_fronts
 from tests.split import builders
 
 WARM_UP = 600  # rounds: caches fill, and records begin to go to the disk

@@ -28,7 +28,7 @@ from flwr_slfac.transport.stream import device_end as end
 from flwr_slfac.transport.stream import slfac_pb2 as pb
 from flwr_slfac.transport.stream.certificates import new_identity
 from flwr_slfac.transport.stream.replies import pack_reply
-from flwr_slfac.transport.stream.sessions import Refusal, Session
+from flwr_slfac.transport.stream.sessions import Answered, Refusal, Session
 from flwr_slfac.transport.stream.wire import HEAD_BYTES, Packed
 from tests.split import builders
 from tests.transport.loopback import LOOPBACK, Loopback, ThreadOpener, answer_with
@@ -290,14 +290,13 @@ def test_a_device_is_one_reply_ahead_at_most(pipelined: bool, most: int) -> None
 
     session = Session(1)
     assert session.ask(Packed(pb.Request()), 0, pipelined=pipelined) is None
-    assert [session.answer(reply(n)) for n in range(1, most + 1)] == [True, False][
-        :most
-    ]
+    given = [session.answer(reply(n)) for n in range(1, most + 1)]
+    assert given == [Answered(reply(1), 0), None][:most]
     for number in (most, most + 1, 9):
         with pytest.raises(DecodeError, match=f"a reply has number {number}"):
             session.answer(reply(number))
     early = session.ask(Packed(pb.Request()), 0, pipelined=pipelined)
-    assert early == (reply(2) if pipelined else None)
+    assert early == (Answered(reply(2), 0) if pipelined else None)
     # What it may lack is kept: both requests, or the one that is not answered.
     assert sorted(session.asked) == ([1, 2] if pipelined else [2])
     for received in range(4):
