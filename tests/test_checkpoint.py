@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +38,7 @@ from flwr_slfac import (
     load_checkpoint,
 )
 from flwr_slfac.checkpoint import CheckpointFolder, pack, unpack
+from flwr_slfac.checkpoint import folder as checkpoint_folder
 from tests.resumable import Case, assert_same_run, bits
 from tests.split import builders
 from tests.split.test_lightweight import net
@@ -715,8 +717,11 @@ with CheckpointFolder(Path(sys.argv[1])).held():
 """
 
 
-def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    """The second is refused while the first one's process is there, not after."""
+def test_two_runs_do_not_write_to_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits for the first one's process to end, and then is refused."""
+    monkeypatch.setattr(checkpoint_folder, "_LOCK_WAIT_S", 0.5)
     first = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -727,5 +732,6 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         assert first.stdout.readline() == b"held\n"
         with pytest.raises(SettingError, match="another process"):
             CASE.run(tmp_path, resume=True)
-        first.kill()
-    CASE.run(tmp_path, resume=True, num_rounds=1)
+        monkeypatch.undo()
+        threading.Timer(1.0, first.kill).start()
+        CASE.run(tmp_path, resume=True, num_rounds=1)

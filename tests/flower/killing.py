@@ -13,6 +13,7 @@ killed none is lost, unless the machine is too busy to start its processes in ti
 
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,8 @@ _LONGEST_RUN_S = 30.0
 _TEND_S = 5.0
 # How often a run is begun again for which no device came in time.
 _MOST_AGAIN = 3
+# Threads share torch's generator.
+_ONE_AT_A_TIME = threading.Lock()
 _ROUND = re.compile(r"\[ROUND (\d+)/")
 _LOST = re.compile(r"round (\d+), step (\d+): lost device (\d+)")
 
@@ -194,7 +197,9 @@ class Killings:
         if "hash" not in result:
             self._wrong(runs[-1], str(result.get("error")))
             return
-        expected = train_in_process(job, len(self._deployed.nodes), losses=losses)[0]
+        with _ONE_AT_A_TIME:
+            num_devices = len(self._deployed.nodes)
+            expected = train_in_process(job, num_devices, losses=losses)[0]
         if result["hash"] != expected:
             self._wrong(runs[-1], f"other weights, with losses {losses}")
 

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc
@@ -214,14 +214,13 @@ class Hostile:
         """Say bytes to the port, as HTTP/2 begins or not."""
         host, _, port = self._address.partition(":")
         said = self._mutator.noise(self._mutator.noise(_PREFACE))
-        with (
-            suppress(OSError),
-            socket.create_connection((host, int(port)), timeout=_WAIT_S) as plain,
-        ):
-            end: socket.socket = plain
+        with ExitStack() as stack, suppress(OSError):
+            address = host, int(port)
+            end = stack.enter_context(socket.create_connection(address, _WAIT_S))
             if tls:
                 name = self._service.identity.name
-                end = self._context.wrap_socket(plain, server_hostname=name)
+                wrapped = self._context.wrap_socket(end, server_hostname=name)
+                end = stack.enter_context(wrapped)
             end.sendall(said)
             end.settimeout(0.05)
             end.recv(4096)
