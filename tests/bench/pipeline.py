@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -150,10 +150,10 @@ class Timed:
         """Ask the link."""
         return self._link.devices(keys)
 
-    def train(self, requests: Mapping[int, TrainRequest]) -> Any:
+    def train_each(self, requests: Iterable[tuple[int, TrainRequest]]) -> Any:
         """Note the moment and go on."""
         self.moments.append(time.perf_counter())
-        return self._link.train(requests)
+        return self._link.train_each(requests)
 
 
 def speed(num_steps: int, repeats: int) -> None:

@@ -260,9 +260,11 @@ class Watch(logging.Handler):
         """Pass an event on, or read it if it is a hostile device's."""
         if event.session.node < 10**6:
             self._events.put(event)
-        elif event.reply is not None:
+        elif event.answered is not None:
             try:
-                self.counts[f"read as {type(unpack_reply(event.reply)).__name__}"] += 1
+                self.counts[
+                    f"read as {type(unpack_reply(event.answered.reply)).__name__}"
+                ] += 1
             except SlfacError:
                 self.counts["reply refused"] += 1
             except Exception as error:
