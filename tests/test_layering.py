@@ -36,7 +36,7 @@ ROOMS = (
 # The same within a room, for those that have rooms of their own.
 INNER = {
     "codec": (
-        ("wire", "layout", "packing"),
+        ("wire", "layout", "packing", "kernels"),
         ("transforms",),
         ("slfac", "waterfill"),
     ),

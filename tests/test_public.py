@@ -101,6 +101,9 @@ PUBLIC = {
         BitReader BitWriter num_bits_for num_packed_bytes pack_codes pack_fields
         pack_positions unpack_codes unpack_fields unpack_positions
     """,
+    "flwr_slfac.codec.kernels": """
+        LOWER_BOUND NUM_SYMBOLS SCALE_BITS ClassGrid Kernels kernels
+    """,
     "flwr_slfac.codec.layout": """
         PlaneShape channel_dim from_rows num_samples spectrum_dims to_rows
         within_channel_dims within_column_dims

@@ -40,8 +40,8 @@ class Hints:
     memory : dict of str to Tensor
         What this codec remembers of the stream (a reused basis, an error-feedback
         residual). The encoder may read and replace entries, never change a tensor in
-        place; the caller keeps and stores them. Names that begin with ``stream.`` are
-        what the decoder remembers too: they end with the stream, see `restart`.
+        place; the caller keeps and stores them. Names that begin with ``stream.`` end
+        with the stream, see `restart`: what counts on the decoder's memory.
     """
 
     role: Role = "activation"

@@ -6,7 +6,8 @@ Run it from the root of the repository::
 
 Tensors are activations of a random convolution, batch norm and ReLU stack on CIFAR-10
 images, and tokens of a random transformer layer on patches of them; without
-SLFAC_DATA_DIR the images are seeded smooth noise. The methods take turns in every
+SLFAC_DATA_DIR the images are seeded smooth noise; SLFAC_KERNELS=reference measures the
+codecs as they are without the extension. The methods take turns in every
 repeat, and CPU time is counted, since other work shares the machine's cores. Memory is
 measured apart: a fresh process encodes or decodes one tensor, and the growth of its
 peak resident size over that before the call is divided by the tensor's size.
@@ -30,7 +31,8 @@ import pysz
 import torch
 import zfpy
 
-from flwr_slfac.codec import decode, encode, parse_codec
+from flwr_slfac.codec import Memory, decode, encode, parse_codec
+from flwr_slfac.codec.kernels import kernels
 from tests.bench.datasets import load_dataset
 from tests.bench.revision import head
 
@@ -76,7 +78,10 @@ def main() -> None:
     lines += table(tokens(200), options.codecs, options.repeats)
     lines += memory_table(options.codecs)
     print("\n".join(lines))
-    RESULTS.write_text("\n".join(lines) + "\n")
+    path = RESULTS
+    if kernels().name == "reference":
+        path = RESULTS.with_name("codec_speed_reference.md")
+    path.write_text("\n".join(lines) + "\n")
     return None
 
 
@@ -131,7 +136,24 @@ def methods(x: torch.Tensor, codecs: Sequence[str]) -> list[Method]:
                 len(data),
             )
         )
+        if text.startswith("waterfill"):
+            found.append(in_a_stream(text, x))
     return found + references(x)
+
+
+def in_a_stream(text: str, x: torch.Tensor) -> Method:
+    """Return a codec that keeps, on both sides, what it learned of the step before."""
+    codec = parse_codec(text)
+    mine: Memory = {}
+    theirs: Memory = {}
+    decode(encode(x, codec, memory=mine), memory=theirs)
+    data = encode(x, codec, memory=mine)
+    return Method(
+        f"{text} in a stream",
+        lambda: encode(x, codec, memory=mine),
+        lambda: decode(data, memory=theirs),
+        len(data),
+    )
 
 
 def references(x: torch.Tensor) -> list[Method]:
@@ -259,7 +281,7 @@ def heading(repeats: int) -> list[str]:
         "",
         f"Machine: {os.cpu_count()} cores, {platform.machine().replace('_', '-')}, CPU "
         f"only, shared with other work. On top of commit {commit}, torch "
-        f"{torch.__version__}, one thread.",
+        f"{torch.__version__}, one thread, {kernels().name} kernels.",
         "",
         "MB/s count the float32 bytes of the tensor (1 MB = 10^6 bytes): activations "
         f"of two convolutions, batch norm and ReLU on {kind}. Times are CPU seconds of "

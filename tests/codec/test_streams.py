@@ -8,7 +8,9 @@ from hypothesis.extra.numpy import arrays
 
 from flwr_slfac.codec.waterfill.digits import LARGE, QUINARY, SMALL, TERNARY, Digits
 from flwr_slfac.codec.waterfill.model import ideal_bits
-from flwr_slfac.codec.waterfill.streams import Coder, StreamReader, StreamWriter
+from flwr_slfac.codec.waterfill.stream_reader import StreamReader
+from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
+from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.errors import DecodeError
 
 KINDS = (TERNARY, QUINARY, SMALL, LARGE)
@@ -36,13 +38,17 @@ def test_streams_come_back(
 ) -> None:
     """Streams of any integers of 38 bits are read back in the order of writing."""
     writer = StreamWriter(coder)
+    bulk = [stream for stream in values if stream.size]
+    writer.bulk([(stream, digits) for stream in bulk])
     for stream in values:
-        writer.stream(stream, digits, bulk=True)
+        writer.stream(stream, digits)
     reader = reader_of(coder, writer.finish())
+    for stream, read in zip(
+        bulk, reader.bulk([(s.size, digits) for s in bulk]), strict=True
+    ):
+        np.testing.assert_array_equal(read, stream)
     for stream in values:
-        np.testing.assert_array_equal(
-            reader.stream(stream.size, digits, bulk=True), stream
-        )
+        np.testing.assert_array_equal(reader.stream(stream.size, digits), stream)
     reader.finish()
 
 
@@ -53,10 +59,11 @@ def test_raw_bits_come_back_between_streams(coder: Coder) -> None:
     raw, modelled = random.integers(0, 2**18, 500), random.integers(-2, 3, 2000)
     writer = StreamWriter(coder)
     writer.raw(raw, 18)
-    writer.stream(modelled, QUINARY, bulk=True)
+    writer.bulk([(modelled, QUINARY)])
     reader = reader_of(coder, writer.finish())
     np.testing.assert_array_equal(reader.raw(500, 18), raw)
-    np.testing.assert_array_equal(reader.stream(2000, QUINARY, bulk=True), modelled)
+    np.testing.assert_array_equal(reader.bulk([(2000, QUINARY)])[0], modelled)
+    reader.finish()
 
 
 @pytest.mark.parametrize("scale", [0.2, 0.5, 1.0, 4.0, 20.0])
@@ -72,15 +79,16 @@ def test_range_coder_is_near_the_entropy(scale: float) -> None:
 
 
 @coders
+@pytest.mark.parametrize("num_parts", [1, 10])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_changed_bytes_give_values_or_decode_error(
-    coder: Coder, data: st.DataObject
+    coder: Coder, num_parts: int, data: st.DataObject
 ) -> None:
     """A changed parameter, word or frame gives as many values as asked, or an error."""
     writer = StreamWriter(coder)
     values = np.random.default_rng(2).integers(-4, 5, 2000)
-    writer.stream(values, SMALL, bulk=True)
+    writer.bulk([(values, SMALL)] * num_parts)
     writer.stream(values[:50], LARGE)
     parts = [bytearray(part) for part in writer.finish()]
     part = data.draw(st.sampled_from([p for p in parts if p]))
@@ -88,7 +96,8 @@ def test_changed_bytes_give_values_or_decode_error(
     part[place] = data.draw(st.integers(0, 255))
     try:
         reader = reader_of(coder, tuple(map(bytes, parts)))
-        assert reader.stream(2000, SMALL, bulk=True).size == 2000
+        for part in reader.bulk([(2000, SMALL)] * num_parts):
+            assert part.size == 2000
         assert reader.stream(50, LARGE).size == 50
         reader.finish()
     except DecodeError:
@@ -98,7 +107,7 @@ def test_changed_bytes_give_values_or_decode_error(
 def test_zstd_bombs_are_refused_before_they_are_inflated() -> None:
     """A frame that claims more symbols than are due is not decompressed."""
     writer = StreamWriter("fast")
-    writer.stream(np.tile([1, 0, -1, 1], 250_000), LARGE, bulk=True)
+    writer.bulk([(np.tile([1, 0, -1, 1], 250_000), LARGE)])
     reader = reader_of("fast", writer.finish())
     with pytest.raises(DecodeError, match="claims 1000000 bytes where 1000 are due"):
-        reader.stream(1000, LARGE, bulk=True)
+        reader.bulk([(1000, LARGE)])

@@ -125,6 +125,59 @@ def test_decoding_does_not_depend_on_threads() -> None:
     assert float((one - two).abs().max()) <= 2**-20 * float(one.abs().max())
 
 
+@pytest.mark.parametrize("target", [{"nrmse": 0.1}, {"nrmse": 0.4}, {"bits": 1.0}])
+@pytest.mark.parametrize("is_relu", [False, True])
+def test_every_frame_of_a_stream_meets_its_target(
+    target: dict[str, float], is_relu: bool
+) -> None:
+    """What is kept of the step before changes no target, and hardly the size."""
+    codec = Waterfill(**target)  # type: ignore[arg-type]
+    mine: dict[str, torch.Tensor] = {}
+    theirs: dict[str, torch.Tensor] = {}
+    sizes, alone = [], []
+    for step in range(20):
+        # Drifting scale, offset and, at the end, a smaller batch.
+        x = smooth_maps(9 if step == 19 else 16, seed=step) * 1.1**step + 0.05 * step
+        x = x.relu() if is_relu else x
+        data = encode(x, codec, memory=mine)
+        error = relative_error(x, decode(data, memory=theirs))
+        if "nrmse" in target:
+            assert error == pytest.approx(target["nrmse"], rel=0.02)
+        else:
+            assert 8 * len(data) / x.numel() == pytest.approx(1.0, rel=0.02)
+        sizes.append(len(data))
+        alone.append(len(encode(x, codec)))
+    assert sum(sizes) < 1.02 * sum(alone)
+
+
+def test_a_last_batch_of_one_example_is_coded() -> None:
+    """The mean of many examples, kept of the step before, does not outlive them."""
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.randn(1, 8, 32, 32, generator=generator)
+    maps = (alike + 0.1 * torch.randn(16, 8, 32, 32, generator=generator)).relu()
+    memory: dict[str, torch.Tensor] = {}
+    encode(maps, Waterfill(nrmse=0.1), memory=memory)
+    for x in (maps[:2], maps[:1]):
+        data = encode(x, Waterfill(nrmse=0.1), memory=dict(memory))
+        assert relative_error(x, decode(data, memory=dict(memory))) < 0.102
+
+
+def test_the_kept_choice_serves_the_tensors_it_was_made_for_only() -> None:
+    """Another shape, and another basis setting, are coded as in an empty memory."""
+    memory: dict[str, torch.Tensor] = {}
+    encode(TENSORS["maps"], Waterfill(nrmse=0.1), memory=memory)
+    for x, codec in (
+        (TENSORS["tokens"], Waterfill(nrmse=0.1)),
+        (TENSORS["odd maps"], Waterfill(nrmse=0.1)),
+        (TENSORS["maps"], Waterfill(nrmse=0.1, channels=None)),
+        (TENSORS["maps"], Waterfill(nrmse=0.1, basis="haar", channels=None)),
+    ):
+        data = encode(x, codec, memory=dict(memory))
+        if codec.channels is None:
+            assert data == encode(x, codec)
+        assert relative_error(x, decode(data, memory=dict(memory))) < 0.102
+
+
 @pytest.mark.parametrize("num_channels", [1025, 70_000])
 def test_more_channels_than_a_basis_takes(num_channels: int) -> None:
     """Wide vectors are coded without a channel basis."""
@@ -167,6 +220,14 @@ def test_no_byte_of_the_head_breaks_the_decoder(place: int) -> None:
             assert decode(data).shape == frame.shape
         except DecodeError:
             continue
+
+
+def test_a_frame_of_an_older_layout_is_refused_by_name() -> None:
+    """Frames of the range coder before this one say which release they need."""
+    head = bytes.fromhex("01000000803f00000100000003646374")
+    data = pack_frame("waterfill", torch.float32, (2, 3), [head, b"", b""])
+    with pytest.raises(DecodeError, match=r"layout 01 .* the same release"):
+        decode(data)
 
 
 def test_water_level_meets_the_distortion() -> None:

@@ -19,7 +19,7 @@ from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.transforms import parse_basis
 from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
-from flwr_slfac.codec.waterfill.plan import Plan, make_plan
+from flwr_slfac.codec.waterfill.plan import Plan, keep_choice, make_plan
 from flwr_slfac.codec.waterfill.quantize import Quantized, quantize, quantize_to
 from flwr_slfac.codec.waterfill.sample import CoefficientSample
 from flwr_slfac.codec.waterfill.sections import (
@@ -78,7 +78,8 @@ class Waterfill(Codec):
         a wavelet that the tensor suits.
     channels : {"klt", None}, default "klt"
         Whether channels may be decorrelated by their Karhunen-Loeve basis. It is used
-        where it saves more than it costs, and reused over steps by `Hints.memory`.
+        where it saves more than it costs, and reused over steps by `Hints.memory`; so
+        is what trials chose, which come every sixteenth step.
     coder : {"range", "fast"}, default "range"
         ``"range"`` comes within about a percent of the entropy of its model; ``"fast"``
         is Huffman coding of several values at once (zstd), some percent larger.
@@ -162,14 +163,18 @@ class Waterfill(Codec):
             quantized = _quantized(plan, x, target, normalization)
             sections = write_sections(plan, quantized, normalization, self._coder)
         else:
-            sections = self._fit_bits(plan, target.num_bits, normalization)
+            quantized, sections = self._fit_bits(plan, target.num_bits, normalization)
             size = 8 * sum(map(len, sections))
             if plan.channels.is_new and size > _TOO_LARGE * target.num_bits:
                 # The channel basis alone would take what the target allows.
                 plan = make_plan(x, shape, target, {}, basis=self.basis, use_klt=False)
-                sections = self._fit_bits(plan, target.num_bits, normalization)
+                quantized, sections = self._fit_bits(
+                    plan, target.num_bits, normalization
+                )
         if plan.channels.rotation is not None and plan.channels.is_new:
             plan.channels.rotation.store(hints.memory)
+        bits = 8 * sum(map(len, sections)) / x.numel()
+        keep_choice(hints.memory, plan, target, quantized.step, quantized.gain, bits)
         return sections
 
     @property
@@ -178,11 +183,11 @@ class Waterfill(Codec):
 
     def _fit_bits(
         self, plan: Plan, num_bits: float, normalization: Normalization
-    ) -> list[bytes]:
+    ) -> tuple[Quantized, list[bytes]]:
         """Code at the step that meets a number of bits, all headers counted."""
         sample = CoefficientSample(plan)
         wanted, step = num_bits, plan.step
-        best, sections = math.inf, [b""]
+        best = math.inf
         for _ in range(_MOST_PASSES):
             step = solve(
                 lambda s: 1 / max(sample.bits(s), _LEAST_BITS), 1 / wanted, step
@@ -193,11 +198,11 @@ class Waterfill(Codec):
             reached = 8 * (num_bytes + _FRAME_BYTES)
             off = abs(reached / num_bits - 1)
             if off < best:
-                best, sections = off, candidate
+                best, found = off, (quantized, candidate)
             if off < _CLOSE:
                 break
             wanted = max(wanted + num_bits - reached, _LEAST_SHARE * num_bits)
-        return sections
+        return found
 
     def _plan(
         self, x: torch.Tensor, shape: PlaneShape, target: Target, memory: Memory

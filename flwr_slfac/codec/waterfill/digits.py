@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flwr_slfac.codec.kernels import kernels
+
 Ints = npt.NDArray[Any]
+Symbols = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Digits:
 
 # Our choice: as many digits a symbol as give at most 256 symbols, a byte each; small
 # limits for streams that are mostly zero, a large one for lists of parameters.
-TERNARY = Digits(1, 5)
+TERNARY = Digits(1, 4)
 QUINARY = Digits(2, 3)
 SMALL = Digits(7, 2)
 LARGE = Digits(127, 1)
@@ -57,40 +60,20 @@ LARGE = Digits(127, 1)
 EXCESS = Digits(15, 1, signed=False)
 
 
-def pack_digits(values: Ints, digits: Digits) -> tuple[Ints, bool]:
-    """Return symbols (uint8), and whether any digit saturates.
-
-    Digit j of symbol i is value j * num_symbols + i: slices, not strides.
-    """
-    num_symbols = -(-values.size // digits.per_symbol)
-    low, high = int(values.min()), int(values.max())
-    limit = digits.limit
-    if max(-low, high) > limit:
-        values = np.clip(values, -limit, limit)
-    saturates = max(-low, high) >= limit
-    shifted = np.full(num_symbols * digits.per_symbol, digits.zero, np.uint8)
-    np.add(values, digits.zero, out=shifted[: values.size], casting="unsafe")
-    symbols = shifted[:num_symbols]
-    for j in range(1, digits.per_symbol):
-        symbols = symbols * np.uint8(digits.base)
-        symbols += shifted[j * num_symbols : (j + 1) * num_symbols]
-    return symbols, saturates
+def pack_digits(
+    values: Ints, digits: Digits
+) -> tuple[Symbols, npt.NDArray[np.int64], int]:
+    """Return symbols (uint8), counts of all 256, and how many digits saturate."""
+    return kernels().pack_digits(values, digits.limit, digits.per_symbol, digits.signed)
 
 
-def unpack_digits(symbols: Ints, num_values: int, digits: Digits) -> Ints:
-    """Undo `pack_digits` to int8 digits (num_values,)."""
-    num_symbols = symbols.size
-    shifted = np.empty(num_symbols * digits.per_symbol, np.uint8)
-    base = np.uint8(digits.base)
-    for j in range(digits.per_symbol - 1, 0, -1):
-        rest = symbols // base
-        part = shifted[j * num_symbols : (j + 1) * num_symbols]
-        np.subtract(symbols, rest * base, out=part)
-        symbols = rest
-    shifted[:num_symbols] = symbols
-    values = shifted[:num_values]
-    values -= np.uint8(digits.zero)
-    return values.view(np.int8)
+def unpack_digits(
+    symbols: Symbols, num_values: int, digits: Digits
+) -> tuple[npt.NDArray[np.int8], int]:
+    """Undo `pack_digits` to digits (num_values,), and how many of them saturate."""
+    return kernels().unpack_digits(
+        symbols, num_values, digits.limit, digits.per_symbol, digits.signed
+    )
 
 
 def saturated_positions(values: Ints, digits: Digits) -> Ints:

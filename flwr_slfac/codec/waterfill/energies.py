@@ -16,11 +16,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from flwr_slfac.codec.kernels import ClassGrid, kernels
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, order_1d, order_2d
 from flwr_slfac.codec.waterfill.digits import LARGE, Ints
 from flwr_slfac.codec.waterfill.level import TINY, Reals
-from flwr_slfac.codec.waterfill.streams import StreamReader, StreamWriter
+from flwr_slfac.codec.waterfill.stream_reader import StreamReader
+from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
 from flwr_slfac.errors import DecodeError
 
 # Our choice: half octaves of standard deviation, from a sixteenth of a step to 2**25
@@ -28,8 +30,6 @@ from flwr_slfac.errors import DecodeError
 NUM_CLASSES = 60
 # Half units of energy on the wire are within this, our limit: 2**500 either way.
 _LIMIT = 1000
-# Our choice: with fewer coefficients a block, sorting them all is quicker than slicing.
-_SMALL_BLOCK = 128
 # Our choice: each sweep fits samples, then channels; three settle it.
 _SWEEPS = 3
 # Our choice: a group's energy costs about a byte, which fewer coefficients do not save.
@@ -156,86 +156,40 @@ class EnergyClasses:
     """
 
     def __init__(self, rows: Ints, columns: Ints, offset: int) -> None:
-        self._shape = (len(rows), len(columns))
-        self._order = np.argsort(-rows.astype(np.int16), kind="stable")
-        self._in_order = bool((np.diff(rows) <= 0).all())
-        self._rows = _runs(rows[self._order])
-        self._columns = _runs(columns)
-        energies = self._rows[0][:, None] + self._columns[0][None, :] + offset
-        self._grid = np.clip(energies >> 1, 0, NUM_CLASSES - 1)
+        order = np.argsort(-rows.astype(np.int16), kind="stable")
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(columns)) + 1])
+        self._grid = ClassGrid(
+            order.astype(np.int64),
+            rows[order].astype(np.int64),
+            np.append(starts, len(columns)).astype(np.int64),
+            columns[starts].astype(np.int64),
+            offset,
+            NUM_CLASSES,
+        )
 
     @cached_property
     def counts(self) -> list[int]:
         """Number of coefficients of each class."""
-        sizes = np.diff(self._rows[1])[:, None] * np.diff(self._columns[1])[None, :]
-        counts = np.bincount(
-            self._grid.reshape(-1), sizes.reshape(-1), minlength=NUM_CLASSES
-        )
+        energies, num_rows = np.unique(self._grid.rows, return_counts=True)
+        classes = energies[:, None] + self._grid.runs + self._grid.offset >> 1
+        classes = np.clip(classes, 0, NUM_CLASSES - 1)
+        sizes = num_rows[:, None] * np.diff(self._grid.starts)
+        # Sums of weights are floats, exact for so many coefficients.
+        counts = np.bincount(classes.reshape(-1), sizes.reshape(-1), NUM_CLASSES)
         return [int(count) for count in counts]
 
     def split(self, matrix: Ints) -> list[Ints]:
         """Return the values of each class, of a matrix (S, R)."""
-        if not self._in_order:
-            matrix = matrix[self._order]
-        if self._is_fine:
-            flat = matrix.reshape(-1)[self._elements]
-            return np.split(flat, np.cumsum(self.counts)[:-1])
-        empty = matrix[:0].reshape(-1)
-        classes = []
-        for blocks in self._blocks:
-            parts = [matrix[rows, columns].reshape(-1) for rows, columns in blocks]
-            classes.append(np.concatenate(parts) if parts else empty)
-        return classes
+        values = kernels().split(matrix, self._grid)
+        return np.split(values, np.cumsum(self.counts)[:-1])
 
     def join(
         self, values: Iterable[tuple[int, npt.NDArray[np.float32]]]
     ) -> npt.NDArray[np.float32]:
-        """Undo `split`, class by class as values come; classes left out stay zero."""
-        matrix = np.zeros(self._shape, np.float32)
+        """Undo `split`, class by class as values come, each that is not empty."""
+        flat = np.empty(sum(self.counts), np.float32)
         starts = np.cumsum([0, *self.counts])
         for number, part in values:
-            if self._is_fine:
-                places = self._elements[starts[number] : starts[number + 1]]
-                matrix.reshape(-1)[places] = part
-                continue
-            start = 0
-            for rows, columns in self._blocks[number]:
-                block = matrix[rows, columns]
-                block[...] = part[start : start + block.size].reshape(block.shape)
-                start += block.size
-        if self._in_order:
-            return matrix
-        result = np.empty_like(matrix)
-        result[self._order] = matrix
-        return result
-
-    @cached_property
-    def _is_fine(self) -> bool:
-        return bool(self._shape[0] * self._shape[1] < _SMALL_BLOCK * self._grid.size)
-
-    @cached_property
-    def _elements(self) -> Ints:
-        """Positions in the sorted matrix, class by class."""
-        by_row = np.repeat(self._grid.astype(np.uint8), np.diff(self._rows[1]), axis=0)
-        by_element = np.repeat(by_row, np.diff(self._columns[1]), axis=1)
-        return np.argsort(by_element, axis=None, kind="stable")
-
-    @cached_property
-    def _blocks(self) -> list[list[tuple[slice, slice]]]:
-        """Blocks of each class, row run by row run, left to right."""
-        blocks: list[list[tuple[slice, slice]]] = [[] for _ in range(NUM_CLASSES)]
-        row_starts, column_starts = self._rows[1].tolist(), self._columns[1]
-        for i, line in enumerate(self._grid):
-            rows = slice(row_starts[i], row_starts[i + 1])
-            changes = np.flatnonzero(np.diff(line)) + 1
-            first = [0, *changes.tolist()]
-            edges = column_starts[[*first, len(line)]].tolist()
-            for j, column in enumerate(first):
-                blocks[line[column]].append((rows, slice(edges[j], edges[j + 1])))
-        return blocks
-
-
-def _runs(values: Ints) -> tuple[Ints, Ints]:
-    """Return the value of each run, and where runs start, the end included."""
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1])
-    return values[starts].astype(np.int64), np.append(starts, len(values))
+            flat[starts[number] : starts[number + 1]] = part
+        matrix: npt.NDArray[np.float32] = kernels().join(flat, self._grid)
+        return matrix

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flwr_slfac.errors import DecodeError
 
 # Of the sections of this codec; another layout takes the next number.
-_LAYOUT = 1
+_LAYOUT = 2
 _FIXED = struct.Struct("<BBfhhHB")
 # Bits of the flags, all others zero.
 ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, FAST = 1, 2, 4, 8, 16, 32
@@ -67,7 +67,11 @@ class Header:
     def unpack(cls, section: memoryview) -> "Header":
         """Check the header section, or raise DecodeError."""
         if len(section) < 2 or section[0] != _LAYOUT:
-            raise DecodeError("not a layout of codec 'waterfill' that is known here")
+            raise DecodeError(
+                f"layout {bytes(section[:1]).hex() or 'none'} of codec 'waterfill' is "
+                f"not known here (known: {_LAYOUT:02}); run the same release of "
+                "flwr-slfac on both sides"
+            )
         flags = section[1]
         if flags & ZERO:
             if len(section) != 2 or flags != ZERO:

@@ -20,7 +20,8 @@ import torch
 from flwr_slfac.codec.base import Memory
 from flwr_slfac.codec.waterfill.digits import LARGE
 from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits
-from flwr_slfac.codec.waterfill.streams import StreamReader, StreamWriter
+from flwr_slfac.codec.waterfill.stream_reader import StreamReader
+from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
 from flwr_slfac.errors import DecodeError
 
 # Our choice: beyond, the eigenvectors of (C, C) take longer than all else.

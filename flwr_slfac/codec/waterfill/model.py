@@ -4,28 +4,29 @@
 
     counts -> chance that a magnitude stops at 0, 1, 2, 3-4, 5-8, ... -> a byte each
 
-The tables that drive the coder are computed from those bytes in integer arithmetic, so
-both sides have the same ones whatever the platform.
+The frequencies that drive the coder are computed from those bytes in integer
+arithmetic, so both sides have the same ones whatever the platform.
 """
 
 from bisect import bisect_left
 from functools import lru_cache
-from typing import Any
 
-import constriction
 import numpy as np
 import numpy.typing as npt
 
+from flwr_slfac.codec.kernels import NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.waterfill.digits import Digits, Ints
+from flwr_slfac.codec.waterfill.words import Frequencies
+from flwr_slfac.errors import DecodeError
 
-# A chance of 1. Our choice: integers of 24 bits are exact in the float32 that the coder
-# takes.
+# A chance of 1. Our choice: products of two such integers stay within 64 bits.
 _CHANCE_BITS = 24
 _ONE = 2**_CHANCE_BITS
 # Last magnitude of each bucket of magnitudes that share one stopping chance: octaves,
 # as the chance changes slowly with the magnitude; 126 is the last that does not
 # saturate the largest digit.
 _BUCKET_ENDS = (0, 1, 2, 4, 8, 16, 32, 64, 126)
+_BUCKET_STARTS = (0, *(end + 1 for end in _BUCKET_ENDS[:-1]))
 # A byte holds a half, this many chances below it, and as many above.
 _NUM_BELOW_HALF = 127
 # 2**-0.125 as an integer over 2**16: our choice, the finest that the byte's range of
@@ -48,6 +49,7 @@ def fit_model(counts: Ints, digits: Digits) -> bytes:
     digits, one for the chance of a negative sign.
     """
     base, k = digits.base, digits.per_symbol
+    counts = counts[: base**k]
     by_digit = np.zeros(base, np.int64)
     for j in range(k):
         by_digit += counts.reshape(base**j, base, base ** (k - 1 - j)).sum((0, 2))
@@ -72,33 +74,82 @@ def fit_model(counts: Ints, digits: Digits) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def coder_table(model: bytes, digits: Digits) -> Any:
-    """Return the coder's table for a model, computed in integers."""
-    sign = 0
+def frequencies_of(model: bytes, digits: Digits) -> Frequencies:
+    """Return the frequency (256,) of each symbol, 2**14 in all, computed in integers.
+
+    Raises
+    ------
+    DecodeError
+        If the bytes are no model of such digits.
+    """
+    num_signs = 1 if digits.signed else 0
+    chances = [int(_CHANCES[b]) for b in model if b < NUM_CHANCES]
+    if len(chances) < len(model) or not (
+        num_signs < len(model) <= num_signs + _num_buckets(digits)
+    ):
+        raise DecodeError("a stream's model is not valid")
+    magnitudes = _magnitudes(chances[num_signs:], digits.limit)
+    if len(magnitudes) == 1:
+        raise DecodeError("a stream's model knows no digit but zero")
+    weights = np.zeros(digits.base, np.int64)
+    last = digits.zero + len(magnitudes)
+    weights[digits.zero : last] = magnitudes
     if digits.signed:
-        sign, model = int(_CHANCES[model[0]]), model[1:]
+        above = weights[digits.zero + 1 :]
+        negative = above * chances[0] >> _CHANCE_BITS
+        above -= negative
+        weights[: digits.zero] = negative[::-1]
+        # What may occur has a weight.
+        occurring = slice(digits.limit + 1 - len(magnitudes), last)
+    else:
+        occurring = slice(0, last)
+    weights[occurring] = np.maximum(weights[occurring], 1)
+    product = weights
+    for _ in range(digits.per_symbol - 1):
+        product = product[:, None] * weights[None, :]
+        # Rounded up: what may occur has a weight.
+        product = (product + (_ONE - 1) >> _CHANCE_BITS).reshape(-1)
+    return _scaled(product)
+
+
+def _num_buckets(digits: Digits) -> int:
+    return sum(1 for start in _BUCKET_STARTS if start < digits.limit)
+
+
+def _magnitudes(chances: list[int], limit: int) -> list[int]:
+    """Return the weights of magnitudes 0, 1, ... up to the last that may occur."""
     left, start = _ONE, 0
     magnitudes = []
-    chances = [int(_CHANCES[b]) for b in model]
-    for i, end in enumerate(_BUCKET_ENDS):
-        stop = min(end + 1, digits.limit)
-        chance = chances[i] if i < len(chances) else _ONE - 1
+    for chance, end in zip(chances, _BUCKET_ENDS, strict=False):
+        stop = min(end + 1, limit)
         for _ in range(start, stop):
             magnitudes.append(left * chance >> _CHANCE_BITS)
             left -= magnitudes[-1]
-        start = max(start, stop)
-    magnitudes.append(left)
-    weights = np.array(magnitudes, np.int64)
-    if digits.signed:
-        negative = weights[:0:-1] * sign >> _CHANCE_BITS
-        positive = weights[1:] - negative[::-1]
-        weights = np.concatenate([negative, weights[:1], positive])
-    product = weights
-    for _ in range(digits.per_symbol - 1):
-        product = (product[:, None] * weights[None, :] >> _CHANCE_BITS).reshape(-1)
-    return constriction.stream.model.Categorical(
-        np.maximum(product, 1).astype(np.float32), perfect=False
-    )
+        start = stop
+    if start == limit:
+        magnitudes.append(left)
+    else:
+        magnitudes[-1] += left
+    return magnitudes
+
+
+def _scaled(weights: Ints) -> Frequencies:
+    """Return frequencies of a sum of 2**14, at least 1 where there is a weight."""
+    some = weights > 0
+    scale = 1 << SCALE_BITS
+    shares = (weights << SCALE_BITS) // int(weights.sum())
+    whole = np.where(some, np.maximum(shares, 1), 0)
+    largest = int(whole.argmax())
+    whole[largest] += scale - int(whole.sum())
+    if whole[largest] < 1:
+        # So many small ones that the largest cannot pay for them: all give alike.
+        num = int(some.sum())
+        whole = np.where(some, 1 + shares * (scale - num) // scale, 0)
+        whole[largest] += scale - int(whole.sum())
+    frequencies = np.zeros(NUM_SYMBOLS, np.uint16)
+    frequencies[: whole.size] = whole
+    frequencies.flags.writeable = False
+    return frequencies
 
 
 def _stopping_chances() -> Ints:

@@ -22,9 +22,10 @@ from flwr_slfac.codec.waterfill.energies import (
     half_units,
 )
 from flwr_slfac.codec.waterfill.level import TINY, Reals
+from flwr_slfac.codec.waterfill.reuse import Choice, Kept, allowed_rms, kept_choice
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import Transform, plane_energies, reflect
-from flwr_slfac.codec.waterfill.trials import Trial, bases_for, best_trial
+from flwr_slfac.codec.waterfill.trials import bases_for, best_trial
 
 # Squares of so many coefficients at a time stay in a CPU's cache, a MiB of float32.
 _SQUARES_SIZE = 2**18
@@ -62,6 +63,10 @@ class Plan:
         Energy in rows that are not coded.
     step : float
         A first guess.
+    gain : float, optional
+        What clamping at zero leaves of the squared error, as it was the step before.
+    is_kept : bool
+        Whether nothing was tried: the choice is that of the step before.
     """
 
     transform: Transform
@@ -73,6 +78,8 @@ class Plan:
     groups: Ints
     left_out: float
     step: float
+    gain: float | None
+    is_kept: bool
 
     @property
     def energies(self) -> tuple[Ints, Ints]:
@@ -101,7 +108,8 @@ def make_plan(
     target : Target
         What the step will have to meet.
     memory : dict of str to Tensor
-        Of the stream: it may hold a channel basis to reuse. Left as it is.
+        Of the stream: it may hold a channel basis to reuse, and what was chosen the
+        step before. Left as it is.
     basis : str
         Spatial basis, or "auto".
     use_klt : bool
@@ -112,13 +120,26 @@ def make_plan(
     SettingError
         If the basis cannot do the sizes of a plane.
     """
+    choice = kept_choice(x, target, memory, basis, use_klt)
+    if choice is not None:
+        plan = _plan_of(x, shape, target, choice, is_kept=True)
+        if plan.left_out <= target.max_left_out(x.numel()):
+            return plan
     options, level = _channel_options(x, target, memory, use_klt)
     best, step = best_trial(x, shape, target, options, bases_for(basis, shape), level)
-    level = step**2 / 12
-    channels = best.channels.quantized(level)
-    rows = x if channels.matrix is None else torch.matmul(channels.matrix, x)
-    if best.has_mean:
-        rows = reflect(rows, out=None if channels.matrix is None else rows)
+    channels = best.channels.quantized(step**2 / 12)
+    choice = Choice(channels, best.basis, best.has_mean, step)
+    return _plan_of(x, shape, target, choice, is_kept=False)
+
+
+def _plan_of(
+    x: torch.Tensor, shape: PlaneShape, target: Target, choice: Choice, *, is_kept: bool
+) -> Plan:
+    """Transform by what was chosen, and fit the energies."""
+    level, matrix = choice.step**2 / 12, choice.channels.matrix
+    rows = x if matrix is None else torch.matmul(matrix, x)
+    if choice.has_mean:
+        rows = reflect(rows, out=None if matrix is None else rows)
     energies = plane_energies(rows)
     left_out = 0.0
     if rows.shape[1] < x.shape[1]:
@@ -127,28 +148,67 @@ def make_plan(
     if rows.shape[1] * shape.num_positions < _FEWEST_PER_SAMPLE:
         of_samples = np.ones_like(of_samples)
     transform, coefficients, energy_model, groups = _transformed(
-        rows, shape, best, channels.matrix, (of_samples, of_channels), level
+        rows, shape, choice, (of_samples, of_channels), level
     )
     low, high = torch.aminmax(coefficients)
-    largest = max(-float(low), float(high))
     return Plan(
         transform,
-        channels,
+        choice.channels,
         rows,
         coefficients,
-        largest,
+        max(-float(low), float(high)),
         energy_model,
         groups,
         left_out,
-        step,
+        choice.step,
+        choice.gain,
+        is_kept,
     )
+
+
+def keep_choice(
+    memory: Memory,
+    plan: Plan,
+    target: Target,
+    step: float,
+    gain: float | None,
+    bits: float,
+) -> None:
+    """Keep a plan's choice for the next step of a stream.
+
+    Parameters
+    ----------
+    memory : dict of str to Tensor
+        Of the stream; the channel basis is in it already.
+    plan : Plan
+        By which a frame was coded.
+    target : Target
+        What it had to meet.
+    step, gain : float
+        As the quantizer found them.
+    bits : float
+        Of the frame, for each value.
+    """
+    old = Kept.of(memory) if plan.is_kept else None
+    shape = plan.transform.shape
+    num_values = plan.rows.shape[0] * shape.num_channels * shape.num_positions
+    Kept(
+        (shape.num_channels, shape.num_positions),
+        str(plan.transform.basis),
+        plan.transform.has_mean,
+        plan.channels.rotation is not None,
+        step / allowed_rms(target, num_values),
+        gain or 0.0,
+        old.age + 1 if old else 0,
+        old.first_bits if old else bits,
+        bits,
+    ).store(memory)
 
 
 def _transformed(
     rows: torch.Tensor,
     shape: PlaneShape,
-    best: Trial,
-    matrix: torch.Tensor | None,
+    choice: Choice,
     energies: tuple[Reals, Reals],
     level: float,
 ) -> tuple[Transform, torch.Tensor, EnergyModel, Ints]:
@@ -156,9 +216,11 @@ def _transformed(
     a, u = energies
     model = EnergyModel(half_units(a), half_units(u), np.zeros(1, np.int64))
     order = np.argsort(-model.of_planes().astype(np.int16), kind="stable")
-    transform = Transform(shape, best.basis, matrix, best.has_mean, order)
+    transform = Transform(
+        shape, choice.basis, choice.channels.matrix, choice.has_mean, order
+    )
     coefficients = transform.forward(rows)
-    groups = frequency_groups(best.basis, shape, rows.shape[1])
+    groups = frequency_groups(choice.basis, shape, rows.shape[1])
     of_planes = (a[:, None] * u[None, :]).reshape(-1)[order]
     frequencies = _frequency_energies(coefficients, groups, of_planes, level)
     model = replace(model, frequencies=half_units(frequencies))

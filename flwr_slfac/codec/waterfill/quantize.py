@@ -9,7 +9,7 @@ distortion is met.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from flwr_slfac.codec.waterfill.transform import energy, forward_planes, inverse
 # than the last are decoded instead (our choice).
 _CLAMP_SIZE, _CLAMP_SAMPLES = 2**16, 6
 _FEWEST_TO_CLAMP = 2**13
+# Our choice: so many times fewer tell whether the gain is about that of the step
+# before, and then move it by their share.
+_FEWER, _SAME_GAIN = 3, 0.03
 # What a CPU's cache holds of coefficients, scaled ones and levels.
 _CHUNK = 2**17
 # Relative distance of a distortion that is near enough: below the 2 percent that
@@ -64,12 +67,15 @@ class Quantized:
         What to take off magnitudes, by class, in 128ths of a step.
     distortion : float
         Squared error, of the normalized tensor.
+    gain : float, optional
+        What clamping at zero leaves of it, if that was measured.
     """
 
     levels: Ints
     step: float
     shifts: Ints
     distortion: float
+    gain: float | None = None
 
 
 def quantize(plan: Plan, sample: CoefficientSample, step: float) -> Quantized:
@@ -124,14 +130,15 @@ def quantize_to(
     least = _LEAST_SHARE * distortion
     wanted = max(distortion - plan.left_out, least)
     step = solve(sample.distortion, wanted, plan.step)
+    gain = None
     if is_nonnegative and x.numel() >= _FEWEST_TO_CLAMP:
-        gain = _clamping_gain(plan, x, step)
+        gain = _gain_near(plan, x, step)
         if gain < 1 - _CLOSE:
             wanted = max(distortion / gain - plan.left_out, least)
             step = solve(sample.distortion, wanted, step)
     quantized = _quantize_near(plan, sample, wanted, step)
     if np.count_nonzero(quantized.levels) >= _FEW_LEVELS:
-        return quantized
+        return replace(quantized, gain=gain)
 
     def error(candidate: Quantized) -> float:
         return _decoded_error(plan, sample, x, candidate, is_nonnegative)
@@ -218,13 +225,24 @@ def _limited(value: float, around: float) -> float:
     return min(max(value, around / _MOST_CORRECTION), around * _MOST_CORRECTION)
 
 
-def _clamping_gain(plan: Plan, x: torch.Tensor, step: float) -> float:
+def _gain_near(plan: Plan, x: torch.Tensor, step: float) -> float:
+    """Return what clamping leaves: of few values if they agree with the step before."""
+    if plan.gain is None:
+        return _clamping_gain(plan, x, step, 1)
+    gain = _clamping_gain(plan, x, step, _FEWER)
+    if abs(gain / plan.gain - 1) > _SAME_GAIN:
+        return _clamping_gain(plan, x, step, 1)
+    return plan.gain + (gain - plan.gain) / _FEWER
+
+
+def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> float:
     """Return the squared error after clamping at zero, relative to that before."""
     transform = plan.transform
     # Sample 0 is the mean where there is one: it has no original.
     first = int(transform.has_mean)
     num_picked = min(
-        len(x) - first, max(_CLAMP_SAMPLES, _CLAMP_SIZE // (x.shape[1] * x.shape[2]))
+        len(x) - first,
+        max(_CLAMP_SAMPLES, _CLAMP_SIZE // (x.shape[1] * x.shape[2])) // fewer,
     )
     picked = np.linspace(first, len(x) - 1, num_picked).astype(int)
     index = torch.from_numpy(picked).to(x.device)

@@ -4,7 +4,7 @@
 
     0  header        layout, flags, step, scale, basis
     1  parameters    scales, centroids, and the model of each stream
-    2  words         all streams of the range coder
+    2  words         all symbols of streams, see `words`
     3  frames        only with coder "fast": streams of zstd
 
 A tensor without energy has the header alone.
@@ -37,7 +37,9 @@ from flwr_slfac.codec.waterfill.normalize import Normalization, denormalize
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.quantize import Quantized
 from flwr_slfac.codec.waterfill.sample import CENTROID_UNIT, class_offset
-from flwr_slfac.codec.waterfill.streams import Coder, StreamReader, StreamWriter
+from flwr_slfac.codec.waterfill.stream_reader import StreamReader
+from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
+from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.transform import Transform
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, SettingError
@@ -88,8 +90,7 @@ def write_sections(
     present = np.flatnonzero(classes.counts)
     writer.stream(np.diff(quantized.shifts[present], prepend=0), LARGE)
     values = classes.split(quantized.levels)
-    for number in present:
-        _write_class(writer, values[number], int(number))
+    _write_values(writer, [(int(number), values[number]) for number in present])
     head = header.Header(
         flags,
         quantized.step,
@@ -130,22 +131,31 @@ def _num_low_bits(number: int) -> int:
     return max(0, (number - _FIRST_WITH_LOW_BITS) // 2 + 1)
 
 
-def _write_class(writer: StreamWriter, values: Ints, number: int) -> None:
-    num_low = _num_low_bits(number)
-    if num_low:
-        raised = values.astype(np.int64) + (1 << num_low >> 1)
-        values = raised >> num_low
-        writer.raw(raised - (values << num_low), num_low)
-    writer.stream(values, _digits(number), bulk=True)
+def _write_values(writer: StreamWriter, classes: list[tuple[int, Ints]]) -> None:
+    """Code the levels of classes: their low bits as they are, the rest by models."""
+    parts, low_bits = [], []
+    for number, values in classes:
+        if num_low := _num_low_bits(number):
+            raised = values.astype(np.int64) + (1 << num_low >> 1)
+            values = raised >> num_low
+            low_bits.append((raised - (values << num_low), num_low))
+        parts.append((values, _digits(number)))
+    writer.bulk(parts)
+    for values, num_low in low_bits:
+        writer.raw(values, num_low)
 
 
-def _read_class(reader: StreamReader, count: int, number: int) -> Ints:
-    num_low = _num_low_bits(number)
-    if not num_low:
-        return reader.stream(count, _digits(number), bulk=True)
-    low = reader.raw(count, num_low)
-    high = reader.stream(count, _digits(number), bulk=True).astype(np.int64)
-    return (high << num_low) + low - (1 << num_low >> 1)
+def _read_levels(reader: StreamReader, counts: list[tuple[int, int]]) -> Iterator[Ints]:
+    """Undo `_write_values`, for classes and their numbers of values."""
+    parts = [(count, _digits(number)) for number, count in counts]
+    for (number, count), values in zip(counts, reader.bulk(parts), strict=True):
+        if num_low := _num_low_bits(number):
+            low = reader.raw(count, num_low)
+            low -= 1 << num_low >> 1
+            low += values.astype(np.int64) << num_low
+            yield low
+        else:
+            yield values
 
 
 def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.Tensor:
@@ -255,8 +265,9 @@ def _read_values(
     shifts = np.cumsum(reader.stream(len(present), LARGE).astype(np.int64))
     if np.abs(shifts).max() > CENTROID_UNIT:
         raise DecodeError("a centroid of codec 'waterfill' is out of range")
-    for number, shift in zip(present.tolist(), shifts, strict=True):
-        levels = _read_class(reader, classes.counts[number], number)
+    counts = [(number, classes.counts[number]) for number in present.tolist()]
+    all_levels = _read_levels(reader, counts)
+    for (number, _), shift, levels in zip(counts, shifts, all_levels, strict=True):
         # A crafted step may overflow; `denormalize` finds what is not finite.
         with np.errstate(over="ignore", invalid="ignore"):
             scale = np.float32(step)

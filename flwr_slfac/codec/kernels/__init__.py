@@ -1,0 +1,20 @@
+"""The inner loops of the codecs: compiled, or in NumPy with the same bytes.
+
+``compiled.c`` is built where a C compiler is, and is part of the wheels. Without it the
+reference runs, several times slower. The environment variable ``SLFAC_KERNELS`` asks
+for one of them: ``compiled``, which fails where there is none, or ``reference``. Which
+one runs is logged once, when a tensor is first coded.
+"""
+
+from flwr_slfac.codec.kernels.choice import Kernels, kernels
+from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
+
+__all__ = [
+    "LOWER_BOUND",
+    "NUM_SYMBOLS",
+    "SCALE_BITS",
+    "ClassGrid",
+    "Kernels",
+    "kernels",
+]

@@ -1,0 +1,97 @@
+"""Which kernels run: the compiled ones where they are, else the reference."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from flwr_slfac.codec.kernels import classes, digits, rans
+from flwr_slfac.codec.kernels.extension import Extension
+from flwr_slfac.errors import SettingError
+
+logger = logging.getLogger("flwr")
+
+_VARIABLE = "SLFAC_KERNELS"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The inner loops, each with the parameters of the reference.
+
+    Parameters
+    ----------
+    name : {"compiled", "reference"}
+        Which ones.
+    rans_encode, rans_decode : callable
+        See `rans`.
+    pack_digits, unpack_digits : callable
+        See `digits`.
+    split, join : callable
+        See `classes`.
+    """
+
+    name: str
+    rans_encode: Callable[..., int]
+    rans_decode: Callable[..., int]
+    pack_digits: Callable[..., tuple[Any, Any, int]]
+    unpack_digits: Callable[..., tuple[Any, int]]
+    split: Callable[..., Any]
+    join: Callable[..., Any]
+
+
+REFERENCE = Kernels(
+    "reference",
+    rans.encode,
+    rans.decode,
+    digits.pack,
+    digits.unpack,
+    classes.split,
+    classes.join,
+)
+
+
+def compiled_kernels() -> Kernels | None:
+    """Return the compiled kernels, None where the extension was not built."""
+    try:
+        from flwr_slfac.codec.kernels import compiled
+    except ImportError:
+        return None
+    extension = Extension(compiled)
+    return Kernels(
+        "compiled",
+        compiled.rans_encode,
+        compiled.rans_decode,
+        extension.pack,
+        extension.unpack,
+        extension.split,
+        extension.join,
+    )
+
+
+@cache
+def kernels() -> Kernels:
+    """Return the kernels that run here, and log once which they are.
+
+    Raises
+    ------
+    SettingError
+        If the environment variable asks for what there is not.
+    """
+    wanted = os.environ.get(_VARIABLE, "")
+    if wanted not in ("", "compiled", "reference"):
+        raise SettingError(
+            f"{_VARIABLE} is {wanted!r}; give 'compiled' or 'reference', or unset it"
+        )
+    found = None if wanted == "reference" else compiled_kernels()
+    if found is None and wanted == "compiled":
+        raise SettingError(
+            f"{_VARIABLE} asks for compiled kernels, and there are none: install a C "
+            "compiler and flwr-slfac again, or unset it"
+        )
+    if found is None:
+        logger.info("codecs run in NumPy: slower, the same bytes")
+        return REFERENCE
+    logger.info("codecs run compiled kernels")
+    return found

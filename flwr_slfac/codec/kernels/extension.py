@@ -1,0 +1,68 @@
+"""The compiled kernels with the parameters of the reference: results are allocated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.rans import NUM_SYMBOLS
+
+
+class Extension:
+    """Results of the extension's functions, allocated.
+
+    Parameters
+    ----------
+    compiled : module
+        The extension.
+    """
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+
+    def pack(
+        self, values: Any, limit: int, per_symbol: int, is_signed: bool
+    ) -> tuple[Any, Any, int]:
+        """Cut digits, see `digits.pack`."""
+        values = np.ascontiguousarray(values)
+        symbols = np.empty(-(-values.size // per_symbol), np.uint8)
+        counts = np.empty(NUM_SYMBOLS, np.int64)
+        saturated = self._compiled.pack_digits(
+            values, values.itemsize, limit, per_symbol, is_signed, symbols, counts
+        )
+        return symbols, counts, saturated
+
+    def unpack(
+        self,
+        symbols: Any,
+        num_values: int,
+        limit: int,
+        per_symbol: int,
+        is_signed: bool,
+    ) -> tuple[Any, int]:
+        """Undo `pack`, see `digits.unpack`."""
+        values = np.empty(num_values, np.int8)
+        saturated = self._compiled.unpack_digits(
+            symbols, limit, per_symbol, is_signed, values
+        )
+        return values, saturated
+
+    def split(self, matrix: Any, grid: ClassGrid) -> Any:
+        """Split by classes, see `classes.split`."""
+        return _move(
+            self._compiled.split, matrix, grid, np.empty(matrix.size, matrix.dtype)
+        )
+
+    def join(self, values: Any, grid: ClassGrid) -> Any:
+        """Join classes, see `classes.join`."""
+        return _move(
+            self._compiled.join, values, grid, np.empty(grid.shape, values.dtype)
+        )
+
+
+def _move(work: Callable[..., None], source: Any, grid: ClassGrid, target: Any) -> Any:
+    source = np.ascontiguousarray(source)
+    lists = (grid.order, grid.rows, grid.starts, grid.runs)
+    work(source, source.itemsize, *lists, grid.offset, grid.num_classes, target)
+    return target

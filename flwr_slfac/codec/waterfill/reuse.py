@@ -1,0 +1,154 @@
+"""What an encoder keeps of one step's choices for the next steps of a stream.
+
+From step to step the same layer's tensors have the same statistics: which channel basis
+and which spatial basis suit is tried every sixteenth step only, and sooner where frames
+grow. What is kept is the encoder's own, as each frame says which bases it is coded by,
+but it ends with the stream, like the channel basis that it counts on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from flwr_slfac.codec.base import Memory
+from flwr_slfac.codec.transforms import Basis, parse_basis
+from flwr_slfac.codec.waterfill import klt
+from flwr_slfac.codec.waterfill.target import Target
+
+_NUMBERS, _BASIS = "stream.waterfill.choice", "stream.waterfill.basis"
+# Our choice: trials take as long as all else, so a sixteenth of them is little.
+_MOST_STEPS = 16
+# Our choice: bits a value by which a frame may be larger than the one after the trials.
+_GROWN = 1.05
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A channel transform, the mean, a spatial basis, and about the step.
+
+    Parameters
+    ----------
+    channels : ChannelTransform
+        Its rows are settled where it is not new.
+    basis : Basis
+        Along the sizes of a plane.
+    has_mean : bool
+        Whether the mean of the samples takes the place of sample 0.
+    step : float
+        A guess.
+    gain : float, optional
+        Squared error after clamping at zero relative to that before, as it was.
+    """
+
+    channels: klt.ChannelTransform
+    basis: Basis
+    has_mean: bool
+    step: float
+    gain: float | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the memory of an encoder holds of a `Choice`.
+
+    Parameters
+    ----------
+    sizes : tuple of int
+        Channels, and positions of a plane.
+    basis : str
+        Name of the spatial basis.
+    has_mean, is_rotated : bool
+        Whether the mean of the samples is used, and the channel basis in memory.
+    fineness : float
+        Step over the root mean square that the target allows, or of the tensor.
+    gain : float
+        See `Choice`; 0 where it was not measured.
+    age : int
+        Steps since the trials.
+    first_bits, bits : float
+        Bits a value of the frame after the trials, and of the last one.
+    """
+
+    sizes: tuple[int, int]
+    basis: str
+    has_mean: bool
+    is_rotated: bool
+    fineness: float
+    gain: float
+    age: int
+    first_bits: float
+    bits: float
+
+    @classmethod
+    def of(cls, memory: Memory) -> "Kept | None":
+        """Return what a memory holds, None if nothing that serves any more."""
+        if _NUMBERS not in memory or _BASIS not in memory:
+            return None
+        channels, positions, mean, rotated, fineness, gain, age, first, last = memory[
+            _NUMBERS
+        ].tolist()
+        if age >= _MOST_STEPS or last > _GROWN * first:
+            return None
+        name = bytes(memory[_BASIS].tolist()).decode("ascii")
+        sizes = int(channels), int(positions)
+        flags = bool(mean), bool(rotated)
+        return cls(sizes, name, *flags, fineness, gain, int(age), first, last)
+
+    def store(self, memory: Memory) -> None:
+        """Keep this in a memory."""
+        numbers = [
+            *self.sizes,
+            self.has_mean,
+            self.is_rotated,
+            self.fineness,
+            self.gain,
+            self.age,
+            self.first_bits,
+            self.bits,
+        ]
+        memory[_NUMBERS] = torch.tensor(numbers, dtype=torch.float64)
+        memory[_BASIS] = torch.tensor(
+            list(self.basis.encode("ascii")), dtype=torch.uint8
+        )
+
+
+def kept_choice(
+    x: torch.Tensor, target: Target, memory: Memory, basis: str, use_klt: bool
+) -> Choice | None:
+    """Return the choice of the step before, None if there is none that serves.
+
+    Parameters
+    ----------
+    x : Tensor (N, C, S)
+        All planes.
+    target : Target
+        What the step will have to meet.
+    memory : dict
+        Of the stream.
+    basis, use_klt
+        See `make_plan`.
+    """
+    kept = Kept.of(memory)
+    if kept is None or kept.sizes != tuple(x.shape[1:]):
+        return None
+    if (basis not in ("auto", kept.basis)) or (kept.is_rotated and not use_klt):
+        return None
+    if kept.has_mean and len(x) == 1:
+        return None
+    channels = klt.ChannelTransform(None, np.zeros(0))
+    if kept.is_rotated:
+        rotation = klt.stored_rotation(memory)
+        if rotation is None or rotation.codes.shape[1] != x.shape[1]:
+            return None
+        matrix = rotation.matrix(x.device)
+        channels = klt.ChannelTransform(matrix, np.zeros(0), rotation)
+    step = target.step or kept.fineness * allowed_rms(target, x.numel())
+    gain = kept.gain or None
+    return Choice(channels, parse_basis(kept.basis), kept.has_mean, step, gain)
+
+
+def allowed_rms(target: Target, num_values: int) -> float:
+    """Return the root mean square of the error, or of the tensor for a rate."""
+    energy = target.energy if target.distortion is None else target.distortion
+    return float((energy / num_values) ** 0.5)
