@@ -22,6 +22,7 @@ from simulation.draws import generator
 from simulation.numbers import require_at_least, require_positive, require_share
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Direction = Literal["up", "down"]
 
 
@@ -220,9 +221,9 @@ class Cell:
     def rates_bit_per_s(
         self,
         server_round: int,
-        active: Sequence[int],
-        load_bytes: Sequence[float],
-        members: Sequence[int],
+        active: Ints,
+        load_bytes: Floats,
+        members: Ints,
     ) -> Floats:
         """Return the rate of each active device.
 
@@ -230,21 +231,20 @@ class Cell:
         ----------
         server_round : int
             The round, for fading.
-        active : sequence of int
+        active : ndarray of int64, shape (N,)
             Devices that send at the moment.
-        load_bytes : sequence of float
+        load_bytes : ndarray, shape (N,)
             What each of them has to carry in all.
-        members : sequence of int
-            All devices of the round.
+        members : ndarray of int64
+            All devices of the round, rising.
         """
         snr_hz = self.snr_hz(server_round)
         if self.settings.among == "round":
-            place = {device: i for i, device in enumerate(members)}
-            parts = self._divide(snr_hz[list(members)], np.empty(0))
-            parts = parts[[place[device] for device in active]]
+            parts = self._divide(snr_hz[members], np.empty(0))
+            parts = parts[np.searchsorted(members, active)]
         else:
-            parts = self._divide(snr_hz[list(active)], np.asarray(load_bytes))
-        return parts * self._efficiency(parts, snr_hz[list(active)])
+            parts = self._divide(snr_hz[active], load_bytes)
+        return parts * self._efficiency(parts, snr_hz[active])
 
     @property
     def _concentrates(self) -> bool:

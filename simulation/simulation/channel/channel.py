@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from simulation.channel.cell import Cell, CellSettings
 from simulation.channel.packets import Packets
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
 
 @runtime_checkable
 class OwnLinks(Protocol):
@@ -27,10 +30,10 @@ class SharedBand(Protocol):
     def rates_bit_per_s(
         self,
         server_round: int,
-        active: Sequence[int],
-        load_bytes: Sequence[float],
-        members: Sequence[int],
-    ) -> NDArray[np.float64]:
+        active: Ints,
+        load_bytes: Floats,
+        members: Ints,
+    ) -> Floats:
         """Return the rate of each active device, see `Cell.rates_bit_per_s`."""
         ...
 

@@ -1,7 +1,6 @@
 """Links that devices do not share: plain rates, recorded rates; and one shared pipe."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from simulation.numbers import require_positive
 from simulation.tables import read_table
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 PRESETS = Path(__file__).parents[2] / "links"
 
 
@@ -26,7 +26,7 @@ class PlainLinks:
 
     Parameters
     ----------
-    rates_bit_per_s : tuple of float
+    bit_per_s : tuple of float
         By device; infinity takes no time.
 
     Raises
@@ -35,15 +35,15 @@ class PlainLinks:
         If a rate is not above 0.
     """
 
-    rates_bit_per_s: tuple[float, ...]
+    bit_per_s: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for rate in self.rates_bit_per_s:
+        for rate in self.bit_per_s:
             require_positive("rate_bit_per_s", rate)
 
     def finish_s(self, device: int, start_s: float, num_bytes: float) -> float:
         """Return when bytes are sent that a device sends from `start_s` on."""
-        return start_s + 8 * num_bytes / self.rates_bit_per_s[device]
+        return start_s + 8 * num_bytes / self.bit_per_s[device]
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class Pipe:
     def rates_bit_per_s(
         self,
         server_round: int,
-        active: Sequence[int],
-        load_bytes: Sequence[float],
-        members: Sequence[int],
+        active: Ints,
+        load_bytes: Floats,
+        members: Ints,
     ) -> Floats:
         """Return the rate of each active device, as `Cell.rates_bit_per_s`."""
         return np.full(len(active), self.total_bit_per_s / len(active))
