@@ -80,7 +80,9 @@ def read_fedscale(
     for line, row in enumerate(rows, start=2):
         milliseconds = _number(path, line, "computation", row["computation"])
         kbit_per_s = _number(path, line, "communication", row["communication"])
-        for name, value in zip(_FEDSCALE_ORDER, (milliseconds, kbit_per_s), strict=True):
+        for name, value in zip(
+            _FEDSCALE_ORDER, (milliseconds, kbit_per_s), strict=True
+        ):
             if not value > 0:
                 reason = f"is {value}; give a number above 0"
                 raise ScenarioError(path, line, name, reason)

@@ -190,7 +190,7 @@ class Cell:
         u = np.array([generator(self.seed, "sight", k).random() for k in range(count)])
         loss = PATH_LOSSES[own.path_loss].loss_db(self.distances_m(), own.carrier_hz, u)
         shadows = [shadowing_db(own.shadowing_db, self.seed, k) for k in range(count)]
-        return loss + np.array(shadows)
+        return np.asarray(loss + np.array(shadows))
 
     def snr_hz(self, server_round: int) -> Floats:
         """Return p g / N0 of each device in a round: its SNR times the band, in Hz."""

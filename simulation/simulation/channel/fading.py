@@ -22,7 +22,12 @@ def shadowing_db(sigma_db: float, seed: int, device: int) -> float:
 
 
 def fading_gain(
-    kind: str, k_factor: float, seed: int, device: int, server_round: int, direction: str
+    kind: str,
+    k_factor: float,
+    seed: int,
+    device: int,
+    server_round: int,
+    direction: str,
 ) -> float:
     """Return a block-fading power gain of mean 1, fixed over a round.
 

@@ -128,7 +128,13 @@ class Preset:
     sources: dict[str, str]
 
 
-_PRESET_KEYS = ("up_bit_per_s", "down_bit_per_s", "latency_s", "jitter_s", "packet_loss")
+_PRESET_KEYS = (
+    "up_bit_per_s",
+    "down_bit_per_s",
+    "latency_s",
+    "jitter_s",
+    "packet_loss",
+)
 
 
 def read_presets(path: Path = PRESETS / "presets.toml") -> dict[str, Preset]:
@@ -151,7 +157,9 @@ def read_presets(path: Path = PRESETS / "presets.toml") -> dict[str, Preset]:
             entry = table.get(key)
             known = key in _PRESET_KEYS
             if not known or not isinstance(entry, dict) or not entry.get("source"):
-                reason = f"must be one of {', '.join(_PRESET_KEYS)}, all of them given, "
+                reason = (
+                    f"must be one of {', '.join(_PRESET_KEYS)}, all of them given, "
+                )
                 reason += "each with value and source"
                 line = lines.get(f"{name}.{key}", lines.get(name))
                 raise ScenarioError(path, line, f"{name}.{key}", reason)
@@ -173,7 +181,7 @@ def read_presets(path: Path = PRESETS / "presets.toml") -> dict[str, Preset]:
 def spread_rates(
     median_bit_per_s: float, spread: float, num_devices: int, seed: int, direction: str
 ) -> tuple[float, ...]:
-    """Draw a rate for each device: log-normal about a median, a function of seed and device.
+    """Draw a log-normal rate for each device: a function of seed and device.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ class Packets:
         require_positive("packet_bytes", self.packet_bytes)
 
     def delay_s(self, seed: int, direction: str, *place: int) -> float:
-        """Return the one-way delay of the message of one place (device, round, step)."""
+        """Return a message's one-way delay, by its place (device, round, step)."""
         if not self.jitter_s:
             return self.latency_s
         draws = generator(seed, f"jitter-{direction}", *place)

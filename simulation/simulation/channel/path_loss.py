@@ -113,7 +113,7 @@ def umi_los_probability(distance_m: Floats) -> Floats:
 
 
 def uma_los_probability(distance_m: Floats) -> Floats:
-    """Return the same of an urban macro cell, for devices up to 13 m: TR 38.901, 7.4.2-1.
+    """Return the same of an urban macro cell, devices up to 13 m: TR 38.901, 7.4.2-1.
 
     1 up to 18 m, then 18/d + exp(-d/63) (1 - 18/d).
     """

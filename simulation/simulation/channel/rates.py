@@ -1,4 +1,4 @@
-"""How many bits a second a signal carries: Shannon's bound, or a table of a standard."""
+"""How many bits a second a signal carries: Shannon's bound, or a standard's table."""
 
 import math
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ def proportional_hz(bandwidth_hz: float, load_bytes: Floats) -> Floats:
     total = load_bytes.sum()
     if not total > 0:
         return equal_hz(bandwidth_hz, len(load_bytes))
-    return bandwidth_hz * load_bytes / total
+    return np.asarray(bandwidth_hz * load_bytes / total)
 
 
 def max_min_fixed_hz(bandwidth_hz: float, efficiency: Floats) -> Floats:
@@ -80,7 +80,7 @@ def max_min_power_hz(bandwidth_hz: float, snr_hz: Floats) -> Floats:
     low = math.log(weak_hz / bandwidth_hz)
     high = low + math.log(len(snr_hz))
     parts = parts_at(_root(excess, low, high))
-    return parts * (bandwidth_hz / parts.sum())
+    return np.asarray(parts * (bandwidth_hz / parts.sum()))
 
 
 def _snr_for(wanted: Floats) -> Floats:

@@ -109,10 +109,11 @@ class Trace:
 def read_trace(path: Path) -> Trace:
     """Read a trace: CSV with ``time_s,rate_bit_per_s``, or Mahimahi's format.
 
-    In CSV the last row lasts as long as the one before it, a single row for 1 s. In
-    Mahimahi's format (a ``.csv`` ending is the other) each line is a time in ms at which
-    one packet of 1,500 bytes may cross, and the last line ends the period (Netravali et
-    al., "Mahimahi", USENIX ATC 2015); here the packets of a millisecond are its rate.
+    A file whose name ends in ``.csv`` is the first: its last row lasts as long as the
+    one before it, a single row for 1 s. In Mahimahi's format each line is a time in ms
+    at which one packet of 1,500 bytes may cross, and the last line ends the period
+    (Netravali et al., "Mahimahi", USENIX ATC 2015); here the packets of a millisecond
+    are its rate.
 
     Parameters
     ----------
@@ -170,5 +171,6 @@ def _read_mahimahi(path: Path, lines: list[str]) -> Trace:
     # A packet at the end of the period crosses in its last millisecond.
     slots = np.minimum(np.array(stamps), stamps[-1] - 1)
     packets = np.bincount(slots, minlength=stamps[-1])
-    times = np.arange(stamps[-1]) / 1000
-    return Trace(times, packets * _MAHIMAHI_BITS * 1000.0, stamps[-1] / 1000)
+    times = np.arange(stamps[-1], dtype=np.float64) / 1000
+    rates = packets.astype(np.float64) * (_MAHIMAHI_BITS * 1000)
+    return Trace(times, rates, stamps[-1] / 1000)

@@ -52,7 +52,9 @@ class RoundTimes:
     @property
     def late(self) -> tuple[int, ...]:
         """Devices that a deadline cut off."""
-        return tuple(d for d, why in sorted(self.lost.items()) if why.startswith("late"))
+        return tuple(
+            d for d, why in sorted(self.lost.items()) if why.startswith("late")
+        )
 
 
 class Clock:
@@ -191,9 +193,9 @@ class Clock:
         while process.is_alive:
             if env.peek() == float("inf"):
                 busy = [d for d, run in round_run.runs.items() if run.busy]
+                number = round_run.record.server_round
                 raise StalledError(
-                    f"round {round_run.record.server_round}: devices {busy} cannot send "
-                    "at any rate, so the round would never end; give a deadline, or a "
+                    f"round {number}: devices {busy} cannot send at any rate, so the round would never end; give a deadline, or a "
                     "better channel"
                 )
             env.step()

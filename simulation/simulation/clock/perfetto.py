@@ -20,14 +20,15 @@ def trace_events(timeline: Timeline) -> dict[str, Any]:
     """
     events: list[dict[str, Any]] = []
     for span in timeline.spans:
-        args = {"round": span.server_round, "step": span.step}
+        args: dict[str, Any] = {"round": span.server_round, "step": span.step}
         args |= {"bytes": span.num_bytes} if span.num_bytes else {}
         args |= {} if span.complete else {"broken off": True}
         event = _event(span.device, span.kind, span.start_s, span.end_s)
         events.append({**event, "args": args})
     for wait in timeline.waits:
         event = _event(wait.device, "wait", wait.start_s, wait.end_s)
-        args = {"for": _name(timeline, wait.awaited), "round": wait.server_round}
+        awaited = _name(timeline, wait.awaited)
+        args = {"for": awaited, "round": wait.server_round, "step": wait.step}
         events.append({**event, "args": args})
     # Perfetto nests events of a thread by time; the order of the file must not matter.
     events.sort(key=lambda event: (event["ts"], -event["dur"]))

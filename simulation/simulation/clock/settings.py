@@ -5,6 +5,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ class Server:
     Parameters
     ----------
     flop_per_s : float
-        Sustained float32 operations a second; 29 TFLOP/s is one card of this literature.
+        Sustained float32 operations a second; this literature uses 29e12.
     encode_byte_per_s, decode_byte_per_s : float
         Raw float32 bytes a second that its codecs encode and decode.
 
@@ -99,8 +100,8 @@ class OnOff:
         By device: (on, off) in seconds, in order, apart; a device without any is
         always on.
     period_s : float
-        After how long they begin anew; infinity never, so that a device is off after its
-        last interval.
+        After how long they begin anew; with infinity a device is off after its last
+        interval.
 
     Raises
     ------
@@ -114,7 +115,7 @@ class OnOff:
     def __post_init__(self) -> None:
         for device, own in self.intervals.items():
             edges = [edge for interval in own for edge in interval]
-            rising = all(a < b for a, b in zip(edges, edges[1:], strict=False))
+            rising = all(a < b for a, b in pairwise(edges))
             if not edges or edges[0] < 0 or not rising or edges[-1] > self.period_s:
                 raise SettingError(
                     f"device {device} is on at {list(own)}; give intervals from 0 on "
@@ -169,7 +170,9 @@ class DrawnOnOff:
     on_s: float
     availability: Sequence[float]
     seed: int
-    _edges: dict[int, tuple[bool, list[float]]] = field(default_factory=dict, repr=False)
+    _edges: dict[int, tuple[bool, list[float]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __post_init__(self) -> None:
         require_positive("on_s", self.on_s)
