@@ -7,7 +7,8 @@ from pathlib import Path
 from flwr_slfac import SettingError
 from simulation.errors import ScenarioError
 from simulation.numbers import require_positive
-from simulation.profiles import FIGURES, LINK_FIGURES, Profile, Tier
+from simulation.profiles import FIGURES, LINK_FIGURES, Profile
+from simulation.tiers import Tier
 
 _FEDSCALE = {"computation", "communication"}
 

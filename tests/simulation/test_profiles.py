@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 from simulation.errors import ScenarioError
 from simulation.measured import read_devices, read_fedscale
+from simulation.tiers import draw_profiles, read_tier, shipped_tiers
 
 from flwr_slfac import SettingError
-from simulation.profiles import (
-    FIGURES,
-    draw_profiles,
-    dynamic_power_w,
-    read_tier,
-    shipped_tiers,
-)
+from simulation.profiles import FIGURES, dynamic_power_w
 from tests.simulation.builders import profile
 
 TIERS = shipped_tiers()

@@ -11,7 +11,13 @@ loss. Every draw is a function of seed, device and round, whoever asks first.
 """
 
 from simulation.channel.cell import Cell, CellSettings, Direction
-from simulation.channel.channel import Channel, OwnLinks, SharedBand, cell_channel
+from simulation.channel.channel import (
+    Channel,
+    OwnLinks,
+    SharedBand,
+    cell_channel,
+    typical_bit_per_s,
+)
 from simulation.channel.links import (
     Pipe,
     PlainLinks,
@@ -40,4 +46,5 @@ __all__ = [
     "read_presets",
     "read_trace",
     "spread_rates",
+    "typical_bit_per_s",
 ]

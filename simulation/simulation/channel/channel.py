@@ -22,6 +22,10 @@ class OwnLinks(Protocol):
         """Return when bytes are sent that a device sends from `start_s` on."""
         ...
 
+    def mean_bit_per_s(self, device: int) -> float:
+        """Return a device's rate over a long time."""
+        ...
+
 
 @runtime_checkable
 class SharedBand(Protocol):
@@ -77,3 +81,24 @@ def cell_channel(
     up = Cell(settings, "up", transmit_dbm, seed)
     down = Cell(settings, "down", transmit_dbm, seed)
     return Channel(up, down, packets or Packets())
+
+
+def typical_bit_per_s(medium: OwnLinks | SharedBand, num_devices: int) -> Floats:
+    """Return each device's rate while all send at once, for closed forms.
+
+    Parameters
+    ----------
+    medium : OwnLinks or SharedBand
+        One direction of a channel; of a cell, with the fading of round 1.
+    num_devices : int
+        Devices 0 to N - 1 send.
+
+    Returns
+    -------
+    ndarray, shape (N,)
+        In bit/s; long-run means of recorded rates.
+    """
+    everyone = np.arange(num_devices)
+    if isinstance(medium, SharedBand):
+        return medium.rates_bit_per_s(1, everyone, np.ones(num_devices), everyone)
+    return np.array([medium.mean_bit_per_s(device) for device in range(num_devices)])

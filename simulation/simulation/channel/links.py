@@ -45,6 +45,10 @@ class PlainLinks:
         """Return when bytes are sent that a device sends from `start_s` on."""
         return start_s + 8 * num_bytes / self.bit_per_s[device]
 
+    def mean_bit_per_s(self, device: int) -> float:
+        """Return the rate of a device."""
+        return self.bit_per_s[device]
+
 
 @dataclass(frozen=True)
 class TraceLinks:
@@ -67,6 +71,10 @@ class TraceLinks:
         trace = self.traces[device % len(self.traces)]
         offset = self.offset_s(device)
         return trace.finish_s(start_s + offset, num_bytes) - offset
+
+    def mean_bit_per_s(self, device: int) -> float:
+        """Return the mean rate of a device's trace."""
+        return self.traces[device % len(self.traces)].mean_bit_per_s
 
     def offset_s(self, device: int) -> float:
         """Return where in its trace a device starts."""

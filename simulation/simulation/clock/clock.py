@@ -92,11 +92,11 @@ class Clock:
     --------
     >>> from simulation.channel import PlainLinks
     >>> from simulation.clock import DeviceRound, DeviceStep
-    >>> from simulation.profiles import shipped_tiers
+    >>> from simulation.tiers import shipped_tiers
     >>> pi = shipped_tiers()["raspberry-pi-5"].median()
     >>> links = PlainLinks((8e6,))
     >>> clock = Clock([pi], Channel(links, links))
-    >>> step = DeviceStep(1e6, 1e6, 3.14e10, 1.57e10, 0)
+    >>> step = DeviceStep(1e6, 1e6, 3.14e10, 3.14e10, 0)
     >>> clock.advance(RoundRecord(1, "parallel", [DeviceRound(0, [step])])).seconds
     4.0
     """
@@ -195,7 +195,7 @@ class Clock:
                 busy = [d for d, run in round_run.runs.items() if run.busy]
                 number = round_run.record.server_round
                 raise StalledError(
-                    f"round {number}: devices {busy} cannot send at any rate, so the round would never end; give a deadline, or a "
-                    "better channel"
+                    f"round {number}: devices {busy} cannot send at any rate, so the "
+                    "round would never end; give a deadline, or a better channel"
                 )
             env.step()
