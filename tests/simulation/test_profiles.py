@@ -10,6 +10,9 @@ from simulation.measured import read_devices, read_fedscale
 from simulation.tiers import draw_profiles, read_tier, shipped_tiers
 
 from flwr_slfac import SettingError
+
+pytest.importorskip("simpy", reason="the clock needs flwr-slfac[simulation]")
+
 from simulation.profiles import FIGURES, dynamic_power_w
 from tests.simulation.builders import profile
 
