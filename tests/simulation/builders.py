@@ -3,6 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import pytest
+
+# Collected for its examples too, where there may be no simpy.
+pytest.importorskip("simpy", reason="the clock needs flwr-slfac[simulation]")
+
 from simulation.channel import Channel, Packets, PlainLinks
 from simulation.clock import DeviceRound, DeviceStep, RoundRecord
 

@@ -64,6 +64,18 @@ def test_rates_of_the_literature() -> None:
     assert rates == pytest.approx([28, 20, 10, 3.7], rel=0.05)
 
 
+def test_signal_over_noise_by_hand() -> None:
+    """At 100 m the base's SNR is 46 - 90.5 + 174 dB Hz; noise and overhead take off."""
+    own = {"distances_m": (100.0,), "num_devices": 1, **PLAIN}
+    down = cell_channel(CellSettings(distances_m=(100.0,), **PLAIN), [10.0], 0).down
+    assert isinstance(down, Cell)
+    assert 10 * math.log10(down.snr_hz(1)[0]) == pytest.approx(46 - 90.5 + 174)
+    quiet = cell(**own).snr_hz(1)[0]
+    assert 10 * math.log10(quiet) == pytest.approx(10 - 90.5 + 174)
+    assert cell(noise_figure_db=10.0, **own).snr_hz(1)[0] == pytest.approx(quiet / 10)
+    assert alone(cell(overhead=0.25, **own), 0) == 0.75 * alone(cell(**own), 0)
+
+
 def test_path_losses_of_38901() -> None:
     """Losses are those that the tables of TR 38.901 give by hand, to 0.01 dB."""
     d = np.array([100.0])

@@ -140,6 +140,17 @@ def test_a_finished_device_holds_the_barrier_with_its_update() -> None:
     assert (1, 0, 9, 46) in waits
 
 
+def test_a_round_ends_with_aggregation() -> None:
+    """The server averages once all have finished, and only if one has."""
+    own = RoundRecord(1, "sflv1", [DeviceRound(0, [step()])], aggregate_flops=12.0)
+    clock = Clock([profile()], links(1), Server(flop_per_s=4.0))
+    assert clock.advance(own).end_s == 7 + 3
+    assert spans(clock, SERVER)[-1] == ("aggregate", 7, 10)
+    off = OnOff({0: [(5.0, 6.0)]})
+    clock = Clock([profile()], links(1), Server(flop_per_s=4.0), availability=off)
+    assert clock.advance(own).end_s == 0
+
+
 def test_codecs_take_time_on_both_sides() -> None:
     """Device and server code by raw bytes, or as long as was measured."""
     coded = step(up_raw_bytes=32.0, down_raw_bytes=16.0)
