@@ -1,7 +1,5 @@
 """Numbers that settings must be."""
 
-import math
-
 from flwr_slfac import SettingError
 
 
@@ -33,10 +31,24 @@ def require_positive(name: str, value: float) -> None:
         raise SettingError(f"{name} is {value!r}; give a number above 0")
 
 
-def require_finite(name: str, value: float) -> None:
-    """Raise SettingError unless a number is finite."""
-    if not math.isfinite(value):
-        raise SettingError(f"{name} is {value!r}; give a finite number")
+def require_between(name: str, value: float, least: float, most: float) -> None:
+    """Raise SettingError unless a number is within two limits, both allowed.
+
+    Examples
+    --------
+    >>> require_between("transmit_dbm", 23, -200, 200)
+    >>> require_between("shadowing_db", float("inf"), 0, 200)
+    Traceback (most recent call last):
+    flwr_slfac.errors.SettingError: shadowing_db is inf; give a number from 0 to 200
+    """
+    if not least <= value <= most:
+        raise SettingError(f"{name} is {value!r}; give a number from {least} to {most}")
+
+
+# A factor of 150 to one standard deviation is more than any kind of device spreads.
+MOST_SPREAD = 5
+# Of powers and losses: beyond them 10^(dB / 10) leaves what float64 can multiply.
+MOST_DB = 200
 
 
 def require_share(name: str, value: float, *, below_one: bool = False) -> None:

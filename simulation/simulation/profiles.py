@@ -3,8 +3,12 @@
 import math
 from dataclasses import dataclass, fields
 
-from flwr_slfac import SettingError
-from simulation.numbers import require_at_least, require_positive, require_share
+from simulation.numbers import (
+    MOST_DB,
+    require_between,
+    require_positive,
+    require_share,
+)
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,8 @@ class Profile:
         for name in _POSITIVE:
             require_positive(name, getattr(self, name))
         for name in ("receive_w", "compute_w"):
-            require_at_least(name, getattr(self, name), 0)
-        if not math.isfinite(self.compute_w + self.receive_w + self.transmit_dbm):
-            raise SettingError(
-                f"{self.tier}: compute_w {self.compute_w}, receive_w {self.receive_w} "
-                f"and transmit_dbm {self.transmit_dbm} must be finite"
-            )
+            require_between(name, getattr(self, name), 0, _MOST_W)
+        require_between("transmit_dbm", self.transmit_dbm, -MOST_DB, MOST_DB)
         require_share("availability", self.availability)
 
     @property
@@ -74,6 +74,8 @@ class Profile:
         return float(10 ** (self.transmit_dbm / 10) / 1000)
 
 
+# A power plant: energies stay finite.
+_MOST_W = 1e9
 _POSITIVE = (
     "forward_flop_per_s",
     "backward_flop_per_s",
@@ -105,4 +107,5 @@ def dynamic_power_w(kappa_w_per_hz3: float, clock_hz: float) -> float:
     >>> round(dynamic_power_w(1e-28, 2e9), 6)
     0.8
     """
-    return kappa_w_per_hz3 * clock_hz**3
+    # Not a power: that raises OverflowError where a product is infinite.
+    return kappa_w_per_hz3 * clock_hz * clock_hz * clock_hz

@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr_slfac import SettingError
 from simulation.channel import CellSettings, Packets, read_presets
-from simulation.numbers import require_at_least, require_positive
+from simulation.numbers import MOST_SPREAD, require_between, require_positive
 from simulation.typed_tables import Source, read_dataclass
 
 
@@ -60,7 +60,7 @@ class PlainSettings:
     def __post_init__(self) -> None:
         require_positive("up_bit_per_s", self.up_bit_per_s)
         require_positive("down_bit_per_s", self.down_bit_per_s)
-        require_at_least("spread", self.spread, 0)
+        require_between("spread", self.spread, 0, MOST_SPREAD)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PresetSettings:
     spread: float = 0.0
 
     def __post_init__(self) -> None:
-        require_at_least("spread", self.spread, 0)
+        require_between("spread", self.spread, 0, MOST_SPREAD)
         names = read_presets()
         if self.preset not in names:
             raise SettingError(
@@ -179,7 +179,7 @@ def read_channel(table: Any, source: Source) -> ChannelSettings:
         raise source.error("channel", f"is {table!r}; make it a table, [channel]")
     rest = dict(table)
     kind = rest.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         reason = f"is {kind!r}; use one of {', '.join(KINDS)}"
         raise source.error("channel.kind", reason)
     crossing = {key: rest.pop(key) for key in list(rest) if key in _DELIVERY}

@@ -9,6 +9,7 @@ from typing import Any
 from flwr_slfac import SettingError
 from simulation.draws import generator
 from simulation.errors import ScenarioError
+from simulation.numbers import MOST_SPREAD
 from simulation.profiles import FIGURES, LINK_FIGURES, Profile, dynamic_power_w
 from simulation.tables import read_table
 
@@ -123,8 +124,9 @@ def _figure(path: Path, line: int | None, key: str, table: Any) -> Figure:
     for number in (value, spread):
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ScenarioError(path, line, key, f"holds {number!r}; give a number")
-    if not 0 <= spread < math.inf:
-        raise ScenarioError(path, line, key, f"has spread {spread}; give at least 0")
+    if not 0 <= spread <= MOST_SPREAD:
+        reason = f"has spread {spread}; give a number from 0 to {MOST_SPREAD}"
+        raise ScenarioError(path, line, key, reason)
     if spread and key in ("transmit_dbm", "availability"):
         reason = "takes no spread: decibels and shares have no log-normal median"
         raise ScenarioError(path, line, key, reason)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from flwr_slfac import CutPoint, legal_cuts
+from flwr_slfac import CutPoint, SettingError, legal_cuts
 from simulation.channel import (
     CellSettings,
     Channel,
@@ -80,15 +80,17 @@ def make_channel(scenario: Scenario, profiles: Sequence[Profile]) -> Channel:
     Raises
     ------
     ScenarioError
-        If a trace is refused, or devices have no links of their own to take.
-    SettingError
-        If a cell does not fit its devices.
+        If a trace is refused, a cell does not fit its devices, or devices have no links
+        of their own to take.
     """
     kind, seed, count = scenario.channel.kind, scenario.seed, len(profiles)
     packets = scenario.channel.delivery.packets()
     if isinstance(kind, CellSettings):
         powers = [profile.transmit_dbm for profile in profiles]
-        return cell_channel(kind, powers, seed, packets)
+        try:
+            return cell_channel(kind, powers, seed, packets)
+        except SettingError as error:
+            raise ScenarioError(scenario.path, None, "channel", str(error)) from error
     if isinstance(kind, PipeSettings):
         return Channel(Pipe(kind.up_bit_per_s), Pipe(kind.down_bit_per_s), packets)
     if isinstance(kind, TraceSettings):
@@ -158,7 +160,7 @@ def make_clock(scenario: Scenario, profiles: Sequence[Profile] | None = None) ->
 
     Raises
     ------
-    ScenarioError, SettingError
+    ScenarioError
         As `make_profiles` and `make_channel`.
     """
     profiles = make_profiles(scenario) if profiles is None else profiles

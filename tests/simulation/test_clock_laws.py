@@ -83,7 +83,7 @@ def worlds(draw: st.DrawFn) -> tuple[Clock, list[RoundRecord]]:
 def test_every_timeline_is_a_possible_one(
     world: tuple[Clock, list[RoundRecord]],
 ) -> None:
-    """Nobody does two things at once, goes back in time, or is neither done nor lost."""
+    """Nobody does two things at once, or goes back, or is neither done nor lost."""
     clock, rounds = world
     times = clock.run(rounds)
     for own, record in zip(times, rounds, strict=True):

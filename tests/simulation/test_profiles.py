@@ -74,6 +74,9 @@ def test_power_is_told_in_three_ways(tmp_path: Path) -> None:
     ):
         with pytest.raises(ScenarioError, match="compute_w must be given once"):
             read_tier(write_tier(path, without, extra))
+    huge = kappa.replace("1.0", "1e200")
+    with pytest.raises(ScenarioError, match="compute_w is inf"):
+        read_tier(write_tier(path, "compute_w", huge))
     assert dynamic_power_w(1e-28, 1e9) == pytest.approx(0.1)
 
 

@@ -111,6 +111,12 @@ REFUSED = [
     ("up_bit_per_s = 1e6", "up_bit_per_s = nan", r"t.toml:10: .*up_bit_per_s is nan"),
     ('"plain"', '"wire"', r"t.toml:9: channel.kind is 'wire'; use one of cell, plain"),
     ('"plain"', '"preset"', r"t.toml:10: channel.up_bit_per_s is not known"),
+    ('"plain"', "[1]", r"t.toml:9: channel.kind is \[1\]; use one of cell"),
+    (
+        "up_bit_per_s = 1e6",
+        "up_bit_per_s = 1e6\nspread = 1e300",
+        r"t.toml:11: .*spread",
+    ),
     ("[channel]", "[[channel]]", r"t.toml:8: channel is \[.*make it a table"),
     ("[channel]", "[chanel]", r"t.toml:8: chanel is no table; known: training"),
     ("[channel]", "[channel", r"t.toml:8: is no TOML"),

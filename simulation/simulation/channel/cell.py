@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from flwr_slfac import SettingError
 from simulation.channel.fading import FADINGS, fading_gain, shadowing_db
-from simulation.channel.path_loss import PATH_LOSSES
+from simulation.channel.path_loss import PATH_LOSSES, require_macro_carrier
 from simulation.channel.rates import NOISE_DBM_PER_HZ, RATE_MODELS, watts
 from simulation.channel.sharing import (
     SHARINGS,
@@ -19,11 +19,15 @@ from simulation.channel.sharing import (
     proportional_hz,
 )
 from simulation.draws import generator
-from simulation.numbers import require_at_least, require_positive, require_share
+from simulation.numbers import MOST_DB, require_between, require_share
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Direction = Literal["up", "down"]
+# From a millimetre to beyond any satellite; from 1 Hz to light.
+_METRES, _HERTZ = (1e-3, 1e9), (1.0, 1e15)
+# Four deviations stay far from what float64 can hold.
+MOST_SHADOWING_DB = 50
 
 
 @dataclass(frozen=True)
@@ -92,19 +96,24 @@ class CellSettings:
     up_power: str = "part"
 
     def __post_init__(self) -> None:
-        for name in ("bandwidth_up_hz", "bandwidth_down_hz", "radius_m", "carrier_hz"):
-            require_positive(name, getattr(self, name))
-        require_positive("min_distance_m", self.min_distance_m)
-        require_at_least("shadowing_db", self.shadowing_db, 0)
-        require_share("overhead", self.overhead, below_one=True)
+        for name in ("bandwidth_up_hz", "bandwidth_down_hz", "carrier_hz"):
+            require_between(name, getattr(self, name), *_HERTZ)
+        for name in ("radius_m", "min_distance_m"):
+            require_between(name, getattr(self, name), *_METRES)
         for distance in self.distances_m:
-            require_positive("distances_m", distance)
+            require_between("distances_m", distance, *_METRES)
+        for name in ("base_dbm", "noise_dbm_per_hz", "noise_figure_db", "rician_k_db"):
+            require_between(name, getattr(self, name), -MOST_DB, MOST_DB)
+        require_between("shadowing_db", self.shadowing_db, 0, MOST_SHADOWING_DB)
+        require_share("overhead", self.overhead, below_one=True)
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise SettingError(
                     f"{name} {getattr(self, name)!r} is not known; use one of "
                     f"{', '.join(known)}"
                 )
+        if self.path_loss == "macro":
+            require_macro_carrier(self.carrier_hz)
         if self.min_distance_m > self.radius_m:
             raise SettingError(
                 f"min_distance_m {self.min_distance_m} is above radius_m "

@@ -161,10 +161,12 @@ def read_presets(path: Path = PRESETS / "presets.toml") -> dict[str, Preset]:
     content, lines = read_table(path)
     presets = {}
     for name, table in content.items():
+        if not isinstance(table, dict):
+            raise ScenarioError(path, lines.get(name), name, "must be a table")
         for key in (*_PRESET_KEYS, *table):
             entry = table.get(key)
             known = key in _PRESET_KEYS
-            if not known or not isinstance(entry, dict) or not entry.get("source"):
+            if not known or not _told(entry):
                 reason = (
                     f"must be one of {', '.join(_PRESET_KEYS)}, all of them given, "
                 )
@@ -184,6 +186,15 @@ def read_presets(path: Path = PRESETS / "presets.toml") -> dict[str, Preset]:
         rates = value["up_bit_per_s"], value["down_bit_per_s"]
         presets[name] = Preset(*rates, packets, sources)
     return presets
+
+
+def _told(entry: object) -> bool:
+    """Return whether an entry is a number with its source."""
+    if not isinstance(entry, dict) or entry.keys() != {"value", "source"}:
+        return False
+    value, source = entry["value"], entry["source"]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and isinstance(source, str) and bool(source.strip())
 
 
 def spread_rates(

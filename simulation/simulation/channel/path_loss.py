@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from flwr_slfac import SettingError
 
 Floats = NDArray[np.float64]
+_MACRO_CARRIER_HZ = 2e9
 LIGHT_M_PER_S = 299_792_458.0
 # Height of a user's device; TR 38.901, Table 7.2-1, ground floor.
 DEVICE_HEIGHT_M = 1.5
@@ -38,12 +39,17 @@ def macro_db(distance_m: Floats, carrier_hz: float = 2e9) -> Floats:
     >>> float(macro_db(np.array([1000.0]))[0])
     128.1
     """
-    if carrier_hz != 2e9:
-        raise SettingError(
-            f"path_loss 'macro' is for a carrier of 2 GHz, not of {carrier_hz:g} Hz; "
-            "use 'uma' or 'umi'"
-        )
+    require_macro_carrier(carrier_hz)
     return 128.1 + 37.6 * np.log10(distance_m / 1000)
+
+
+def require_macro_carrier(carrier_hz: float) -> None:
+    """Raise SettingError unless the carrier is the one that `macro_db` is for."""
+    if carrier_hz != _MACRO_CARRIER_HZ:
+        raise SettingError(
+            f"carrier_hz is {carrier_hz:g}, and path_loss 'macro' is for 2e9 only; use "
+            "'uma' or 'umi'"
+        )
 
 
 def free_space_db(distance_m: Floats, carrier_hz: float) -> Floats:
