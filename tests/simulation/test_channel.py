@@ -290,7 +290,13 @@ def test_traces_that_are_none_are_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ScenarioError, match=match):
             read_trace(path)
-    for text, match in (("5\n4\n", ":2: line"), ("a\n", ":1: line"), ("", "above 0")):
+    huge = "1\n" + "9" * 30
+    for text, match in (
+        (huge, ":2: line is above"),
+        ("5\n4\n", ":2: line"),
+        ("a\n", ":1: line"),
+        ("", "above 0"),
+    ):
         path = tmp_path / "trace.mahimahi"
         path.write_text(text)
         with pytest.raises(ScenarioError, match=match):
@@ -304,8 +310,11 @@ def test_recorded_traces_are_read_in_both_formats() -> None:
     """A recorded trace and its 20 s in Mahimahi's format carry the same."""
     by_second = read_trace(RECORDED / "verizon-lte-short-up.csv")
     by_packet = read_trace(RECORDED / "verizon-lte-short-up-20s.mahimahi")
-    counted = by_packet.rate_bit_per_s[:19000].reshape(19, 1000).mean(axis=1)
-    assert np.allclose(counted, by_second.rate_bit_per_s[:19])
+    # Every packet lasts its millisecond, so that whole seconds add up.
+    ends = np.append(by_packet.time_s[1:], by_packet.period_s)
+    bits = by_packet.rate_bit_per_s * (ends - by_packet.time_s)
+    counted = np.bincount(by_packet.time_s.astype(int), bits)
+    assert np.allclose(counted[:19], by_second.rate_bit_per_s[:19])
     for path in RECORDED.glob("*.csv"):
         trace = read_trace(path)
         whole = trace.mean_bit_per_s * trace.period_s / 8

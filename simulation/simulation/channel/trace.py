@@ -14,6 +14,8 @@ from simulation.errors import ScenarioError
 Floats = NDArray[np.float64]
 # A Mahimahi line is a chance to send one packet of this size.
 _MAHIMAHI_BITS = 1500 * 8
+# Thirty years: beyond any trace, within what int64 and float64 hold exactly.
+_MOST_MS = 10**12
 _COLUMNS = ["time_s", "rate_bit_per_s"]
 
 
@@ -160,17 +162,21 @@ def _read_csv(path: Path, lines: list[str]) -> Trace:
 def _read_mahimahi(path: Path, lines: list[str]) -> Trace:
     stamps = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip().isdigit():
+        if not (line.strip().isascii() and line.strip().isdigit()):
             reason = f"is {line!r}; give a whole number of milliseconds"
             raise ScenarioError(path, number, "line", reason)
         stamps.append(int(line))
+        if stamps[-1] > _MOST_MS:
+            raise ScenarioError(path, number, "line", f"is above {_MOST_MS} ms")
         if number > 1 and stamps[-1] < stamps[-2]:
             raise ScenarioError(path, number, "line", "is before the one above it")
     if not stamps or not stamps[-1]:
         raise ScenarioError(path, None, "is no trace:", "its last time must be above 0")
     # A packet at the end of the period crosses in its last millisecond.
-    slots = np.minimum(np.array(stamps), stamps[-1] - 1)
-    packets = np.bincount(slots, minlength=stamps[-1])
-    times = np.arange(stamps[-1], dtype=np.float64) / 1000
-    rates = packets.astype(np.float64) * (_MAHIMAHI_BITS * 1000)
-    return Trace(times, rates, stamps[-1] / 1000)
+    slots, packets = np.unique(np.minimum(stamps, stamps[-1] - 1), return_counts=True)
+    # Only milliseconds with packets, and what follows them, are steps of their own.
+    times = np.union1d(np.append(slots, slots + 1), [0])
+    times = times[times < stamps[-1]]
+    rates = np.zeros(len(times))
+    rates[np.searchsorted(times, slots)] = packets * float(_MAHIMAHI_BITS * 1000)
+    return Trace(times / 1000, rates, stamps[-1] / 1000)
