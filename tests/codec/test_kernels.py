@@ -164,7 +164,7 @@ def test_the_extension_refuses_what_does_not_fit() -> None:
 
 
 @needs_extension
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.text)
 def test_frames_do_not_depend_on_the_kernels(
     case: Case, choice: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,48 @@
+"""The model that speeds are measured on, and plans are made for by default."""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Channels of the three stages: a residual network for 32 x 32 images (He et al., 2016).
+_STAGES = (16, 32, 64)
+INPUT_SHAPE = (3, 32, 32)
+
+
+class Block(nn.Module):
+    """Two convolutions with batch norm beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return an image of half the size where the stride is 2."""
+        y = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def small_resnet() -> nn.Module:
+    """Return a residual network of three stages on 3 x 32 x 32 images, 10 classes.
+
+    Returns
+    -------
+    nn.Module
+        With modules ``stem, layer1, layer2, layer3, head`` to cut after.
+    """
+    stem = nn.Sequential(nn.Conv2d(3, _STAGES[0], 3, 1, 1, bias=False), nn.ReLU())
+    model = nn.Sequential()
+    model.add_module("stem", stem)
+    inputs = _STAGES[0]
+    for number, outputs in enumerate(_STAGES, start=1):
+        stride = 1 if outputs == inputs else 2
+        model.add_module(f"layer{number}", Block(inputs, outputs, stride))
+        inputs = outputs
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10)))
+    return model
