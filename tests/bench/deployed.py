@@ -18,31 +18,20 @@ import statistics
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn import CrossEntropyLoss
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flwr_slfac import Device, accuracy, cut
 from flwr_slfac.codec import Float16
-from flwr_slfac.split import ServerHalf, train_locally
+from flwr_slfac.split import train_locally
+from tests.bench.rounds_to_95 import NODES, ROUNDS, accuracy_of, quickstart
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path[:0] = [str(EXAMPLES / "deployment"), str(EXAMPLES / "quickstart")]
-from quickstart.task import (  # noqa: E402 - where the app is
-    build_model,
-    central_test_set,
-    load_partition,
-)
+sys.path.insert(0, str(EXAMPLES / "deployment"))
 from run import NAME, Deployment  # noqa: E402 - where the script is
 
-ROUNDS, NODES = 8, 2
 _FINISHED = re.compile(r"Strategy execution finished in ([0-9.]+)s")
-# As examples/quickstart/pyproject.toml.
-_RATE, _BATCH, _EPOCHS, _ALPHA, _SEED, _AT = 0.1, 32, 2, 1.0, 1, "layer1"
+_SEED = 1  # as in examples/quickstart/pyproject.toml
 BARE_APP = '''
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -108,48 +97,18 @@ num-rounds = 8
 
 def in_process() -> float:
     """Return the seconds of the run in one process."""
-    scheduler = partial(CosineAnnealingLR, T_max=ROUNDS)
-    devices = []
-    for number in range(NODES):
-        train, test = load_partition(number, NODES, _ALPHA, _SEED)
-        devices.append(
-            Device(
-                cut(build_model(_SEED), at=_AT).front,
-                optimizer=partial(SGD, lr=_RATE, momentum=0.9),
-                train_set=train,
-                test_set=test,
-                batch_size=_BATCH,
-                scheduler=scheduler,
-                epochs=_EPOCHS,
-                drop_last=len(train) > _BATCH,
-            )
-        )
-    images, labels = central_test_set(_SEED).tensors
-    halves = cut(build_model(_SEED), at=_AT, example=images[:8])
-    server = ServerHalf(
-        halves.back,
-        CrossEntropyLoss(),
-        partial(SGD, lr=_RATE, momentum=0.9),
-        scheme="parallel",
-        scheduler=scheduler,
-        metrics={"accuracy": accuracy},
-    )
+    devices, halves, server = quickstart(_SEED)
     start = time.perf_counter()
-    front = halves.front.state_dict()
     result = train_locally(
-        devices,
-        front,
-        server,
+        *(devices, halves.front.state_dict(), server),
         num_rounds=ROUNDS,
         seed=_SEED,
         up=Float16(),
         down=Float16(),
     )
-    model = halves.load(result.front, halves.back.state_dict()).eval()
-    with torch.no_grad():
-        found = accuracy(model(images), labels)
+    found = accuracy_of(halves, result.front, _SEED)
     seconds = time.perf_counter() - start
-    print(f"in process: {seconds:.2f} s, accuracy {float(found):.4f}", flush=True)
+    print(f"in process: {seconds:.2f} s, accuracy {found:.4f}", flush=True)
     return seconds
 
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.bench.rounds_to_95 import CODECS
 from tests.bench.slow_link import Rate, SlowLink, constant, recorded
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -26,12 +27,6 @@ sys.path.insert(0, str(EXAMPLES / "deployment"))
 from run import NAME, Deployment, free_ports  # noqa: E402 - where the script is
 
 ONE_WAY_S, ENOUGH, LIMIT_S = 0.025, 0.95, 1500.0
-CODECS = {
-    "identity": ("identity", "identity"),
-    "float16": ("float16", "float16"),
-    "default": ("waterfill(nrmse=0.1)", "waterfill(nrmse=0.4)"),
-    "thin": ("waterfill(bits=0.52)", "waterfill(bits=0.24)"),
-}
 
 
 def rates(name: str) -> tuple[Rate, Rate]:
