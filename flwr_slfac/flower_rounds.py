@@ -160,10 +160,7 @@ class FlowerRounds:
 
     def settings(self) -> dict[str, Any]:
         """Return what makes a run another one."""
-        own = {"seed": self._seed, "up": format_codec(self._up)}
-        # Folders of runs without one were saved before there was the setting.
-        depth = {"pipeline_depth": 1} if self._pipeline_depth else {}
-        return {**own, **self._rounds.settings(), **depth}
+        return self._rounds.settings(self._seed, self._up, self._pipeline_depth)
 
     def devices(self, grid: Grid, nodes: list[int]) -> dict[int, int]:
         """Return the partition ids of the nodes that answer."""

@@ -12,7 +12,6 @@ from flwr_slfac.checkpoint import (
     restore_random,
     shapes_of,
 )
-from flwr_slfac.codec import format_codec
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.link import Link
@@ -127,15 +126,13 @@ class LocalRun:
         """Return what makes it another run; of devices, how many there are."""
         begin, back = self._begin, self._rounds.run.server.back
         own = {
-            "seed": begin.seed,
-            "up": format_codec(begin.up),
             "proximal_mu": begin.proximal_mu,
             "devices": len(self._halves),
             "evaluate": self._evaluates,
         }
-        depth = {"pipeline_depth": 1} if begin.pipeline_depth else {}
+        shared = self._rounds.settings(begin.seed, begin.up, begin.pipeline_depth)
         return {
-            **described({**own, **self._rounds.settings(), **depth}),
+            **described({**own, **shared}),
             **shapes_of("front", self.result.front),
             **shapes_of("back", back.state_dict()),
             **modules_of("back", back),

@@ -89,10 +89,12 @@ class Rounds:
         """What is done to the smashed data, in the order of sending."""
         return self._features
 
-    def settings(self) -> dict[str, Any]:
-        """Return what makes a run another one, seed and codec upwards left out."""
+    def settings(self, seed: int, up: Codec, pipeline_depth: int) -> dict[str, Any]:
+        """Return what makes a run another one; the arguments are told to devices."""
         server = self._run.server
         return {
+            "seed": seed,
+            "up": format_codec(up),
             "scheme": server.scheme,
             "down": format_codec(self._run.side.down),
             "loss": server.loss,
@@ -100,6 +102,8 @@ class Rounds:
             **server.replica.settings(),
             "lightweight": self._run.fronts.setting,
             "cut_features": self._features,
+            # Folders of runs without one were saved before there was the setting.
+            **({"pipeline_depth": 1} if pipeline_depth else {}),
         }
 
     def train(

@@ -46,7 +46,8 @@ class RunStatus:
         """Take note that nodes train, or evaluate, while the context lasts."""
         now = time.monotonic()
         if server_round != self._round:
-            self._bytes_before = self._sums(self._bytes_before)
+            last = self._bytes_by_device().values()
+            self._bytes_before = summed([self._bytes_before, *last])
             self._first = self._first or (now, server_round)
             self._round_began, self._round = now, server_round
         self._carrier, self._nodes = carrier, frozenset(nodes)
@@ -73,7 +74,7 @@ class RunStatus:
             *self._steps,
             devices=self._devices(by_device),
             num_bytes=summed(by_device.values()),
-            total_bytes=self._sums(self._bytes_before),
+            total_bytes=summed([self._bytes_before, *by_device.values()]),
             left_s=self._left(),
             metrics=reports[-1].scalars() if reports else {},
         )
@@ -101,9 +102,6 @@ class RunStatus:
             own = sums.setdefault(row.device, {})
             own[row.direction] = own.get(row.direction, 0) + row.num_bytes
         return sums
-
-    def _sums(self, before: dict[str, int]) -> dict[str, int]:
-        return summed([before, *self._bytes_by_device().values()])
 
     def _left(self) -> float | None:
         """Return the seconds to the end, if the rounds go on as they did.
