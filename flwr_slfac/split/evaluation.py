@@ -171,7 +171,8 @@ class Evaluation:
     def _lose(self, key: int, answer: EvaluateAnswer, why: str, begin: Begin) -> None:
         self._sums.pop(key, None)
         name = key if answer.device is None else answer.device
-        log_lost(begin.server_round, 0, self._devices.get(key, name), why)
+        where = f"round {begin.server_round}, evaluation"
+        log_lost(where, self._devices.get(key, name), why)
 
     def _means(self) -> dict[int, dict[str, float]]:
         """Return means by key, in the order of devices.

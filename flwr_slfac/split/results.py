@@ -95,8 +95,6 @@ class RoundResult:
         return {r.device: r.cost for r in results if r.cost is not None}
 
 
-def log_lost(server_round: int, step: int, device: int, reason: str) -> None:
-    """Log that a device is lost for the rest of a round, and why."""
-    logger.warning(
-        "round %d, step %d: lost device %d: %s", server_round, step, device, reason
-    )
+def log_lost(where: str, device: int, reason: str) -> None:
+    """Log that a device is lost, where ("round 2, step 0", ...), and why."""
+    logger.warning("%s: lost device %d: %s", where, device, reason)

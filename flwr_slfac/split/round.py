@@ -288,4 +288,4 @@ class Round:
 
     def _lose(self, device: int, step: int, reason: str) -> None:
         self._result.lost[device] = reason
-        log_lost(self._begin.server_round, step, device, reason)
+        log_lost(f"round {self._begin.server_round}, step {step}", device, reason)

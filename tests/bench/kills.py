@@ -10,6 +10,8 @@ what has to hold then, is in tests/flower/killing.py.
 
 import argparse
 import logging
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -25,17 +27,15 @@ _EACH = {"supernode": 3, "clientapp": 3, "serverapp": 3, "superlink": 3}
 
 
 def run_kind(
-    kind: Kind, num_kills: int, seed: int, folder: Path, places: threading.Semaphore
+    kind: Kind,
+    num_kills: int,
+    seed: int,
+    deployed: Deployed,
+    places: threading.Semaphore,
 ) -> None:
     """Kill one kind, saying how far it has come."""
     with places:
-        _run_kind(kind, num_kills, seed, folder)
-
-
-def _run_kind(kind: Kind, num_kills: int, seed: int, folder: Path) -> None:
-    start = time.monotonic()
-    deployed = Deployed(folder)
-    try:
+        start = time.monotonic()
         deployed.start()
         killings = Killings(deployed, kind, seed)
         found = killings.finding
@@ -51,7 +51,6 @@ def _run_kind(kind: Kind, num_kills: int, seed: int, folder: Path) -> None:
             )
 
         until(killings, num_kills, _EACH[kind], say)
-    finally:
         deployed.stop()
 
 
@@ -70,15 +69,25 @@ def main() -> None:
     print("| kind | kills | trainings | losses | begun again | faults | minutes |")
     print("|---|---|---|---|---|---|---|")
     threads, places = [], threading.Semaphore(options.at_once)
-    for number, kind in enumerate(options.kinds):
-        own = folder / kind
-        own.mkdir()
-        seed = 1000 * options.seed + number
-        arguments = (kind, options.kills, seed, own, places)
-        threads.append(threading.Thread(target=run_kind, args=arguments))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
+    deployments = []
+    # What was started here is ended, also when this process is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        for number, kind in enumerate(options.kinds):
+            own = folder / kind
+            own.mkdir()
+            deployments.append(Deployed(own))
+            seed = 1000 * options.seed + number
+            arguments = (kind, options.kills, seed, deployments[-1], places)
+            threads.append(
+                threading.Thread(target=run_kind, args=arguments, daemon=True)
+            )
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for deployed in deployments:
+            deployed.stop()
 
 
 if __name__ == "__main__":
