@@ -1,5 +1,6 @@
 """Connections that are late, repeated, doubled or refused change nothing."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -19,9 +20,12 @@ from flwr_slfac.transport.stream import (
     StreamLostError,
     StreamService,
     UnreachableError,
+    service,
 )
 from flwr_slfac.transport.stream import device_end as end
 from flwr_slfac.transport.stream import slfac_pb2 as pb
+from flwr_slfac.transport.stream.connection import Connection, Told
+from flwr_slfac.transport.stream.sessions import Tokens
 from tests.split import builders
 from tests.transport.loopback import (
     LOOPBACK,
@@ -95,6 +99,28 @@ def test_a_late_hello_voids_no_token_that_has_arrived() -> None:
         assert Peer(replace(openings[0], token=welcome.token)).join().token
         for peer in (late, again):
             peer.close()
+
+
+class Overtaken(Connection):
+    """A stream that another one takes the place of while its Welcome is written."""
+
+    async def serve(self, tokens: Tokens, token: bytes, told: Told) -> None:
+        """Serve what is cut at once."""
+        asyncio.get_running_loop().call_soon(self.cut)
+        await super().serve(tokens, token, told)
+
+
+def test_a_stream_that_is_cut_in_its_welcome_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its device is told so, and does not wait for what will not come."""
+    monkeypatch.setattr(service, "Connection", Overtaken)
+    with waiting() as (link, openings):
+        link._open([1000])
+        for _ in range(5):
+            peer = Peer(openings[0])
+            peer.hello()
+            assert peer.end()[0] is grpc.StatusCode.ABORTED
 
 
 def test_a_device_that_never_says_ready_holds_few_tokens() -> None:

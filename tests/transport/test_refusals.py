@@ -281,6 +281,28 @@ def test_a_device_that_sends_garbage_is_at_fault(what: str) -> None:
         good.close()
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 4.0], ids=["reads on", "reads late"])
+def test_a_stream_ends_that_sends_garbage_while_it_is_written_to(
+    pause_s: float,
+) -> None:
+    """Its device is at fault, and is told the end however late it reads."""
+    with waiting() as (link, openings):
+        link._open([1000])
+        bad, answers = Peer(openings[0]), dict[int, object]()
+        large = TrainRequest(0, gradient=bytes(30_000_000))
+        asking = threading.Thread(
+            target=lambda: answers.update(link.train_each([(1000, large)]))
+        )
+        asking.start()
+        bad.join()
+        assert bad.hear().HasField("request")
+        bad.say(b"\xff\xff\xff")
+        asking.join(20)
+        assert answers[1000].at_fault  # type: ignore[attr-defined]
+        time.sleep(pause_s)
+        assert bad.end()[0] is INVALID
+
+
 @pytest.mark.parametrize(("pipelined", "most"), [(False, 1), (True, 2)])
 def test_a_device_is_one_reply_ahead_at_most(pipelined: bool, most: int) -> None:
     """Nothing but the reply to the next request is kept, and only in a pipeline."""

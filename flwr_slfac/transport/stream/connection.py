@@ -60,9 +60,12 @@ class Connection:
             session.connection.cut()
         session.connection = self
         welcome = pb.Welcome(token=token, answered=session.answered)
-        pump: asyncio.Task[None] | None = None
+        # A stream cannot be ended while something is being written to it.
+        writes = asyncio.create_task(
+            self._write(pb.ToDevice(welcome=welcome).SerializeToString())
+        )
         try:
-            await self._write(pb.ToDevice(welcome=welcome).SerializeToString())
+            await asyncio.shield(writes)
             ready = await self._read()
             if ready is None:
                 return
@@ -70,13 +73,13 @@ class Connection:
                 raise DecodeError("a stream does not begin with Hello and Ready")
             tokens.confirm(session, token)
             told.joined(session)
-            pump = asyncio.create_task(self._send_all())
+            writes = asyncio.create_task(self._send_all())
             await self._read_all(told)
             # A stream that broke ends like one that was closed, and is then cancelled.
             await asyncio.sleep(_CANCEL_S)
             session.parted = self._said_bye
         except asyncio.CancelledError:
-            if not self._is_cut or not await _ends_soon(pump):
+            if not self._is_cut or not await _ends_soon(writes):
                 raise
             # The peer may be the device, whose late Hello was taken for a newer one.
             code = grpc.StatusCode.ABORTED
@@ -87,8 +90,7 @@ class Connection:
             code = grpc.StatusCode.INVALID_ARGUMENT
             await self._context.abort(code, "a message could not be read")
         finally:
-            if pump is not None:
-                pump.cancel()
+            writes.cancel()
             if session.connection is self:
                 session.connection = None
                 session.away_since = time.monotonic()
@@ -156,8 +158,7 @@ class Connection:
         await self._context.write(raw)
 
 
-async def _ends_soon(pump: "asyncio.Task[None] | None") -> bool:
+async def _ends_soon(writes: "asyncio.Task[None]") -> bool:
     """Return whether nothing is being written, or soon is not: a stream can end."""
-    if pump is not None:
-        await asyncio.wait([pump], timeout=_WRITE_S)
-    return pump is None or pump.done()
+    await asyncio.wait([writes], timeout=_WRITE_S)
+    return writes.done()
