@@ -37,7 +37,7 @@ def rates(name: str) -> tuple[Rate, Rate]:
     return recorded(folder / f"{name}-up.csv"), recorded(folder / f"{name}-down.csv")
 
 
-def measure(link: str, codec: str) -> tuple[float, int]:
+def measure(link: str, codec: str, depth: int) -> tuple[float, int]:
     """Return seconds and rounds to enough accuracy; infinity if the limit is met."""
     (port,) = free_ports(1)
     links = [SlowLink(port, *rates(link), ONE_WAY_S) for _ in range(2)]
@@ -47,6 +47,7 @@ def measure(link: str, codec: str) -> tuple[float, int]:
     )
     up, down = CODECS[codec]
     config = f'listen="127.0.0.1:{port}" codec-up="{up}" codec-down="{down}"'
+    config += f" pipeline-depth={depth}"
     try:
         deployment.start()
         app = str(EXAMPLES / "quickstart")
@@ -82,10 +83,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--link", default="1mbit")
     parser.add_argument("--codecs", nargs="*", choices=CODECS, default=list(CODECS))
+    parser.add_argument("--depth", type=int, default=0, help="of the pipeline")
     options = parser.parse_args()
     print("| link | codec | seconds to 95 % | rounds |\n|---|---|---|---|", flush=True)
     for codec in options.codecs:
-        seconds, rounds = measure(options.link, codec)
+        seconds, rounds = measure(options.link, codec, options.depth)
         print(f"| {options.link} | {codec} | {seconds:.0f} | {rounds} |", flush=True)
 
 

@@ -34,6 +34,7 @@ def main(grid: Grid, context: Context) -> None:
         up=run["codec-up"],
         down=run["codec-down"],
         transport=_transport(run["listen"], run["advertise"]),
+        pipeline_depth=run["pipeline-depth"],
         seed=run["seed"],
         checkpoint=run["checkpoint"] or None,
         resume=run["resume"],
