@@ -80,6 +80,12 @@ class FrontMods:
                 f"{begin.config.update_bits} sends it quantized after them, past what "
                 "they clip; set update_bits=32 in Lightweight, or leave the mods out"
             )
+        if begin.config.period_steps:
+            raise SettingError(
+                "mods change the front that a device sends at the end of a round, and "
+                "Lightweight(period='step') sends it within the round, too, past them; "
+                "set period='round', or leave the mods out"
+            )
         if begin.front is not None:
             front = as_record(begin.front).copy()
             self._require_clippable(front)
