@@ -191,9 +191,9 @@ class WrappedStrategy:
         found = probe_mean(self.inner, _TINY if arrays is None else as_floats(arrays))
         if found.unclear and arrays is not None and not found.refused:
             raise SettingError(
-                f"whether {self.name} averages fronts, which scheme='sequential', prune "
-                f"as a function and period='step' need, cannot be found out: {found.unclear}; use "
-                f"a strategy that averages ({_AVERAGING})"
+                f"whether {self.name} averages fronts, which scheme='sequential', "
+                "prune as a function and period='step' need, cannot be found out: "
+                f"{found.unclear}; use a strategy that averages ({_AVERAGING})"
             )
         if not found.refused:
             return

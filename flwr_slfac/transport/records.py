@@ -1,8 +1,9 @@
 """The protocol's requests and replies as Flower records, and back.
 
 A request or reply is one ConfigRecord named ``split``; models travel in an ArrayRecord
-named ``arrays``, within a round on their way down ``mean``; frames of 1 MB and more in an ArrayRecord named ``frames``, because
-Flower carries large Arrays faster than large config values.
+named ``arrays``, or ``mean`` where they come down within a round; frames of 1 MB and
+more in an ArrayRecord named ``frames``, because Flower carries large Arrays faster than
+large config values.
 """
 
 import json

@@ -2,7 +2,9 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from flwr_slfac import Lightweight
+from flwr_slfac._release import RELEASE
+from flwr_slfac.codec import Identity
+from flwr_slfac.errors import DeviceError, SettingError, TrainingError
 from flwr_slfac.lightweight.pruning import (
     ChannelMask,
     ElementMask,
@@ -33,12 +38,15 @@ from flwr_slfac.lightweight.quantization import (
 )
 from flwr_slfac.split import (
     Batch,
+    Begin,
     Device,
     DeviceHalf,
     LocalLink,
     LocalResult,
     Lost,
     ServerHalf,
+    Smashed,
+    TrainReply,
     TrainRequest,
     train_locally,
 )
@@ -46,7 +54,9 @@ from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import TrainAnswer
 from flwr_slfac.states import in_dtypes_of, weighted_average
 from tests.split import builders
+from tests.split.test_device_half import ForgetfulLink, StutteringLink
 from tests.split.test_lightweight import by_partition, net
+from tests.transport.loopback import Loopback, answer_with, linked
 
 # Steps of a round: 6, 4 and 5 of batches of 8, the last ones smaller.
 SIZES = [44, 32, 36]
@@ -321,3 +331,215 @@ def test_a_round_is_the_slow_loop(
         builders.assert_same(
             mask.take_state(dict(result.front)), mask.take_state(expected)
         )
+
+
+@pytest.mark.parametrize("make_link", [ForgetfulLink, StutteringLink])
+@pytest.mark.parametrize("name", ["whole", "two bits", "weights", "unlike"])
+def test_no_live_object_is_needed_and_requests_may_repeat(
+    name: str, make_link: type[LocalLink]
+) -> None:
+    """Devices built from bytes, or asked twice, end a run in the same bits."""
+    once, back = train(SETTINGS[name], "sflv2")
+    again, other_back = train(SETTINGS[name], "sflv2", make_link)
+    builders.assert_same(dict(once.front), dict(again.front))
+    builders.assert_same(back, other_back)
+
+
+class TwiceLink(LocalLink):
+    """Asks for fronts within a round twice, and has their means taken up twice."""
+
+    num_fronts = 0
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Deliver what a period ends and begins with two times."""
+        answers = super().train(requests)
+        twice = {
+            k: r
+            for k, r in requests.items()
+            if r.front is not None or r.update is not None or brings_front(answers[k])
+        }
+        again = super().train(twice)
+        for key, answer in again.items():
+            first = answers[key]
+            assert isinstance(first, TrainReply)
+            assert isinstance(answer, TrainReply)
+            assert (first.update, first.smashed) == (answer.update, answer.smashed)
+            TwiceLink.num_fronts += brings_front(answer)
+        return {**answers, **again}
+
+
+def brings_front(answer: TrainAnswer) -> bool:
+    """Say whether an answer brings a front within a round."""
+    assert isinstance(answer, TrainReply)
+    return not answer.done and answer.smashed is None
+
+
+def test_the_end_of_a_period_may_be_asked_for_twice() -> None:
+    """The same update comes again, a mean is taken up once; the residual with it."""
+    once, _ = train(SETTINGS["two bits"], "parallel")
+    TwiceLink.num_fronts = 0
+    again, _ = train(SETTINGS["two bits"], "parallel", TwiceLink)
+    builders.assert_same(dict(once.front), dict(again.front))
+    # Steps 6, 4 and 5: means after 2 and 4 of them, of those who go on, in two rounds.
+    assert TwiceLink.num_fronts == 2 * (3 + 2)
+
+
+def test_a_mean_a_step_is_the_step_of_the_joined_batch() -> None:
+    """With I = 1, plain SGD and one back, devices train as one does on all batches."""
+    sgd = partial(torch.optim.SGD, lr=0.05)
+    front, back = builders.halves(norm=False)
+    sizes = [24, 12]
+    both = builders.devices(front, sizes, optimizer=sgd, batch_size=8, shuffle=False)
+    both[1].batch_size = 4
+    setting = Lightweight(aggregate_every=1, period="step")
+    result = train_locally(
+        both,
+        front.state_dict(),
+        builders.server(back, optimizer=sgd),
+        num_rounds=1,
+        lightweight=setting,
+        evaluate=False,
+    )
+    whole = nn.Sequential(copy.deepcopy(front), copy.deepcopy(back))
+    optimizer = sgd(whole.parameters())
+    data = [d.train_set.tensors for d in both]  # type: ignore[attr-defined]
+    for step in range(3):
+        parts = [
+            [t[step * size : (step + 1) * size] for t in tensors]
+            for tensors, size in zip(data, (8, 4), strict=True)
+        ]
+        x, y = (torch.cat(both) for both in zip(*parts, strict=True))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(whole(x), y).backward()
+        optimizer.step()
+        # At the end of the round the strategy weighs by the round's examples: the same.
+    torch.testing.assert_close(dict(result.front), dict(whole[0].state_dict()))
+
+
+def model_bytes(setting: Lightweight, **settings: Any) -> dict[str, int]:
+    """Return the bytes of fronts within a round, over streams, by direction."""
+    front = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+    )
+    back = nn.Sequential(nn.Flatten(), nn.Linear(36 * 32, builders.NUM_CLASSES))
+    devices = builders.devices(front, [88, 88], **settings)
+    with ExitStack() as stack:
+
+        def over_streams(halves: Sequence[DeviceHalf]) -> Loopback:
+            answers = {half.partition: answer_with(half) for half in halves}
+            link, _ = stack.enter_context(linked(answers))
+            return Loopback(halves, link)
+
+        result = train_locally(
+            devices,
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=setting,
+            evaluate=False,
+            make_link=over_streams,
+        )
+    return {
+        d: result.traffic.num_bytes(directions=[d])
+        for d in ("model-up", "model-down", "up")
+    }
+
+
+def test_eight_bits_take_a_quarter_of_the_bytes() -> None:
+    """Within rounds at I = 5, fronts in 8 bits take <= 0.30 x their float32's bytes.
+
+    What a round begins with comes down whole either way, and is left out.
+    """
+    steps_of_5 = partial(Lightweight, aggregate_every=5, period="step")
+    once = model_bytes(Lightweight())
+    whole = model_bytes(steps_of_5())
+    coded = model_bytes(steps_of_5(update_bits=8))
+    down = once["model-down"]
+    ratio = (coded["model-up"] + coded["model-down"] - down) / (
+        whole["model-up"] + whole["model-down"] - down
+    )
+    assert ratio <= 0.30
+    assert coded["up"] == whole["up"]
+    # 11 steps: two means within the round, and the round's end.
+    assert whole["model-up"] == pytest.approx(3 * once["model-up"], rel=0.05)
+    assert whole["model-down"] == pytest.approx(3 * down, rel=0.05)
+
+
+def test_what_means_cannot_go_with_is_refused_before_training() -> None:
+    """A relay and a pipeline are refused by name; so are sizes that are none."""
+    for scheme, more, named in (
+        ("sequential", {}, "relay"),
+        ("parallel", {"pipeline_depth": 1}, "pipeline_depth=1"),
+    ):
+        with pytest.raises(SettingError, match=named):
+            train(SETTINGS["whole"], scheme, Untouched, **more)
+    with pytest.raises(SettingError, match="aggregate_every"):
+        Lightweight(aggregate_every=0, period="step")
+    with pytest.raises(SettingError, match="period"):
+        Lightweight(period="epoch")  # type: ignore[arg-type]
+
+
+class Untouched(LocalLink):
+    """A link that nothing may cross."""
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Fail."""
+        raise AssertionError("a device was asked")
+
+
+LIES: dict[str, Callable[[TrainReply], TrainReply]] = {
+    "smashed data": lambda r: replace(r, smashed=Smashed(b"", b"", 8), update=None),
+    "a last reply": lambda r: replace(r, done=True),
+    "nothing": lambda r: replace(r, update=None),
+    "garbage": lambda r: replace(r, update=b"garbage"),
+    "a whole front": lambda r: replace(r, update=None, front={"w": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_a_device_that_lies_about_its_front_is_lost_alone(
+    lie: Callable[[TrainReply], TrainReply],
+) -> None:
+    """The others end in the bits of a round that lost it there; or the run ends."""
+
+    class Lying(LocalLink):
+        def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+            answers = super().train(requests)
+            if requests.get(1, TrainRequest(0)).step == 2 and brings_front(answers[1]):
+                answers[1] = lie(answers[1])  # type: ignore[arg-type]
+            return answers
+
+    setting = SETTINGS["quantized"]
+    result, back = train(setting, "sflv2", Lying, on_device_error="drop", num_rounds=1)
+    assert list(result.rounds[0].lost) == [1]
+    losses = {(1, 1): 2}
+    other, other_back = train(setting, "sflv2", link_of(losses), num_rounds=1)
+    builders.assert_same(dict(result.front), dict(other.front))
+    builders.assert_same(back, other_back)
+    with pytest.raises(DeviceError):
+        train(setting, "sflv2", Lying)
+
+
+def test_a_mean_that_was_not_awaited_is_refused() -> None:
+    """At another step, or before the update, a device says that it is out of step."""
+    front, devices, _ = parts()
+    half = DeviceHalf(devices[0], 0)
+    config = SETTINGS["whole"].device_config
+    begin = Begin(1, 0, front.state_dict(), Identity(), RELEASE, config=config)
+    half.train(TrainRequest(0, begin))
+    with pytest.raises(TrainingError, match="asked for step 1"):
+        half.train(TrainRequest(1, front=front.state_dict()))
+
+
+def test_a_run_is_as_before_where_no_mean_comes_due() -> None:
+    """A period longer than the round changes no bit of it."""
+    long = Lightweight(prune=0.5, aggregate_every=6, period="step")
+    once, back = train(long, "parallel")
+    again, other_back = train(Lightweight(prune=0.5), "parallel")
+    builders.assert_same(dict(once.front), dict(again.front))
+    builders.assert_same(back, other_back)
+    assert [r.loss for r in once.rounds] == [r.loss for r in again.rounds]
