@@ -43,7 +43,7 @@ Mod = Callable[[Message, Context, Answer], Message]
 # They measure messages: around the messages that cross, not around the front alone.
 _MEASURING = (arrays_size_mod, message_size_mod)
 _CLIPPING = (adaptiveclipping_mod, fixedclipping_mod)
-_RECEIVED, _TOLD = "slfac-received", "slfac-told"
+_RECEIVED, _TOLD, _ROUND = "slfac-received", "slfac-told", "slfac-round"
 
 
 class FrontMods:
@@ -91,6 +91,7 @@ class FrontMods:
             self._require_clippable(front)
             context.state[_RECEIVED] = front
         context.state[_TOLD] = ConfigRecord(dict(config))
+        context.state[_ROUND] = ConfigRecord({"round": begin.server_round})
 
     def finish(
         self, half: DeviceHalf, message: Message, context: Context, trained: ArrayRecord
@@ -115,7 +116,9 @@ class FrontMods:
         """
         if not self._mods:
             return trained, {}
-        num_examples = sum(half.device.batches(0, 0, half.partition).sizes)
+        server_round = int(context.state.config_records.pop(_ROUND)["round"])  # type: ignore[arg-type]
+        batches = half.device.batches(0, server_round, half.partition)
+        num_examples = sum(batches.sizes)
         received = context.state.array_records.pop(_RECEIVED)
         config = context.state.config_records.pop(_TOLD)
         content = RecordDict({"arrays": received.copy(), "config": config.copy()})

@@ -272,7 +272,7 @@ class DeviceHalf:
         if steps.paused:
             return self._front.send(moment)
         sent, keeps = self._front.finish(begin, moment)
-        sent["cost"] = self._front.cost(begin, lambda: steps.batches.example(0)[0])
+        sent["cost"] = self._front.cost(begin, steps.batches.largest)
         if memory := now.end.lasting:
             keeps["memory"] = remembered(memory, self._front.channels_sent)
         self.kept = keeps or None
