@@ -543,3 +543,30 @@ def test_a_run_is_as_before_where_no_mean_comes_due() -> None:
     builders.assert_same(dict(once.front), dict(again.front))
     builders.assert_same(back, other_back)
     assert [r.loss for r in once.rounds] == [r.loss for r in again.rounds]
+
+
+@pytest.mark.parametrize("name", ["whole", "two bits"])
+def test_fedprox_pulls_within_a_period(name: str) -> None:
+    """Devices stay nearer with a pull than without; it needs no live object."""
+    free, _ = train(SETTINGS[name], "parallel", num_rounds=1)
+    pulled, _ = train(SETTINGS[name], "parallel", num_rounds=1, proximal_mu=5.0)
+    again, _ = train(
+        SETTINGS[name], "parallel", ForgetfulLink, num_rounds=1, proximal_mu=5.0
+    )
+    builders.assert_same(dict(pulled.front), dict(again.front))
+    first = net()[0].state_dict()
+    far, near = (
+        sum(
+            float((r.front[n] - t).square().sum()) for n, t in first.items() if "3" in n
+        )
+        for r in (free, pulled)
+    )
+    assert 0 < near < far
+
+
+def test_fedprox_pulls_to_the_last_mean() -> None:
+    """At the mean itself the proximal term is zero, so with I = 1 it is none at all."""
+    setting = Lightweight(aggregate_every=1, period="step")
+    free, _ = train(setting, "parallel", num_rounds=1)
+    pulled, _ = train(setting, "parallel", num_rounds=1, proximal_mu=5.0)
+    builders.assert_same(dict(free.front), dict(pulled.front))
