@@ -51,8 +51,8 @@ class Lightweight:
     at_cut : {"prune", "keep"} (default: "prune")
         Whether channels of the smashed data leave too, which makes it smaller.
     remask_every : int (default: 1)
-        Rounds between two choices of the masks; a choice waits for the start of a
-        period between aggregations.
+        Rounds between two choices of the masks, also if `period` is of steps; a choice
+        waits for a round that begins with an aggregated front.
     gradient_decay : float (default: 0.9)
         Weight of earlier rounds in the accumulated gradient, in [0, 1). The default is
         our choice: about the last ten rounds count.

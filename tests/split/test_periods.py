@@ -524,6 +524,30 @@ def test_a_device_that_lies_about_its_front_is_lost_alone(
         train(setting, "sflv2", Lying)
 
 
+def test_a_device_lost_with_its_mean_has_brought_its_front() -> None:
+    """Who vanishes when the mean comes is lost; the others have what it had brought."""
+
+    class Vanishing(LocalLink):
+        def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+            gone = {
+                k: Lost("unplugged")
+                for k, r in requests.items()
+                if k == 1 and r.step == 2 and r.update is not None
+            }
+            reached = {k: r for k, r in requests.items() if k not in gone}
+            return {**super().train(reached), **gone}
+
+    setting = SETTINGS["quantized"]
+    fronts = [
+        train(setting, "parallel", link, num_rounds=1)[0]
+        for link in (Vanishing, link_of({(1, 1): 2}), LocalLink)
+    ]
+    assert [list(r.rounds[0].lost) for r in fronts] == [[1], [1], []]
+    states = [r.front["3.weight"] for r in fronts]
+    assert not torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
 def test_a_mean_that_was_not_awaited_is_refused() -> None:
     """At another step, or before the update, a device says that it is out of step."""
     front, devices, _ = parts()
