@@ -95,7 +95,7 @@ class FlowerRounds:
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
         require_transport(transport)
-        require_pipeline_depth(pipeline_depth)
+        require_pipeline_depth(pipeline_depth, fronts.period_steps)
         require_places((*cut_features, *fronts.cut_features), up, down)
         self._server, self._history = server, history
         self._status = history.status

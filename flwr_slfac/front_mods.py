@@ -43,7 +43,7 @@ Mod = Callable[[Message, Context, Answer], Message]
 # They measure messages: around the messages that cross, not around the front alone.
 _MEASURING = (arrays_size_mod, message_size_mod)
 _CLIPPING = (adaptiveclipping_mod, fixedclipping_mod)
-_RECEIVED, _TOLD = "slfac-received", "slfac-told"
+_RECEIVED, _TOLD, _ROUND = "slfac-received", "slfac-told", "slfac-round"
 
 
 class FrontMods:
@@ -80,11 +80,18 @@ class FrontMods:
                 f"{begin.config.update_bits} sends it quantized after them, past what "
                 "they clip; set update_bits=32 in Lightweight, or leave the mods out"
             )
+        if begin.config.period_steps:
+            raise SettingError(
+                "mods change the front that a device sends at the end of a round, and "
+                "Lightweight(period='step') sends it within the round, too, past them; "
+                "set period='round', or leave the mods out"
+            )
         if begin.front is not None:
             front = as_record(begin.front).copy()
             self._require_clippable(front)
             context.state[_RECEIVED] = front
         context.state[_TOLD] = ConfigRecord(dict(config))
+        context.state[_ROUND] = ConfigRecord({"round": begin.server_round})
 
     def finish(
         self, half: DeviceHalf, message: Message, context: Context, trained: ArrayRecord
@@ -109,7 +116,9 @@ class FrontMods:
         """
         if not self._mods:
             return trained, {}
-        num_examples = sum(half.device.batches(0, 0, half.partition).sizes)
+        server_round = int(context.state.config_records.pop(_ROUND)["round"])  # type: ignore[arg-type]
+        batches = half.device.batches(0, server_round, half.partition)
+        num_examples = sum(batches.sizes)
         received = context.state.array_records.pop(_RECEIVED)
         config = context.state.config_records.pop(_TOLD)
         content = RecordDict({"arrays": received.copy(), "config": config.copy()})

@@ -186,14 +186,14 @@ class WrappedStrategy:
             If this is one.
         """
         relay = scheme == "sequential" and fronts.hands_on
-        if not (relay or fronts.unlike_parts):
+        if not (relay or fronts.unlike_parts or fronts.period_steps):
             return
         found = probe_mean(self.inner, _TINY if arrays is None else as_floats(arrays))
         if found.unclear and arrays is not None and not found.refused:
             raise SettingError(
-                f"whether {self.name} averages fronts, which scheme='sequential' and "
-                f"prune as a function need, cannot be found out: {found.unclear}; use "
-                f"a strategy that averages ({_AVERAGING})"
+                f"whether {self.name} averages fronts, which scheme='sequential', "
+                "prune as a function and period='step' need, cannot be found out: "
+                f"{found.unclear}; use a strategy that averages ({_AVERAGING})"
             )
         if not found.refused:
             return
@@ -203,6 +203,13 @@ class WrappedStrategy:
                 f"scheme='sequential', that of its last device, which would void it: "
                 f"{found.refused}; use scheme='parallel', 'sflv1' or 'sflv2', or a "
                 f"strategy that averages ({_AVERAGING})"
+            )
+        if fronts.period_steps:
+            raise SettingError(
+                f"{self.name} does more than average fronts, but within a round "
+                "Lightweight(period='step') averages them without it: "
+                f"{found.refused}; use a strategy that averages ({_AVERAGING}) or "
+                "period='round'"
             )
         raise SettingError(
             f"{self.name} compares whole fronts, but with prune as a function "

@@ -11,9 +11,10 @@
 
 from flwr_slfac.lightweight.convergence import Bound, convergence_bound
 from flwr_slfac.lightweight.cost import StepCost, step_cost
+from flwr_slfac.lightweight.device_config import FULL_BITS, DeviceConfig
 from flwr_slfac.lightweight.dropout import DropMask, Per, Unit, require_dropout
 from flwr_slfac.lightweight.running_means import RunningMeans
-from flwr_slfac.lightweight.setting import FULL_BITS, DeviceConfig, Lightweight
+from flwr_slfac.lightweight.setting import Lightweight
 from flwr_slfac.lightweight.trained_problem import Objective, Training
 
 __all__ = [

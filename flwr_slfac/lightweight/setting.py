@@ -7,55 +7,14 @@ from typing import Any, Literal, get_args
 from flwr_slfac.codec import Codec
 from flwr_slfac.counts import require_count
 from flwr_slfac.errors import SettingError
+from flwr_slfac.lightweight.device_config import FULL_BITS, DeviceConfig
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice
 from flwr_slfac.lightweight.pruning.selection import CutChoice, Scope, require_ratio
-from flwr_slfac.lightweight.quantization.qsgd import (
-    DEFAULT_BUCKET,
-    MAX_BITS,
-    require_qsgd,
-)
+from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET
 
 Profile = Mapping[str, Any]
 Prune = float | Sequence[float] | Callable[[int, Profile], float]
-# Bits of float32, in which PyTorch trains by default: "not quantized".
-FULL_BITS = 32
-
-
-@dataclass(frozen=True)
-class DeviceConfig:
-    """What a device must know of the setting; travels at the start of a round.
-
-    The defaults are the null form: plain training.
-
-    Parameters
-    ----------
-    structured : bool
-        Whether masks are of channels.
-    gradient_bits, update_bits, bucket, error_feedback, saved_bits
-        As in `Lightweight`.
-    reports_cost : bool
-        Whether the device tells what a step costs it, at the end of a round.
-
-    Raises
-    ------
-    SettingError
-        If a setting is out of range.
-    """
-
-    structured: bool = True
-    gradient_bits: int = FULL_BITS
-    update_bits: int = FULL_BITS
-    bucket: int = DEFAULT_BUCKET
-    error_feedback: bool = False
-    saved_bits: int = FULL_BITS
-    reports_cost: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("gradient_bits", "update_bits"):
-            _require_bits(name, getattr(self, name), self.bucket)
-        if self.saved_bits not in (8, FULL_BITS):
-            raise SettingError(f"saved_bits is {self.saved_bits!r}; give 8 or 32")
 
 
 @dataclass(frozen=True)
@@ -92,8 +51,8 @@ class Lightweight:
     at_cut : {"prune", "keep"} (default: "prune")
         Whether channels of the smashed data leave too, which makes it smaller.
     remask_every : int (default: 1)
-        Rounds between two choices of the masks; a choice waits for the start of a
-        period between aggregations.
+        Rounds between two choices of the masks, also if `period` is of steps; a choice
+        waits for a round that begins with an aggregated front.
     gradient_decay : float (default: 0.9)
         Weight of earlier rounds in the accumulated gradient, in [0, 1). The default is
         our choice: about the last ten rounds count.
@@ -101,7 +60,8 @@ class Lightweight:
         2 to 8: the front's gradients are quantized to so many bits, unbiasedly (QSGD),
         before the optimizer's step. 32: they are not.
     update_bits : int, optional
-        Bits of the front's update on its way up; by default `gradient_bits`.
+        Bits of the front's update on its way up and, within a round, of the mean's on
+        its way down; by default `gradient_bits`.
     bucket : int (default: 512)
         Values that share a scale of gradients and updates, 1 to 65535.
     error_feedback : bool (default: False)
@@ -122,11 +82,17 @@ class Lightweight:
         under codecs that code each map for itself (`SLFAC`) or each value, and do
         under others.
     aggregate_every : int (default: 1)
-        I: fronts are aggregated in every I-th round, and in the last. In between they
-        stay on the devices and do not cross the network. A device that missed an
+        I, in the unit of `period`.
+    period : {"round", "step"} (default: "round")
+        "round": fronts are aggregated in every I-th round, and in the last. In between
+        they stay on the devices and do not cross the network. A device that missed an
         aggregation begins with the aggregated front. Under scheme ``sequential`` with
         I > 1 the front is not handed on: each device trains its own until they are
-        aggregated.
+        aggregated. "step": within a round, too, fronts are averaged after every I-th
+        step, over the devices that have further steps in it; see
+        `flwr_slfac.split.periods`. Optimizers keep their moments, and the wrapped
+        strategy aggregates at the end of each round as it does without. Not in the
+        relay of ``sequential``, where one device trains at a time.
 
     Raises
     ------
@@ -157,6 +123,7 @@ class Lightweight:
     dropout_unit: Unit | None = None
     dropout_per: Per | None = None
     aggregate_every: int = 1
+    period: Literal["round", "step"] = "round"
 
     def __post_init__(self) -> None:
         if not callable(self.prune):
@@ -173,6 +140,7 @@ class Lightweight:
         require_choice("criterion", self.criterion, criteria)
         require_choice("scope", self.scope, get_args(Scope))
         require_choice("at_cut", self.at_cut, get_args(CutChoice))
+        require_choice("period", self.period, ("round", "step"))
         for name in ("remask_every", "aggregate_every"):
             require_count(name, getattr(self, name))
         if not 0 <= self.gradient_decay < 1:
@@ -202,6 +170,7 @@ class Lightweight:
             error_feedback=self.error_feedback,
             saved_bits=self.saved_bits,
             reports_cost=True,
+            period_steps=self.period_steps,
         )
 
     def fit(self, *codecs: Codec) -> "Lightweight":
@@ -240,6 +209,16 @@ class Lightweight:
         return callable(self.prune) or any(share > 0 for share in self._schedule)
 
     @property
+    def period_steps(self) -> int:
+        """Steps between two averages of fronts within a round; 0 for none there."""
+        return self.aggregate_every if self.period == "step" else 0
+
+    @property
+    def period_rounds(self) -> int:
+        """Rounds between two aggregations by the strategy."""
+        return self.aggregate_every if self.period == "round" else 1
+
+    @property
     def unlike_shares(self) -> bool:
         """Whether devices of one round may carry unlike shares."""
         return callable(self.prune)
@@ -268,14 +247,4 @@ class Lightweight:
 
     def aggregates(self, server_round: int, last_round: int | None) -> bool:
         """Say whether fronts are aggregated at the end of a round, from 1."""
-        return server_round % self.aggregate_every == 0 or server_round == last_round
-
-
-def _require_bits(name: str, bits: int, bucket: int) -> None:
-    if bits == FULL_BITS and not isinstance(bits, bool):
-        require_qsgd(MAX_BITS, bucket)
-        return
-    try:
-        require_qsgd(bits, bucket)
-    except SettingError as error:
-        raise SettingError(f"{name}: {error}; or 32 for none") from error
+        return server_round % self.period_rounds == 0 or server_round == last_round

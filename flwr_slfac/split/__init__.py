@@ -30,7 +30,7 @@ from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.local import LocalLink, train_locally
 from flwr_slfac.split.local_run import LocalResult
-from flwr_slfac.split.masked_fronts import Fronts, fronts_for
+from flwr_slfac.split.masked_fronts import Fronts
 from flwr_slfac.split.metrics import accuracy
 from flwr_slfac.split.own_losses import Loss
 from flwr_slfac.split.place import Moment, Place, seed_for
@@ -48,6 +48,7 @@ from flwr_slfac.split.protocol import (
 )
 from flwr_slfac.split.results import DeviceResult, RoundResult
 from flwr_slfac.split.rounds import Rounds
+from flwr_slfac.split.run_fronts import fronts_for
 from flwr_slfac.split.scheme import SCHEMES, Scheme
 from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
 from flwr_slfac.split.server_half import Metric, ServerHalf

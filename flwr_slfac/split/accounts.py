@@ -3,7 +3,7 @@
 import torch
 
 from flwr_slfac.codec.wire import raw_num_bytes
-from flwr_slfac.split.protocol import Begin, Piece, TrainReply
+from flwr_slfac.split.protocol import Begin, Piece, TrainReply, TrainRequest
 from flwr_slfac.states import State
 from flwr_slfac.traffic import Direction, Phase, Traffic, raw_bytes_of
 
@@ -48,10 +48,16 @@ class Accounts:
             self._add(device, "model-down", len(begin.mask))
 
     def finished(self, device: int, reply: TrainReply, front: State | None) -> None:
-        """Enter the bytes in a last reply: the update, if so `front` came."""
+        """Enter the bytes of a reply that brings a front: the update, if so it came."""
         if reply.update is not None and front is not None:
             raw_bytes = raw_bytes_of(tensor.shape for tensor in front.values())
             self._add(device, "model-up", len(reply.update), raw_bytes)
+
+    def mean(self, device: int, request: TrainRequest, part: State) -> None:
+        """Enter the bytes of a mean on its way down, if it is quantized."""
+        if request.update is not None:
+            raw_bytes = raw_bytes_of(tensor.shape for tensor in part.values())
+            self._add(device, "model-down", len(request.update), raw_bytes)
 
     def carried(self, device: int, pieces: tuple[Piece, ...]) -> None:
         """Enter what the link says it carried to a device and back."""

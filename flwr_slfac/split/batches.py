@@ -1,6 +1,5 @@
 """Which examples are in which batch: a pure function of (seed, round, device, step)."""
 
-import math
 from typing import Any, cast
 
 import torch
@@ -29,12 +28,18 @@ def batch_sizes(num_examples: int, batch_size: int, drop_last: bool) -> list[int
 class BatchOrder:
     """The batches of one device in one round, at random access.
 
+    A round goes on in the data where the round before it stopped, should `max_steps`
+    have cut that short: with E batches in an epoch and T steps in every round, round r
+    begins with the batch at position ``(r - 1) T mod E`` of epoch ``(r - 1) T div E``.
+    Rounds in which the device does not take part count too, so that the order is a
+    function of the round.
+
     Parameters
     ----------
     num_examples, batch_size, epochs : int
         Size of the partition, of a batch, and passes over the data.
     max_steps : int or None
-        Stop after this many batches.
+        Stop a round after this many batches.
     drop_last, shuffle : bool
         As in `torch.utils.data.DataLoader`.
     seed, server_round, device : int
@@ -61,29 +66,41 @@ class BatchOrder:
         self._epoch_sizes = batch_sizes(num_examples, batch_size, drop_last)
         num_steps = epochs * len(self._epoch_sizes)
         self.num_steps = num_steps if max_steps is None else min(num_steps, max_steps)
+        self._epochs = epochs
+        # Outside of a run there is no round; then as in the first.
+        self._before = max(server_round - 1, 0) * self.num_steps
         self._cached: tuple[int, torch.Tensor] | None = None
 
     @property
     def sizes(self) -> list[int]:
         """Examples in each step's batch."""
-        epoch = self._epoch_sizes
-        if not epoch:
-            return []
-        repeats = math.ceil(self.num_steps / len(epoch))
-        return (epoch * repeats)[: self.num_steps]
+        return [self._epoch_sizes[self._at(s)[1]] for s in range(self.num_steps)]
+
+    @property
+    def smallest(self) -> int:
+        """Examples in the smallest batch of this round, and of those that follow."""
+        cut_short = self.num_steps < self._epochs * len(self._epoch_sizes)
+        return min(self._epoch_sizes if cut_short else self.sizes)
 
     def indices(self, step: int) -> torch.Tensor:
         """Return the indices of the examples in the batch of a step."""
-        epoch, position = divmod(step, len(self._epoch_sizes))
+        epoch, position = self._at(step)
         start = position * self.batch_size
         return self._permutation(epoch)[start : start + self.batch_size]
+
+    def _at(self, step: int) -> tuple[int, int]:
+        """Return the epoch of the run in which a step's batch is, and its place."""
+        return divmod(self._before + step, len(self._epoch_sizes))
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         if self._cached is None or self._cached[0] != epoch:
             order = torch.arange(self._num_examples)
             if self._shuffle:
+                seed, _, device = self._place
+                # Of a round that is as long as its epochs, this is its own number.
+                earlier, own = divmod(epoch, self._epochs)
                 generator = torch.Generator()
-                generator.manual_seed(seed_for(*self._place, epoch, "order"))
+                generator.manual_seed(seed_for(seed, earlier + 1, device, own, "order"))
                 order = torch.randperm(self._num_examples, generator=generator)
             self._cached = (epoch, order)
         return self._cached[1]
@@ -98,9 +115,9 @@ def require_batches(order: BatchOrder, smallest: int, who: str) -> None:
             "drop_last=True, so no batch at all; lower batch_size or set "
             "drop_last=False"
         )
-    if min(sizes) < smallest:
+    if order.smallest < smallest:
         raise SettingError(
-            f"{who} has a batch of {min(sizes)} example, and BatchNorm needs "
+            f"{who} has a batch of {order.smallest} example, and BatchNorm needs "
             f"{smallest}; set drop_last=True or choose another batch_size"
         )
 

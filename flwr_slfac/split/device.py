@@ -37,7 +37,7 @@ class Device:
     epochs : int (default: 1)
         Passes over `train_set` per round.
     max_steps : int, optional
-        Stop a round after this many steps.
+        Stop a round after this many steps; the next one goes on in the data from there.
     shuffle, drop_last : bool (default: True, False)
         As in `torch.utils.data.DataLoader`.
     scheduler : callable, optional

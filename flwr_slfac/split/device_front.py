@@ -1,7 +1,6 @@
 """The front of a device: under the mask of the round, trained, sent back, kept."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,15 +8,8 @@ from torch import nn
 
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight import StepCost
-from flwr_slfac.lightweight.pruning import (
-    Channels,
-    CutMask,
-    FullCutMask,
-    FullMask,
-    channel_groups,
-)
+from flwr_slfac.lightweight.pruning import Channels, CutMask
 from flwr_slfac.split.batches import require_batch
-from flwr_slfac.split.buffers import changed_buffers, put_buffers, unsent_buffers
 from flwr_slfac.split.device import Device
 from flwr_slfac.split.forwards import Forwards, TwoCopies
 from flwr_slfac.split.front_cost import FrontCosts
@@ -28,9 +20,9 @@ from flwr_slfac.split.front_features import (
     update_of,
 )
 from flwr_slfac.split.gradient_rules import GradientRule, gradient_rules
-from flwr_slfac.split.masked_network import masked_network, read_mask
+from flwr_slfac.split.held_part import HeldPart
 from flwr_slfac.split.place import Moment, seeded
-from flwr_slfac.split.protocol import Begin
+from flwr_slfac.split.protocol import Begin, TrainRequest
 from flwr_slfac.split.tuning import Tuning, tuning_of
 
 Kept = Mapping[str, Any]
@@ -50,36 +42,30 @@ class DeviceFront:
         The front and how it is trained.
     example : callable
         Returns one input, batch first; called when channels are first asked for.
-
-    Attributes
-    ----------
-    channels_sent : CutMask
-        Which channels of the smashed data the network computes.
     """
 
     def __init__(self, device: Device, example: Callable[[], torch.Tensor]) -> None:
         self._device = device
         self._where = torch.device(device.device)
-        self._example = example
-        self._full = device.front.to(self._where)
-        self._mask = b""
-        self.channels_sent: CutMask = FullCutMask()
-        self._trained = masked_network(self._full, FullMask())
-        # Of buffers that no state dict names, those that the front came with.
-        self._unsent_full = self._unsent = unsent_buffers(self._full)
+        self._part = HeldPart(device.front.to(self._where), example)
         self._activations = Activations()
         self._rules: list[GradientRule] = []
         self._update = FrontUpdate()
         self._tuning: Tuning | None = None
         self._forwards = Forwards(self.network)
-        self._costs = FrontCosts(self._full, self._where)
+        self._costs = FrontCosts(self._part.full, self._where)
 
     @property
     def network(self) -> nn.Module:
         """What runs: the whole front unless channels are pruned."""
-        return self._trained.module
+        return self._part.network
 
-    @cached_property
+    @property
+    def channels_sent(self) -> CutMask:
+        """Which channels of the smashed data the network computes."""
+        return self._part.channels_sent
+
+    @property
     def channels(self) -> Channels:
         """The channels that can be pruned.
 
@@ -88,7 +74,7 @@ class DeviceFront:
         SettingError
             If the front's channels cannot be pruned.
         """
-        return channel_groups(self._full, self._example())
+        return self._part.channels
 
     def take(self, begin: Begin, kept: Kept, who: str) -> bool:
         """Load the front that was sent, or the kept one; False if that is not here.
@@ -109,9 +95,9 @@ class DeviceFront:
                 return False
             front = resident["state"]
         self._configure(begin)
-        self._trained.load(front, who)
+        self._part.trained.load(front, who)
         own = kept.get("buffers", {}) if _same_mask(begin, kept) else {}
-        put_buffers(self.network, {**self._unsent, **own})
+        self.load_buffers(own)
         return True
 
     def start(self, begin: Begin, kept: Kept) -> None:
@@ -126,9 +112,12 @@ class DeviceFront:
             If the front cannot be trained as asked.
         """
         if begin.front is not None:
-            self._update.start(self._trained.part)
+            self._update.start(self._part.trained.part)
         else:
             self._update.reference = kept["front"]["reference"]
+        # What was lost under another mask belongs to other coordinates.
+        same_mask = _same_mask(begin, kept)
+        self._update.residual = kept.get("residual", {}) if same_mask else {}
         for rule in self._rules:
             rule.start(self.network)
             if begin.front is None:
@@ -137,7 +126,6 @@ class DeviceFront:
             self._forwards = TwoCopies(self.network)
         self._tuning = self._new_tuning()
         # Moments of another mask fit no more; the schedule goes on.
-        same_mask = _same_mask(begin, kept)
         self._tuning.load(kept.get("tuning", {}), moments=same_mask)
         self._tuning.start_round(begin.server_round)
 
@@ -173,10 +161,30 @@ class DeviceFront:
         if sent.requires_grad:
             sent.backward(gradient)  # type: ignore[no-untyped-call]
         self._forwards.collect(moment.step)
-        self._trained.drop_gradients()
+        self._part.trained.drop_gradients()
         for rule in self._rules:
             rule.apply(self.network, moment)
         tuning.step()
+
+    def send(self, moment: Moment) -> dict[str, Any]:
+        """Return the fields of a reply that bring the front, before a mean comes."""
+        return self._update.pack(self._part.trained.part(), moment)[0]
+
+    def go_on(self, request: TrainRequest, moment: Moment, who: str) -> None:
+        """Take up the mean that followed what `send` returned.
+
+        Raises
+        ------
+        DecodeError, SettingError, TrainingError
+            If it is not a mean of such fronts.
+        """
+        update = self._update
+        mean = update.unpack_mean(request)
+        _, update.residual = update.pack(self._part.trained.part(), moment)
+        self._part.trained.load(mean, who)
+        update.start(self._part.trained.part)
+        for rule in self._rules:
+            rule.start(self.network)
 
     def test(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the activations of a test batch."""
@@ -184,19 +192,16 @@ class DeviceFront:
             return self.network(inputs.to(self._where))  # type: ignore[no-any-return]
 
     def finish(
-        self, begin: Begin, moment: Moment, kept: Kept
+        self, begin: Begin, moment: Moment
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the fields of the last reply, and what is kept, after a round."""
         tuning = self._require_started()
-        part = self._trained.part()
+        part = self._part.trained.part()
         sent: dict[str, Any] = {}
-        residual = dict(kept.get("residual", {}))
+        residual = self._update.residual
         keeps: dict[str, Any] = {}
         if begin.aggregate:
-            if not _same_mask(begin, kept):
-                # What was lost under another mask belongs to other coordinates.
-                residual = {}
-            sent = self._update.pack(part, moment, residual)
+            sent, residual = self._update.pack(part, moment)
         else:
             keeps["front"] = {
                 "state": part,
@@ -205,13 +210,13 @@ class DeviceFront:
                 "rules": {rule.name: rule.state() for rule in self._rules},
             }
         if residual:
-            keeps["residual"] = residual
+            keeps["residual"] = dict(residual)
         d = self._device
         if d.keep_optimizer or d.scheduler:
             keeps["tuning"] = tuning.state(moments=d.keep_optimizer)
         if begin.mask:
             keeps["mask"] = begin.mask
-        buffers = changed_buffers(self.network, self._unsent)
+        buffers = self.buffers()
         if unsent := {n: b for n, b in buffers.items() if n not in part}:
             keeps["buffers"] = unsent
         return sent, keeps
@@ -233,6 +238,7 @@ class DeviceFront:
             "front": self.network.state_dict(),
             "rules": [rule.state() for rule in self._rules],
             "reference": self._update.reference,
+            "residual": dict(self._update.residual),
             "tuning": None
             if self._tuning is None
             else self._tuning.state(moments=True),
@@ -246,6 +252,7 @@ class DeviceFront:
         for rule, own in zip(self._rules, state["rules"], strict=True):
             rule.load(own, self._where)
         self._update.reference = state["reference"]
+        self._update.residual = state["residual"]
         self._tuning = None
         if "weights" in state:
             copies = self._forwards = TwoCopies(self.network)
@@ -256,36 +263,23 @@ class DeviceFront:
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Return a copy of the buffers that a forward may change, or has changed."""
-        return changed_buffers(self.network, self._unsent)
+        return self._part.buffers()
 
     def load_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
         """Bring back what `buffers` returned."""
-        put_buffers(self.network, {**self._unsent, **buffers})
+        self._part.load_buffers(buffers)
 
     def _configure(self, begin: Begin) -> None:
         """Take over the configuration and the mask of a round."""
         self._activations = activations_of(begin.config)
         self._rules = gradient_rules(begin)
         self._update = update_of(begin.config)
-        if begin.mask != self._mask:
-            # The whole front, should the mask be refused.
-            self._trained, self._mask = masked_network(self._full, FullMask()), b""
-            self._unsent, self.channels_sent = self._unsent_full, FullCutMask()
-            mask = read_mask(
-                begin.mask,
-                self._full,
-                lambda: self.channels,
-                structured=begin.config.structured,
-            )
-            put_buffers(self._full, self._unsent_full)
-            self._trained, self._mask = masked_network(self._full, mask), begin.mask
-            self.channels_sent = mask.cut
-            self._unsent = unsent_buffers(self.network)
+        self._part.put_on(begin.mask, structured=begin.config.structured)
         self._forwards = Forwards(self.network)
 
     def _new_tuning(self) -> Tuning:
         tuning = tuning_of(self._device, self.network.parameters())
-        self._trained.hold(tuning.optimizer)
+        self._part.trained.hold(tuning.optimizer)
         return tuning
 
     def _require_started(self) -> Tuning:

@@ -104,7 +104,7 @@ class DeviceHalf:
             )
         steps, now.end.seconds = now.steps, 0.0
         told, smashed = steps.is_ahead, steps.take(request)
-        results = {} if smashed is not None else self._finish(now, steps)
+        results = {} if smashed is not None else self._results(now, steps)
         seconds = self._seconds(now, start, told=told)
         return self._reply(steps, smashed, seconds, **results)
 
@@ -171,14 +171,15 @@ class DeviceHalf:
         now = self._round
         if now is None:
             return None
-        step, mark, before = BEFORE_FIRST, None, self._front.buffers()
+        step, mark, paused, before = BEFORE_FIRST, None, False, self._front.buffers()
         if (steps := now.steps) is not None:
             if steps.is_ahead:
                 raise TrainingError(f"{self._who} is ahead, which no snapshot holds")
-            step, mark, before = steps.last, steps.batches.mark, steps.buffers_before
+            step, mark, paused = steps.last, steps.batches.mark, steps.paused
+            before = before if paused else steps.buffers_before
         front = {**self._front.state(step), "buffers": before}
         begin = replace(now.begin, front=None)
-        return Snapshot(begin, mark, step, front, now.end.state())
+        return Snapshot(begin, mark, step, front, now.end.state(), paused)
 
     def restore(self, snapshot: Snapshot | None) -> None:
         """Take up the round that `snapshot` describes; the graph is lost."""
@@ -189,7 +190,7 @@ class DeviceHalf:
         self._front.restore(snapshot.begin, snapshot.front, snapshot.step)
         mark = snapshot.batch
         batches = None if mark is None else self._batches(snapshot.begin, mark)
-        self._round = self._open(snapshot.begin, batches, snapshot.step)
+        self._round = self._open(snapshot.begin, batches, snapshot)
         self._round.end.load(snapshot.memory)
 
     @property
@@ -207,7 +208,7 @@ class DeviceHalf:
             device=self.partition,
             num_steps=steps.batches.order.num_steps,
             smashed=smashed,
-            done=smashed is None,
+            done=smashed is None and not steps.paused,
             **results,
             compute_s=seconds[0],
             codec_s=seconds[1],
@@ -227,7 +228,7 @@ class DeviceHalf:
         return seconds
 
     def _open(
-        self, begin: Begin, batches: BatchReader | None, step: int = BEFORE_FIRST
+        self, begin: Begin, batches: BatchReader | None, was: Snapshot | None = None
     ) -> _Round:
         """Open this device's end of the stream for training or evaluation."""
         place = Place(begin.seed, begin.server_round, self.partition)
@@ -237,15 +238,17 @@ class DeviceHalf:
         )
         features = [f for f in begin.cut_features if trains or f.in_evaluation]
         end = DeviceEnd(begin.up, features, place, memory)
-        steps, depth = None, begin.pipeline_depth
+        steps = None
         if batches is not None:
-            steps = DeviceSteps(self._front, place, end, batches, depth, step)
+            how = begin.pipeline_depth, begin.config.period_steps
+            at = (was.step, was.paused) if was else (BEFORE_FIRST, False)
+            steps = DeviceSteps(self._front, place, end, batches, *how, *at)
         return _Round(begin, place, end, steps)
 
     def _begin_round(self, begin: Begin) -> bool:
         """Take up a round; return False if its front is not here."""
         require_release(begin.release, self._who)
-        require_pipeline_depth(begin.pipeline_depth)
+        require_pipeline_depth(begin.pipeline_depth, begin.config.period_steps)
         batches = self._batches(begin)
         kept = self.kept or {}
         if not self._front.take(begin, kept, self._who):
@@ -263,11 +266,13 @@ class DeviceHalf:
             raise TrainingError(f"{self._who} lacks the front that it is to test")
         self._round = self._open(begin, None)
 
-    def _finish(self, now: _Round, steps: DeviceSteps) -> dict[str, Any]:
-        """Return what the last reply holds, and keep what outlives the round."""
+    def _results(self, now: _Round, steps: DeviceSteps) -> dict[str, Any]:
+        """Return what a reply without smashed data holds; keep what lasts."""
         begin, moment = now.begin, now.place.at(steps.last)
-        sent, keeps = self._front.finish(begin, moment, self.kept or {})
-        sent["cost"] = self._front.cost(begin, lambda: steps.batches.example(0)[0])
+        if steps.paused:
+            return self._front.send(moment)
+        sent, keeps = self._front.finish(begin, moment)
+        sent["cost"] = self._front.cost(begin, steps.batches.largest)
         if memory := now.end.lasting:
             keeps["memory"] = remembered(memory, self._front.channels_sent)
         self.kept = keeps or None

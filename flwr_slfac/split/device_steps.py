@@ -32,8 +32,12 @@ class DeviceSteps:
         Its batches.
     depth : int
         0, or 1 to run each forward before the update of the step before.
+    period : int
+        Steps between two averages of fronts within the round; 0 for none.
     last : int (default: -1)
         The last forward, whose graph is lost.
+    paused : bool (default: False)
+        Whether its update is done, and a mean is awaited.
 
     Attributes
     ----------
@@ -43,6 +47,9 @@ class DeviceSteps:
         The last forward, -1 before the first.
     buffers_before : dict of str to Tensor
         Those that were before it.
+    paused : bool
+        Whether a period ended with the last update, and the mean that the next forward
+        starts from has not come.
     """
 
     def __init__(
@@ -52,13 +59,16 @@ class DeviceSteps:
         end: DeviceEnd,
         batches: BatchReader,
         depth: int,
+        period: int,
         last: int = BEFORE_FIRST,
+        paused: bool = False,
     ) -> None:
         self._front, self._place, self._end = front, place, end
         self.batches, self._depth, self.last = batches, depth, last
+        self._period, self.paused = period, paused
         self.buffers_before = front.buffers()
         # The last update, and graphs of forwards after it by step.
-        self._updated = max(last - 1, BEFORE_FIRST)
+        self._updated = last if paused else max(last - 1, BEFORE_FIRST)
         self._graphs: dict[int, torch.Tensor] = {}
         self._ahead: Smashed | None = None
 
@@ -68,7 +78,9 @@ class DeviceSteps:
         return self._ahead is not None
 
     def take(self, request: TrainRequest) -> Smashed | None:
-        """Carry out a request; return what the forward gave, None after the last one.
+        """Carry out a request; return what the forward gave.
+
+        None after the last one, and where a mean of fronts is to come before it.
 
         Raises
         ------
@@ -79,6 +91,9 @@ class DeviceSteps:
         """
         if not self._depth:
             self._backward(request)
+        self.paused = self._is_to_pause(request)
+        if self.paused:
+            return None
         smashed, self._ahead = self._ahead, None
         if smashed is None and request.step < self.batches.order.num_steps:
             smashed = self._forward(request.step)
@@ -101,6 +116,24 @@ class DeviceSteps:
             return None
         self._ahead = self._forward(step)
         return self._ahead
+
+    def _is_to_pause(self, request: TrainRequest) -> bool:
+        """Say whether a mean is to come before the forward; take up one that came."""
+        step, num_steps = request.step, self.batches.order.num_steps
+        if step == self.last:
+            return False
+        ends_period = self._period > 0 and step % self._period == 0
+        awaits_mean = ends_period and 0 < step < num_steps
+        if request.front is None and request.update is None:
+            return awaits_mean
+        if not awaits_mean or not step - 1 == self.last == self._updated:
+            raise self._out_of_step(step)
+        self._front.go_on(request, self._place.at(self.last), self._who)
+        return False
+
+    @property
+    def _who(self) -> str:
+        return f"device {self._place.device}"
 
     def _forward(self, step: int) -> Smashed:
         """Run the front over a batch and code what comes out."""
@@ -147,6 +180,6 @@ class DeviceSteps:
 
     def _out_of_step(self, step: int) -> TrainingError:
         return TrainingError(
-            f"device {self._place.device} was asked for step {step}; its last forward "
+            f"{self._who} was asked for step {step}; its last forward "
             f"was of step {self.last}"
         )

@@ -27,8 +27,15 @@ _CARRIED = ("_parameters", "_buffers", "_modules", "training")
 _REMEDY = "or set pipeline_depth=0"
 
 
-def require_pipeline_depth(depth: object) -> None:
-    """Raise SettingError unless a pipeline's depth is 0 or 1.
+def require_pipeline_depth(depth: object, period_steps: int = 0) -> None:
+    """Raise SettingError unless a pipeline's depth is 0, or 1 in a round without means.
+
+    Parameters
+    ----------
+    depth : object
+        What a user gave.
+    period_steps : int (default: 0)
+        Steps between two averages of fronts within a round; 0 for none there.
 
     Examples
     --------
@@ -42,6 +49,12 @@ forward while a gradient travels
         raise SettingError(
             f"pipeline_depth is {depth!r}; use 0, or 1 to run the next forward while a "
             "gradient travels"
+        )
+    if depth and period_steps:
+        raise SettingError(
+            "pipeline_depth=1 runs a forward before the update of the step before, and "
+            "Lightweight(period='step') has fronts averaged between the two; set "
+            "pipeline_depth=0, or period='round'"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flwr_slfac.errors import DeviceError
+from flwr_slfac.errors import DeviceError, TrainingError
 from flwr_slfac.lightweight import FULL_BITS, DeviceConfig
 from flwr_slfac.lightweight.activations import saved_in_8_bits, without_values
 from flwr_slfac.lightweight.quantization import (
@@ -21,7 +21,7 @@ from flwr_slfac.lightweight.quantization import (
     unpack_update,
 )
 from flwr_slfac.split.place import Moment
-from flwr_slfac.split.protocol import TrainReply
+from flwr_slfac.split.protocol import TrainReply, TrainRequest
 from flwr_slfac.states import State
 
 
@@ -61,18 +61,21 @@ class FrontUpdate:
     ----------
     reference : mapping of str to Tensor
         On the device: what the server sent, where that is needed.
+    residual : mapping of str to Tensor
+        On the device: what updates left unsent.
     """
 
     def __init__(self) -> None:
         self.reference: State = {}
+        self.residual: State = {}
 
     def start(self, part: Callable[[], State]) -> None:
         """Take note, on the device, of the front that the server holds too."""
 
-    def pack(
-        self, part: State, moment: Moment, residual: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
-        """Return the fields of `TrainReply` that bring a front back.
+    def pack(self, part: State, moment: Moment) -> tuple[dict[str, Any], State]:
+        """Return the fields of `TrainReply` that bring a front, and the residual then.
+
+        Nothing is changed, so that it may be asked for again.
 
         Parameters
         ----------
@@ -80,10 +83,8 @@ class FrontUpdate:
             The trained front.
         moment : Moment
             What noise is a function of.
-        residual : dict of str to Tensor
-            What earlier updates left unsent; changed to what this one leaves.
         """
-        return {"front": part}
+        return {"front": part}, {}
 
     def unpack(self, device: int, reply: TrainReply, given: State) -> State:
         """Return, on the server, the front that a reply brings.
@@ -93,7 +94,7 @@ class FrontUpdate:
         device : int
             Partition id.
         reply : TrainReply
-            The device's last one.
+            The device's last one, or that of a period's end.
         given : mapping of str to Tensor
             What the device was sent.
 
@@ -108,9 +109,45 @@ class FrontUpdate:
             raise _unasked(device, "quantized")
         return reply.front
 
+    def pack_mean(self, mean: State, given: State) -> tuple[dict[str, Any], State]:
+        """Return, on the server, the fields of `TrainRequest` that bring a mean.
+
+        Parameters
+        ----------
+        mean : mapping of str to Tensor
+            The part that a device is to go on from.
+        given : mapping of str to Tensor
+            What it was sent before.
+
+        Returns
+        -------
+        fields : dict
+            Of the request.
+        arrives : mapping of str to Tensor
+            What the device then has.
+        """
+        return {"front": mean}, mean
+
+    def unpack_mean(self, request: TrainRequest) -> State:
+        """Return, on the device, the part to go on from.
+
+        Raises
+        ------
+        TrainingError
+            If it comes in another way than was asked for.
+        DecodeError
+            If it cannot be decoded.
+        """
+        if request.front is None:
+            raise TrainingError("the server sent a mean quantized, and was not to")
+        return request.front
+
 
 class QuantizedUpdate(FrontUpdate):
     """The difference to what the server sent, quantized by QSGD.
+
+    A mean on its way down is rounded to nearest: it is the difference of what the
+    server holds to what the device has, so what one rounding lost is in the next.
 
     Parameters
     ----------
@@ -135,10 +172,9 @@ class QuantizedUpdate(FrontUpdate):
         self.reference = part()
         require_sendable(self.reference)
 
-    def pack(
-        self, part: State, moment: Moment, residual: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
+    def pack(self, part: State, moment: Moment) -> tuple[dict[str, Any], State]:
         """Return the quantized difference to the reference."""
+        residual = dict(self.residual)
         update = pack_update(
             part,
             self.reference,
@@ -147,7 +183,7 @@ class QuantizedUpdate(FrontUpdate):
             bucket=self._bucket,
             residual=residual if self._feedback else None,
         )
-        return {"update": update}
+        return {"update": update}, residual
 
     def unpack(self, device: int, reply: TrainReply, given: State) -> State:
         """Return what was sent, moved by the update.
@@ -162,6 +198,38 @@ class QuantizedUpdate(FrontUpdate):
         if reply.update is None:
             raise _unasked(device, "in full")
         return unpack_update(reply.update, given)
+
+    def pack_mean(self, mean: State, given: State) -> tuple[dict[str, Any], State]:
+        """Return the quantized difference to what the device was sent before.
+
+        Raises
+        ------
+        DivergedError
+            If a difference is above the largest bfloat16.
+        """
+        update = pack_update(
+            mean,
+            given,
+            self._bits,
+            torch.Generator(),
+            bucket=self._bucket,
+            residual={},
+        )
+        return {"update": update}, unpack_update(update, given)
+
+    def unpack_mean(self, request: TrainRequest) -> State:
+        """Return what was sent before, moved by the difference.
+
+        Raises
+        ------
+        TrainingError
+            If the mean came in full.
+        DecodeError
+            If it cannot be decoded.
+        """
+        if request.update is None:
+            raise TrainingError("the server sent a mean in full, and was not to")
+        return unpack_update(request.update, self.reference)
 
 
 def update_of(config: DeviceConfig) -> FrontUpdate:

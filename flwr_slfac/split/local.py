@@ -16,7 +16,6 @@ from flwr_slfac.split.features import CutFeature
 from flwr_slfac.split.forwards import require_pipeline_depth
 from flwr_slfac.split.limits import Limits, OnDeviceError
 from flwr_slfac.split.local_run import LocalResult, LocalRun
-from flwr_slfac.split.masked_fronts import fronts_for
 from flwr_slfac.split.protocol import (
     Begin,
     Description,
@@ -29,6 +28,7 @@ from flwr_slfac.split.protocol import (
     TrainRequest,
 )
 from flwr_slfac.split.rounds import Rounds
+from flwr_slfac.split.run_fronts import fronts_for
 from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.states import State
 from flwr_slfac.traffic import Traffic
@@ -161,9 +161,9 @@ def train_locally(
         If something of the run cannot be stored, or all that was is damaged.
     """
     saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
-    require_pipeline_depth(pipeline_depth)
     codecs = up or Identity(), down or Identity()
     fronts = fronts_for(lightweight, server.scheme, *codecs)
+    require_pipeline_depth(pipeline_depth, fronts.period_steps)
     require_places((*cut_features, *fronts.cut_features), *codecs)
     result = LocalResult(dict(front), [], [], Traffic())
     shared = Limits(), fronts, cut_features, on_device_error, codec_threads

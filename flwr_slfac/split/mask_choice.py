@@ -76,7 +76,7 @@ class MaskChoice:
         setting = self._setting
         if not setting.prunes:
             return False
-        first = (server_round - 1) % setting.aggregate_every == 0
+        first = (server_round - 1) % setting.period_rounds == 0
         waited = server_round - (self._chosen_in or 0)
         if self._chosen_in is None or (first and waited >= setting.remask_every):
             self._chosen_in = server_round

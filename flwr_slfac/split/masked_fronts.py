@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from flwr_slfac.codec import Codec
 from flwr_slfac.errors import DecodeError, DeviceError, TrainingError
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.lightweight.pruning import (
@@ -30,10 +29,11 @@ from flwr_slfac.split.features import Dropout
 from flwr_slfac.split.front_features import update_of
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.mask_choice import MaskChoice
+from flwr_slfac.split.periods import Periods
 from flwr_slfac.split.protocol import Begin, TrainReply
 from flwr_slfac.split.server_fronts import (
+    Mean,
     ServerFronts,
-    WholeFronts,
     require_front,
 )
 from flwr_slfac.states import State, in_dtypes_of, same_state
@@ -70,6 +70,8 @@ class Fronts(ServerFronts):
         self._setting = setting
         self._config = setting.device_config
         self._update = update_of(self._config)
+        self.period_steps = setting.period_steps
+        self._periods = Periods(self._update)
         self._masks = MaskChoice(setting)
         self._version = 0
         self._aggregate = True
@@ -100,6 +102,7 @@ class Fronts(ServerFronts):
         train_round: int | None,
     ) -> None:
         """Ask devices what masks depend on, and choose masks if it is time."""
+        self._periods.start_round()
         self._masks.ask(link, devices, self.full, accounts)
         if train_round is not None and self._masks.renew(train_round):
             # A front that a device kept fits its old mask only.
@@ -152,7 +155,7 @@ class Fronts(ServerFronts):
             If what came is not what was asked for, or cannot be decoded.
         """
         mask, _ = self._masks.mask(device, self.full)
-        given = self._given.pop(device)
+        given = self._given.pop(device) if reply.done else self._given[device]
         came = reply.update is not None or reply.front is not None
         if came != self._aggregate:
             raise DeviceError(
@@ -164,14 +167,32 @@ class Fronts(ServerFronts):
             return None
         self._resident.pop(device, None)
         try:
-            held = mask.take_state(given)
+            held = self._periods.given(device) or mask.take_state(given)
             part = self._update.unpack(device, reply, held)
             require_front(device, part, held)
+            if self.period_steps:
+                return self._periods.bring(device, part, mask.take_state(self._now))
             return mask.put_state(part, given) if self.hands_on else dict(part)
         except DeviceError:
             raise
         except (DecodeError, TrainingError) as error:
             raise DeviceError(f"the front of device {device}: {error}") from error
+
+    def meet(self, num_examples: Mapping[int, int]) -> Mapping[int, Mean]:
+        """Average the fronts that came within a round; return what follows on them.
+
+        Raises
+        ------
+        DivergedError
+            If a difference cannot be sent.
+        """
+        masks = {d: self._masks.mask(d, self.full) for d in num_examples}
+        return self._periods.meet(masks, num_examples, self._now)
+
+    @property
+    def _now(self) -> State:
+        """The whole front within a round: of its start, or the last mean."""
+        return self._periods.full or self.full
 
     def complete(
         self, parts: Mapping[int, State], num_examples: Mapping[int, int]
@@ -190,7 +211,7 @@ class Fronts(ServerFronts):
         if self.hands_on or all(mask.is_full for mask in masks):
             return {d: parts[d] for d in order}
         try:
-            filled = fill_unheld([parts[d] for d in order], weights, masks, self.full)
+            filled = fill_unheld([parts[d] for d in order], weights, masks, self._now)
         except TrainingError as error:
             raise DeviceError(str(error)) from error
         return dict(zip(order, filled, strict=True))
@@ -204,8 +225,9 @@ class Fronts(ServerFronts):
         weights = [weight for weight, _ in self._holders]
         masks = [mask for _, mask in self._holders]
         if not all(mask.is_full for mask in masks):
-            after = restore_unheld(after, weights, masks, before)
+            after = restore_unheld(after, weights, masks, self._now)
         self._masks.observe(before, after)
+        self._periods.start_round()
         self.full = after
         self._version += 1
         self._served = self._without_unheld(weights, masks)
@@ -246,22 +268,3 @@ class Fronts(ServerFronts):
     def summary(self) -> list[str]:
         """Return the setting."""
         return [str(self._setting)]
-
-
-def fronts_for(
-    lightweight: Lightweight | None, scheme: str, *codecs: Codec
-) -> ServerFronts:
-    """Return the fronts of a run.
-
-    Parameters
-    ----------
-    lightweight : Lightweight or None
-        What makes training lighter; None for plain training.
-    scheme : str
-        As in `flwr_slfac.split.scheme`.
-    *codecs : Codec
-        Of activations and gradients; what the setting leaves open follows them.
-    """
-    if lightweight is None:
-        return WholeFronts()
-    return Fronts(lightweight.fit(*codecs), relay=scheme == "sequential")

@@ -10,6 +10,13 @@
     ...
     TrainRequest(step T, gradient T-1) ------>   backward T-1
                                        <------   TrainReply(front)
+
+Where fronts are averaged within the round, every I steps, at t = I, 2 I, ... < T::
+
+    TrainRequest(step t, gradient t-1) ------>   backward t-1
+                                       <------   TrainReply(front)
+    TrainRequest(step t, front)        ------>   forward t, from the mean
+                                       <------   TrainReply(smashed t)
 """
 
 from collections.abc import Mapping
@@ -108,12 +115,18 @@ class TrainRequest:
         Frame of the cut-layer gradient of the step before.
     memory_order : tuple of int
         Of that gradient: see `flwr_slfac.memory_order`.
+    front : mapping of str to Tensor or None
+        Within a round: the mean of fronts that the device is to go on from.
+    update : bytes or None
+        Instead of `front`: its difference to what the server sent before, quantized.
     """
 
     step: int
     begin: Begin | None = None
     gradient: bytes | None = None
     memory_order: tuple[int, ...] = ()
+    front: State | None = None
+    update: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -150,11 +163,12 @@ class TrainReply:
     num_steps : int
         Steps of this device in this round.
     smashed : Smashed or None
-        Set unless this is the last reply.
+        Set unless this is the last reply, or brings a front within the round.
     done : bool
         Whether this is the last reply.
     front : mapping of str to Tensor or None
-        In the last reply of a round that aggregates: the trained front.
+        In the last reply of a round that aggregates, and at each end of a period within
+        it: the trained front.
     update : bytes or None
         Instead of `front`: its difference to what the server sent, quantized.
     wants_front : bool
@@ -242,8 +256,11 @@ class Snapshot:
         Fingerprint of the batch of its last forward; None if it evaluates.
     step : int
         Its last forward, -1 before the first.
+    paused : bool
+        Whether its update is done, too, and the device waits for a mean of fronts.
     front : dict
-        `DeviceFront.state`, with the ``buffers`` before that forward.
+        `DeviceFront.state`, with the ``buffers`` before that forward, or those of now
+        if it is paused.
     memory : tuple of dict
         `DeviceEnd.state`.
     """
@@ -253,6 +270,7 @@ class Snapshot:
     step: int
     front: dict[str, Any]
     memory: tuple[Memory, Memory, Memory]
+    paused: bool = False
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ class BatchReader:
         with seeded(self._place.at(step).seed_of("data"), self._where):
             return fetch(self._dataset, self.order.indices(step))
 
+    def largest(self) -> torch.Tensor:
+        """Return the inputs of the first of the round's largest batches."""
+        sizes = self.order.sizes
+        return self.example(sizes.index(max(sizes)))[0]
+
     def _mark(self, batch: Pair) -> str:
         if type(self._dataset) is TensorDataset:
             return ""

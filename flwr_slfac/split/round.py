@@ -17,6 +17,7 @@ from flwr_slfac.split.inbox import Inbox
 from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.outbox import coded_gradients
+from flwr_slfac.split.periods import Meeting
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
     Begin,
@@ -30,7 +31,6 @@ from flwr_slfac.split.results import RoundResult, log_lost
 from flwr_slfac.split.scheme import require_no_proximal
 from flwr_slfac.split.server_run import ServerRun
 from flwr_slfac.split.stream import Stream
-from flwr_slfac.states import State
 
 Progress = Callable[[int, int], None]
 
@@ -67,6 +67,7 @@ class Round:
         self._relay = run.server.scheme == "sequential"
         self._asks_first = self._relay or run.fronts.needs_devices
         self._streams: dict[int, Stream] = {}
+        self._meeting = Meeting(run.fronts, self._accounts)
         self._inbox, self._pool = Inbox(run.side, pool), pool
         self._result = RoundResult()
 
@@ -114,15 +115,9 @@ class Round:
         while answers := self._exchange(requests):
             if step == 0:
                 answers = {**answers, **self._send_missing(answers, begin)}
-            arrived: dict[int, Smashed] = {}
-            for key in sorted(answers):
-                try:
-                    smashed = self._receive(key, answers[key], step)
-                except DeviceError as error:
-                    self._drop(self._name(key, answers[key]), error, step)
-                    continue
-                if smashed is not None:
-                    arrived[key] = smashed
+            arrived = self._take(answers, step)
+            if means := self._meeting.requests(step):
+                arrived |= self._take(self._exchange(means.items()), step)
             gradients = self._learn(step, arrived)
             requests = self._coded(step, gradients)
             step += 1
@@ -130,6 +125,19 @@ class Round:
                 most = max(self._streams[key].num_steps for key in gradients)
                 self._progress(step, most)
         self._result.num_steps += step - 1
+
+    def _take(
+        self, answers: Mapping[int, TrainAnswer], step: int
+    ) -> dict[int, Smashed]:
+        """Take note of answers; return the smashed data in them."""
+        arrived = {}
+        for key in sorted(answers):
+            try:
+                if smashed := self._receive(key, answers[key], step):
+                    arrived[key] = smashed
+            except DeviceError as error:
+                self._drop(self._name(key, answers[key]), error, step)
+        return arrived
 
     def _first(self, keys: list[int], begin: Begin) -> dict[int, TrainRequest]:
         devices = dict.fromkeys(keys, -1)
@@ -192,6 +200,8 @@ class Round:
         self._result.compute_s += answer.compute_s
         if answer.done:
             self._finish(stream, answer)
+        elif answer.smashed is None:
+            self._meeting.join(stream, answer, step)
         return answer.smashed
 
     def _name(self, key: int, answer: TrainAnswer) -> int:
@@ -218,7 +228,8 @@ class Round:
             self._accounts,
             recalled(run.lasting.pop(device, {}), channels),
         )
-        self._streams[key] = Stream(key, device, end, reply.num_steps)
+        period = self._fronts.period_steps
+        self._streams[key] = Stream(key, device, end, reply.num_steps, period)
         return self._streams[key]
 
     def _finish(self, stream: Stream, reply: TrainReply) -> None:
@@ -271,9 +282,7 @@ class Round:
         num_examples = {r.device: r.num_examples for r in results}
         self._server.end_round(num_examples)
         if self._result.aggregates:
-            parts: dict[int, State] = {
-                r.device: r.front for r in results if r.front is not None
-            }
+            parts = {r.device: r.front for r in results if r.front is not None}
             whole = self._fronts.complete(parts, num_examples)
             for result in results:
                 result.front = whole[result.device]

@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,22 @@ from flwr_slfac.split.features import CutFeature
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.protocol import Begin, TrainReply
 from flwr_slfac.states import State, in_dtypes_of, misfits
+
+
+@dataclass(frozen=True)
+class Mean:
+    """What a device goes on from within a round.
+
+    Parameters
+    ----------
+    part : mapping of str to Tensor
+        The part of the front that it then has.
+    fields : mapping
+        Of the `TrainRequest` that brings it.
+    """
+
+    part: State
+    fields: Mapping[str, Any]
 
 
 class ServerFronts(ABC):
@@ -36,6 +53,8 @@ class ServerFronts(ABC):
         Whether devices of one round may hold unlike parts.
     cut_features : tuple of CutFeature
         What is done to the smashed data.
+    period_steps : int
+        Steps between two means of fronts within a round; 0 for none there.
     """
 
     full: State
@@ -45,6 +64,7 @@ class ServerFronts(ABC):
     hands_on = True
     unlike_parts = False
     cut_features: tuple[CutFeature, ...] = ()
+    period_steps = 0
 
     @abstractmethod
     def take(self, served: State) -> State:
@@ -112,6 +132,22 @@ class ServerFronts(ABC):
         DeviceError
             If what came is not what was asked for, or cannot be decoded.
         """
+
+    def meet(self, num_examples: Mapping[int, int]) -> Mapping[int, Mean]:
+        """Average the fronts that came within a round; return what follows on them.
+
+        Parameters
+        ----------
+        num_examples : mapping of int to int
+            Of devices whose fronts `receive` was given since: what each trained on in
+            the period.
+
+        Raises
+        ------
+        DivergedError
+            If a mean cannot be sent.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def complete(

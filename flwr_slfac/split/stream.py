@@ -24,21 +24,30 @@ class Stream:
         The server's end of what crosses.
     num_steps : int
         Steps that the device said it takes.
+    period_steps : int
+        Steps between two means of fronts within the round; 0 for none.
     num_examples : int
         Examples that were trained on so far.
     loss_sum : float
         Training loss summed over the examples of batches that have one.
     num_judged : int
         How many those are.
+    num_period_examples : int
+        Examples that were trained on since the last mean.
+    joined_at : int
+        The step before which the device last brought its front to a mean.
     """
 
     key: int
     device: int
     end: ServerEnd
     num_steps: int
+    period_steps: int = 0
     num_examples: int = 0
     loss_sum: float = 0.0
     num_judged: int = 0
+    num_period_examples: int = 0
+    joined_at: int = 0
 
     @property
     def loss(self) -> float:
@@ -48,6 +57,7 @@ class Stream:
     def learned(self, loss: float, num_examples: int) -> None:
         """Take note of a batch that was trained on; its loss may be NaN."""
         self.num_examples += num_examples
+        self.num_period_examples += num_examples
         if not math.isnan(loss):
             self.loss_sum += loss * num_examples
             self.num_judged += num_examples
@@ -63,6 +73,12 @@ class Stream:
             reply.metrics,
         )
 
+    def _joins_before(self, step: int) -> bool:
+        """Say whether the device is to bring its front to a mean before a step."""
+        if not self.period_steps or not self.joined_at < step < self.num_steps:
+            return False
+        return step % self.period_steps == 0
+
     def require_in_turn(self, reply: TrainReply, step: int) -> None:
         """Raise DeviceError unless a reply is the one that follows."""
         if reply.device != self.device:
@@ -75,7 +91,13 @@ class Stream:
                 f"{self.num_steps}"
             )
         last = step == self.num_steps
-        if reply.done != last or (reply.smashed is None) != last:
+        joins = self._joins_before(step)
+        if joins and not reply.done and reply.smashed is not None:
+            raise DeviceError(
+                f"device {self.device} sent smashed data at step {step}, before which "
+                "it was to bring its front"
+            )
+        if reply.done != last or (reply.smashed is None) != (last or joins):
             raise DeviceError(
                 f"device {self.device}, of {self.num_steps} steps, sent "
                 f"{'its last' if reply.done else 'no last'} reply and "

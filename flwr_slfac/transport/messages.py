@@ -27,6 +27,7 @@ from flwr_slfac.transport.delivery import PARTITION, Delivery
 from flwr_slfac.transport.records import (
     ARRAYS,
     FRAMES,
+    MEAN,
     SPLIT,
     from_evaluate_request,
     from_train_request,
@@ -202,10 +203,11 @@ def _carried(request: RecordDict, reply: RecordDict) -> tuple[Piece, ...]:
 def pieces_of(content: RecordDict, direction: Direction) -> tuple[Piece, ...]:
     """Return those of one message; its models go in a direction."""
     pieces = []
-    arrays = content.array_records.get(ARRAYS)
-    if arrays is not None:
-        raw_bytes = raw_bytes_of(array.shape for array in arrays.values())
-        pieces.append(Piece(direction, arrays.count_bytes(), raw_bytes))
+    for name in (ARRAYS, MEAN):
+        arrays = content.array_records.get(name)
+        if arrays is not None:
+            raw_bytes = raw_bytes_of(array.shape for array in arrays.values())
+            pieces.append(Piece(direction, arrays.count_bytes(), raw_bytes))
     frames = content.array_records.get(FRAMES)
     control = sum(len(name) for name in frames) if frames is not None else 0
     for name, value in content.config_records[SPLIT].items():

@@ -1,8 +1,9 @@
 """The protocol's requests and replies as Flower records, and back.
 
 A request or reply is one ConfigRecord named ``split``; models travel in an ArrayRecord
-named ``arrays``; frames of 1 MB and more in an ArrayRecord named ``frames``, because
-Flower carries large Arrays faster than large config values.
+named ``arrays``, or ``mean`` where they come down within a round; frames of 1 MB and
+more in an ArrayRecord named ``frames``, because Flower carries large Arrays faster than
+large config values.
 """
 
 import json
@@ -28,7 +29,7 @@ from flwr_slfac.transport.record_state import RecordState, as_record
 from flwr_slfac.transport.record_values import float_in, int_in, sizes_in
 from flwr_slfac.transport.told import metrics_of_text, metrics_to_text
 
-SPLIT, ARRAYS, FRAMES = "split", "arrays", "frames"
+SPLIT, ARRAYS, FRAMES, MEAN = "split", "arrays", "frames", "mean"
 STYPE = "slfac.v1"
 # From here on Arrays are faster than config values: measured with Flower 1.41.
 _LARGE_BYTES = 2**20
@@ -60,17 +61,24 @@ def from_train_request(request: TrainRequest) -> RecordDict:
         put_frame(content, "gradient", request.gradient)
     if request.memory_order:
         content.config_records[SPLIT]["memory-order"] = list(request.memory_order)
+    if request.update is not None:
+        put_frame(content, "update", request.update)
+    if request.front is not None:
+        content[MEAN] = as_record(request.front)
     return content
 
 
 def to_train_request(content: RecordDict) -> TrainRequest:
     """Read a training request."""
     config = _split(content)
+    mean = content.array_records.get(MEAN)
     return TrainRequest(
         step=int_in(config, "step"),
         begin=get_begin(content),
         gradient=get_frame(content, "gradient"),
         memory_order=sizes_in(config, "memory-order"),
+        front=None if mean is None else RecordState(mean),
+        update=get_frame(content, "update"),
     )
 
 

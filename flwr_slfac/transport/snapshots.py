@@ -24,6 +24,7 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
             "step": snapshot.step,
             "front": snapshot.front,
             "memory": snapshot.memory,
+            "paused": snapshot.paused,
         }
     )
 
@@ -39,7 +40,7 @@ def unpack_snapshot(data: bytes) -> Snapshot:
     state = unpack_state(data)
     try:
         begin = replace(begin_of_fields(state["begin"]), mask=state["mask"])
-        parts = ("batch", "step", "front", "memory")
+        parts = ("batch", "step", "front", "memory", "paused")
         return Snapshot(begin, *(state[name] for name in parts))
     except (KeyError, TypeError) as error:
         raise DecodeError(f"the bytes are not a snapshot: {error}") from error

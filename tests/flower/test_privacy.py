@@ -93,6 +93,14 @@ REFUSED = {
         ),
         ("update_bits=8", "update_bits=32"),
     ),
+    "within a round": (
+        Job(
+            "within a round",
+            mods=["LocalDpMod"],
+            lightweight={"aggregate_every": 1, "period": "step"},
+        ),
+        ("period='step'", "leave the mods out"),
+    ),
     "around": (
         Job("around", around="DifferentialPrivacyServerSideFixedClipping"),
         ("SplitFed(Outer(FedAvg(), ...), ...)",),

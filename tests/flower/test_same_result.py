@@ -47,6 +47,23 @@ JOBS = (
         lightweight={"prune": "odd", "saved_bits": 8, "aggregate_every": 2},
     ),
     Job(
+        "period of steps",
+        up="waterfill(nrmse=0.2)",
+        live_cache=0,
+        lightweight={
+            "prune": "odd",
+            "update_bits": 8,
+            "error_feedback": True,
+            "aggregate_every": 1,
+            "period": "step",
+        },
+    ),
+    Job(
+        "period of steps, whole fronts",
+        scheme="sflv2",
+        lightweight={"aggregate_every": 2, "period": "step"},
+    ),
+    Job(
         "lightweight relay",
         scheme="sequential",
         lightweight={"prune": 0.4, "structured": False, "gradient_bits": 4},

@@ -92,6 +92,14 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"model": partial(halves, dropout=0.3)},
     "no evaluation": {"run": {"evaluate": False}},
     "fedprox": {"run": {"proximal_mu": 0.1}},
+    "period of steps": {
+        "model": net,
+        "run": {
+            "lightweight": Lightweight(
+                prune=0.4, update_bits=4, error_feedback=True, period="step"
+            )
+        },
+    },
     "lightweight": {
         "model": net,
         "run": {

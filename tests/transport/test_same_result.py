@@ -38,6 +38,9 @@ SETTINGS = {
 SETTINGS.update(
     {f"pipelined {k}": {**v, "pipeline_depth": 1} for k, v in SETTINGS.items()}
 )
+steps_of_1 = partial(Lightweight, aggregate_every=1, period="step")
+SETTINGS["period of steps"] = {"lightweight": steps_of_1(prune=0.4, update_bits=8)}
+SETTINGS["period of steps, whole"] = {"scheme": "sflv1", "lightweight": steps_of_1()}
 
 
 def train(

@@ -42,6 +42,7 @@ def setting(run: UserConfig) -> Lightweight:
         activation_dropout=run["activation-dropout"],
         dropout_unit=run["dropout-unit"] or None,
         aggregate_every=run["aggregate-every"],
+        period=run["period"],
     )
 
 

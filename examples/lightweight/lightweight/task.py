@@ -1,7 +1,6 @@
 """The model and the data. Nothing here knows that the model will be cut."""
 
 import io
-import os
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -12,21 +11,26 @@ from datasets import Dataset, load_dataset
 from flwr.common.config import UserConfig
 from flwr_datasets.partitioner import DirichletPartitioner
 from PIL import Image
+from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-DEFAULT = "cifar10_jpeg75_bytes_10k_2k.npz"
+# Channels, in widths, and convolutions of VGG-19's stages; each halves the image.
+STAGES = ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4))
 
 
 class VGG19(nn.Module):
-    """VGG-19 with batch normalization (Simonyan and Zisserman, 2014)."""
+    """VGG-19 with batch normalization (Simonyan and Zisserman, 2014).
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    Of images below 32x32 it has the first stages only: three for 8x8.
+    """
+
+    def __init__(self, colors: int, size: int, num_classes: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        channels = 3
-        for multiple, repeats in ((1, 2), (2, 2), (4, 4), (8, 4), (8, 4)):
+        channels = colors
+        for multiple, repeats in STAGES[: size.bit_length() - 1]:
             for _ in range(repeats):
                 own = width * multiple
                 layers += [nn.Conv2d(channels, own, 3, padding=1)]
@@ -38,57 +42,67 @@ class VGG19(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 3, H, W), 32x32 or larger, to class scores."""
+        """Map images (N, C, H, W) to class scores."""
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
 def build_model(run: UserConfig) -> nn.Module:
     """Build the whole model; the same seed gives the same weights everywhere."""
-    num_classes = int(load_arrays(*_source(run))[0].tensors[1].max()) + 1
+    images, labels = load_arrays(*_source(run))[0].tensors
+    num_classes = int(labels.max()) + 1
     with torch.random.fork_rng():
         torch.manual_seed(run["seed"])
-        return VGG19(num_classes, run["width"])
+        return VGG19(images.shape[1], images.shape[2], num_classes, run["width"])
 
 
 def _source(run: UserConfig) -> tuple[str, int, int, int]:
-    path = run["data"]
-    if not path and "SLFAC_DATA_DIR" in os.environ:
-        path = str(Path(os.environ["SLFAC_DATA_DIR"]) / DEFAULT)
-    if not path or not Path(path).exists():
+    data = run["data"]
+    if data not in ("digits", "cifar10") and not Path(data).exists():
         raise FileNotFoundError(
-            f"no images at {path!r}; set data='/path/to/folder' in the run "
-            "configuration (one subfolder of images a class), or the variable "
-            f"SLFAC_DATA_DIR to a folder that holds {DEFAULT}"
+            f"data is {data!r}, and there is no such file; set it to 'digits', to "
+            "'cifar10' (which is downloaded), to a folder of images with one subfolder "
+            "a class, or to a .npz as task.py reads it"
         )
-    return path, run["num-images"], run["image-size"], run["seed"]
+    return data, run["num-images"], run["image-size"], run["seed"]
 
 
 @cache
 def load_arrays(
-    path: str, num_images: int, size: int, seed: int
+    data: str, num_images: int, size: int, seed: int
 ) -> tuple[TensorDataset, TensorDataset]:
     """Return all images as (for the devices, for the server)."""
-    if Path(path).is_dir():
-        images, labels = _from_folder(path)
-        ours, central = train_test_split(
-            range(len(labels)), test_size=0.2, stratify=labels, random_state=seed
-        )
+    if data == "digits":
+        pixels, labels = load_digits(return_X_y=True)
+        x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
+        num_train = 0
     else:
-        images, labels, num_train = _from_npz(path)
-        ours, central = range(num_train), range(num_train, len(labels))
-    ours = np.random.default_rng(seed).permutation(ours)[: num_images or None]
-    ready = [i.convert("RGB").resize((size, size)) for i in images]
-    x = torch.from_numpy(np.stack([np.asarray(i) for i in ready]))
-    x = x.permute(0, 3, 1, 2).float() / 127.5 - 1
+        images, labels, num_train = _read(data)
+        ready = [i.convert("RGB").resize((size, size)) for i in images]
+        x = torch.from_numpy(np.stack([np.asarray(i) for i in ready]))
+        x = x.permute(0, 3, 1, 2).float() / 127.5 - 1
     y = torch.tensor(labels)
+    if num_train:
+        ours, central = range(num_train), range(num_train, len(y))
+    else:
+        ours, central = train_test_split(
+            range(len(y)), test_size=0.2, stratify=labels, random_state=seed
+        )
+    ours = np.random.default_rng(seed).permutation(ours)[: num_images or None]
     parts = (torch.as_tensor(list(part)) for part in (ours, central))
     train, test = (TensorDataset(x[part], y[part]) for part in parts)
     return train, test
 
 
-def _from_folder(path: str) -> tuple[list[Image.Image], list[int]]:
-    rows = load_dataset("imagefolder", data_dir=path, split="train")
-    return list(rows["image"]), list(rows["label"])
+def _read(data: str) -> tuple[list[Image.Image], list[int], int]:
+    """Return images, classes, and how many are for training; 0 for some of all."""
+    if data == "cifar10":
+        rows = [load_dataset("uoft-cs/cifar10", split=s) for s in ("train", "test")]
+        images = [image for part in rows for image in part["img"]]
+        return images, [y for part in rows for y in part["label"]], len(rows[0])
+    if Path(data).is_dir():
+        rows = load_dataset("imagefolder", data_dir=data, split="train")
+        return list(rows["image"]), list(rows["label"]), 0
+    return _from_npz(data)
 
 
 def _from_npz(path: str) -> tuple[list[Image.Image], list[int], int]:

@@ -41,7 +41,7 @@ def _model(direction: Direction, state: pb.State, message: Packed) -> Piece:
 
 def _frames_down(head: pb.Request) -> list[int]:
     masks = head.train.begin.mask_blob, head.evaluate.begin.mask_blob
-    return [head.train.gradient_blob, *masks]
+    return [head.train.gradient_blob, head.train.update_blob, *masks]
 
 
 def _frames_up(head: pb.Reply) -> list[int]:

@@ -47,6 +47,9 @@ def pack_request(request: Request, states: StateCache) -> Packed:
         head.train.step = request.step
         head.train.gradient_blob = writer.put(request.gradient)
         head.train.memory_order.extend(request.memory_order)
+        head.train.update_blob = writer.put(request.update)
+        if request.front is not None:
+            writer.put_state(states.bytes_of(request.front), head.train.front)
         if request.begin is not None:
             _put_begin(request.begin, head.train.begin, writer, states)
     elif isinstance(request, EvaluateRequest):
@@ -74,8 +77,15 @@ def unpack_request(packed: Packed) -> Request:
     if kind == "train":
         asked = head.train
         begin = _get_begin(asked.begin, reader) if asked.HasField("begin") else None
-        gradient, order = reader.get(asked.gradient_blob), tuple(asked.memory_order)
-        return TrainRequest(asked.step, begin, gradient, order)
+        front = reader.state(asked.front) if asked.HasField("front") else None
+        return TrainRequest(
+            asked.step,
+            begin,
+            reader.get(asked.gradient_blob),
+            tuple(asked.memory_order),
+            front,
+            reader.get(asked.update_blob),
+        )
     if kind == "evaluate":
         test = head.evaluate
         begin = _get_begin(test.begin, reader) if test.HasField("begin") else None
@@ -87,6 +97,8 @@ def unpack_request(packed: Packed) -> Request:
 
 def model_of(head: pb.Request) -> pb.State | None:
     """Return where the front is in a request, or None."""
+    if head.train.HasField("front"):
+        return head.train.front
     begin = head.evaluate.begin if head.HasField("evaluate") else head.train.begin
     return begin.front if begin.HasField("front") else None
 

@@ -1,0 +1,596 @@
+"""Fronts averaged within a round are those of a loop written from the definition."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flwr_slfac import Lightweight
+from flwr_slfac._release import RELEASE
+from flwr_slfac.codec import Identity
+from flwr_slfac.errors import DeviceError, SettingError, TrainingError
+from flwr_slfac.lightweight.pruning import (
+    ChannelMask,
+    ElementMask,
+    FullMask,
+    Mask,
+    average_coordinates,
+    channel_groups,
+    channel_scores,
+    choose_channels,
+    choose_elements,
+    fill_unheld,
+    prunable_shapes,
+    restore_unheld,
+    shrink,
+)
+from flwr_slfac.lightweight.quantization import (
+    pack_update,
+    quantize_gradients,
+    unpack_update,
+)
+from flwr_slfac.split import (
+    Batch,
+    Begin,
+    Device,
+    DeviceHalf,
+    LocalLink,
+    LocalResult,
+    Lost,
+    ServerHalf,
+    Smashed,
+    TrainReply,
+    TrainRequest,
+    train_locally,
+)
+from flwr_slfac.split.place import Place
+from flwr_slfac.split.protocol import TrainAnswer
+from flwr_slfac.states import in_dtypes_of, weighted_average
+from tests.split import builders
+from tests.split.test_device_half import ForgetfulLink, StutteringLink
+from tests.split.test_lightweight import by_partition, net
+from tests.transport.loopback import Loopback, answer_with, linked
+
+# Steps of a round: 6, 4 and 5 of batches of 8, the last ones smaller.
+SIZES = [44, 32, 36]
+SCHEMES = ("sflv1", "sflv2", "parallel")
+steps_of_2 = partial(Lightweight, aggregate_every=2, period="step")
+SETTINGS = {
+    "whole": steps_of_2(),
+    "each step": Lightweight(aggregate_every=1, period="step"),
+    "quantized": steps_of_2(gradient_bits=8),
+    "two bits": steps_of_2(update_bits=2, error_feedback=True),
+    "pruned": steps_of_2(prune=0.5),
+    "pruned and quantized": steps_of_2(prune=0.5, gradient_bits=8),
+    "weights": steps_of_2(prune=0.5, structured=False, update_bits=4),
+    "unlike": steps_of_2(prune=by_partition, update_bits=8),
+    "unlike, whole": steps_of_2(prune=by_partition),
+}
+
+
+class LossyLink(LocalLink):
+    """Loses devices from a step of a round to its end, by (device, round)."""
+
+    losses: ClassVar[Mapping[tuple[int, int], int]] = {}
+
+    def __init__(self, halves: Sequence[DeviceHalf]) -> None:
+        super().__init__(halves)
+        self._round = 0
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Call each device that is not lost."""
+        begun = [r.begin.server_round for r in requests.values() if r.begin]
+        self._round = max(begun, default=self._round)
+        lost = {
+            k: Lost("unplugged")
+            for k, r in requests.items()
+            if r.step >= self.losses.get((k, self._round), math.inf)
+        }
+        reached = {k: r for k, r in requests.items() if k not in lost}
+        return {**super().train(reached), **lost}
+
+
+def link_of(losses: Mapping[tuple[int, int], int]) -> type[LocalLink]:
+    """Return the link that loses so."""
+    return type("Link", (LossyLink,), {"losses": losses})
+
+
+def parts() -> tuple[nn.Module, list[Device], nn.Module]:
+    """Return a front, devices of unlike sizes, and a back."""
+    front, back = net()
+    return front, builders.devices(front, SIZES, keep_optimizer=False), back
+
+
+def train(
+    setting: Lightweight,
+    scheme: str,
+    make_link: type[LocalLink] = LocalLink,
+    **settings: Any,
+) -> tuple[LocalResult, dict[str, Tensor]]:
+    """Train two rounds; return the result and the back."""
+    front, devices, back = parts()
+    server = builders.server(back, scheme)  # type: ignore[arg-type]
+    settings = {"num_rounds": 2, "evaluate": False, **settings}
+    result = train_locally(
+        devices,
+        front.state_dict(),
+        server,
+        lightweight=setting,
+        make_link=make_link,
+        **settings,
+    )
+    return result, dict(server.back.state_dict())
+
+
+def masks_of(setting: Lightweight, full: dict[str, Tensor], device: int) -> Mask:
+    """Return what a device holds of a front in the first choice."""
+    share = setting.share(1, {"partition-id": device})
+    if not share:
+        return FullMask()
+    if not setting.structured:
+        return choose_elements(full, list(prunable_shapes(full)), share, "layer", None)
+    channels = channel_groups(net()[0], torch.zeros(1, 1, 6, 6))
+    return choose_channels(channels, channel_scores(channels, full), share, "layer")
+
+
+class SlowDevice:
+    """A device of the slow loop: a network of its own, and what the server sent."""
+
+    def __init__(self, number: int, device: Device, mask: Mask) -> None:
+        self.number, self.mask, self.residual = number, mask, {}
+        full = copy.deepcopy(net()[0])
+        is_small = isinstance(mask, ChannelMask)
+        self.network = shrink(full, mask) if is_small else full
+        self.device = device
+        self.reference: dict[str, Tensor] = {}
+        self.num_examples = self.num_period = 0
+
+    def load(self, part: Mapping[str, Tensor]) -> None:
+        """Take what the server sent; what is not held is zero."""
+        self.reference = {k: v.clone() for k, v in part.items()}
+        if isinstance(self.mask, ElementMask):
+            own = self.network.state_dict()
+            zeros = {n: torch.zeros_like(t) for n, t in own.items()}
+            part = self.mask.put_state(part, zeros)
+        self.network.load_state_dict(dict(part))
+
+    def begin(self, part: Mapping[str, Tensor], server_round: int) -> None:
+        """Start a round."""
+        self.load(part)
+        self.optimizer = self.device.optimizer(list(self.network.parameters()))
+        self.order = self.device.batches(0, server_round, self.number)
+        self.place = Place(0, server_round, self.number)
+        self.num_examples = self.num_period = 0
+
+    def forward(self, step: int) -> Batch:
+        """Return the smashed data of a step, in the channels of the whole front."""
+        images, labels = self.device.train_set.tensors  # type: ignore[attr-defined]
+        chosen = self.order.indices(step)
+        self.network.train()
+        self.out = self.network(images[chosen])
+        seen = self.out.detach()
+        if isinstance(self.mask, ChannelMask):
+            self.kept = self.mask.cut.index  # type: ignore[attr-defined]
+            seen = seen.new_zeros(len(chosen), 4, 6, 6)
+            seen[:, self.kept] = self.out.detach()
+        self.num_examples += len(chosen)
+        self.num_period += len(chosen)
+        return Batch(seen.requires_grad_(), labels[chosen], len(chosen))
+
+    def backward(self, gradient: Tensor, setting: Lightweight, step: int) -> None:
+        """Take the step."""
+        if isinstance(self.mask, ChannelMask):
+            gradient = gradient[:, self.kept]
+        self.optimizer.zero_grad()
+        self.out.backward(gradient)
+        named = dict(self.network.named_parameters())
+        if isinstance(self.mask, ElementMask):
+            for name, kept in self.mask.masks.items():
+                named[name].grad.masked_fill_(~kept, 0)  # type: ignore[union-attr]
+        if setting.gradient_bits < 32:
+            noise = self.place.at(step).generator("gradient")
+            quantize_gradients(self.network.parameters(), setting.gradient_bits, noise)
+        self.optimizer.step()
+
+    def sent(self, setting: Lightweight, step: int) -> dict[str, Tensor]:
+        """Return what the server makes of what the device sends after a step."""
+        state = {k: v.clone() for k, v in self.network.state_dict().items()}
+        if isinstance(self.mask, ElementMask):
+            state = self.mask.take_state(state)
+        bits = setting.device_config.update_bits
+        if bits == 32:
+            return state
+        data = pack_update(
+            state,
+            self.reference,
+            bits,
+            self.place.at(step).generator("update"),
+            bucket=setting.bucket,
+            residual=self.residual if setting.error_feedback else None,
+        )
+        return unpack_update(data, self.reference)
+
+
+def caught_up(
+    sent: dict[str, Tensor], reference: Mapping[str, Tensor], now: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return a device's front as if it had started from all that the server had."""
+    return {
+        n: (t.double() + (now[n].double() - reference[n].double())).to(t.dtype)
+        for n, t in sent.items()
+    }
+
+
+def slow_loop(
+    setting: Lightweight, scheme: str, losses: Mapping[tuple[int, int], int]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Mask]]:
+    """Return front, back and the last masks after two rounds, from the definition."""
+    front, devices, back = parts()
+    server = builders.server(back, scheme)  # type: ignore[arg-type]
+    full = {k: v.clone() for k, v in front.state_dict().items()}
+    residuals: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(devices))}
+    for server_round in (1, 2):
+        slow = [
+            SlowDevice(i, d, masks_of(setting, full, i)) for i, d in enumerate(devices)
+        ]
+        for each in slow:
+            each.residual = dict(residuals[each.number])
+            each.begin(each.mask.take_state(full), server_round)
+        ends, last = one_round(setting, server, slow, server_round, losses, full)
+        ends = {i: ends[i] for i in sorted(ends)}
+        # What a lost device did in the round is forgotten on it.
+        residuals.update({i: slow[i].residual for i in ends})
+        weights = [slow[i].num_examples for i in ends]
+        masks = [slow[i].mask for i in ends]
+        whole = list(ends.values())
+        if not all(mask.is_full for mask in masks):
+            whole = fill_unheld(whole, weights, masks, last)
+        full = restore_unheld(
+            in_dtypes_of(weighted_average(whole, weights), full), weights, masks, last
+        )
+        server.end_round({i: slow[i].num_examples for i in ends})
+    return full, dict(server.back.state_dict()), masks
+
+
+def one_round(
+    setting: Lightweight,
+    server: ServerHalf,
+    slow: list[SlowDevice],
+    server_round: int,
+    losses: Mapping[tuple[int, int], int],
+    last: dict[str, Tensor],
+) -> tuple[dict[int, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return what devices end a round with, and the last mean of their fronts."""
+    server.begin_round(server_round, 0)
+    active = {d.number: d for d in slow}
+    ends: dict[int, dict[str, Tensor]] = {}
+    for step in range(100):
+        for number in list(active):
+            each = active[number]
+            if step >= losses.get((number, server_round), 1000):
+                del active[number]
+            elif step == each.order.num_steps:
+                now = each.mask.take_state(last)
+                sent = each.sent(setting, step - 1)
+                ends[number] = caught_up(sent, each.reference, now)
+                del active[number]
+        if not active:
+            return ends, last
+        if step and step % setting.aggregate_every == 0:
+            before = last
+            fronts = [
+                caught_up(
+                    d.sent(setting, step - 1), d.reference, d.mask.take_state(before)
+                )
+                for d in active.values()
+            ]
+            weights = [float(d.num_period) for d in active.values()]
+            last = average_coordinates(
+                fronts, weights, [d.mask for d in active.values()], before
+            )
+            for each in active.values():
+                each.num_period = 0
+                mean = each.mask.take_state(last)
+                bits = setting.device_config.update_bits
+                if bits < 32:
+                    data = pack_update(
+                        mean,
+                        each.reference,
+                        bits,
+                        torch.Generator(),
+                        bucket=setting.bucket,
+                        residual={},
+                    )
+                    mean = unpack_update(data, each.reference)
+                each.load(mean)
+        answers = server.step(step, {n: d.forward(step) for n, d in active.items()})
+        for number, (gradient, _) in answers.items():
+            active[number].backward(gradient, setting, step)
+    raise AssertionError("a round without end")
+
+
+@pytest.mark.parametrize("losses", [{}, {(2, 1): 3, (0, 2): 1}], ids=["all", "lost"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_round_is_the_slow_loop(
+    name: str, scheme: str, losses: Mapping[tuple[int, int], int]
+) -> None:
+    """Front and back are those of a loop from the definition, bit for bit."""
+    setting = SETTINGS[name]
+    result, back = train(setting, scheme, link_of(losses))
+    expected, other_back, masks = slow_loop(setting, scheme, losses)
+    builders.assert_same(back, other_back)
+    for mask in masks:
+        builders.assert_same(
+            mask.take_state(dict(result.front)), mask.take_state(expected)
+        )
+
+
+@pytest.mark.parametrize("make_link", [ForgetfulLink, StutteringLink])
+@pytest.mark.parametrize("name", ["whole", "two bits", "weights", "unlike"])
+def test_no_live_object_is_needed_and_requests_may_repeat(
+    name: str, make_link: type[LocalLink]
+) -> None:
+    """Devices built from bytes, or asked twice, end a run in the same bits."""
+    once, back = train(SETTINGS[name], "sflv2")
+    again, other_back = train(SETTINGS[name], "sflv2", make_link)
+    builders.assert_same(dict(once.front), dict(again.front))
+    builders.assert_same(back, other_back)
+
+
+class TwiceLink(LocalLink):
+    """Asks for fronts within a round twice, and has their means taken up twice."""
+
+    num_fronts = 0
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Deliver what a period ends and begins with two times."""
+        answers = super().train(requests)
+        twice = {
+            k: r
+            for k, r in requests.items()
+            if r.front is not None or r.update is not None or brings_front(answers[k])
+        }
+        again = super().train(twice)
+        for key, answer in again.items():
+            first = answers[key]
+            assert isinstance(first, TrainReply)
+            assert isinstance(answer, TrainReply)
+            assert (first.update, first.smashed) == (answer.update, answer.smashed)
+            TwiceLink.num_fronts += brings_front(answer)
+        return {**answers, **again}
+
+
+def brings_front(answer: TrainAnswer) -> bool:
+    """Say whether an answer brings a front within a round."""
+    assert isinstance(answer, TrainReply)
+    return not answer.done and answer.smashed is None
+
+
+def test_the_end_of_a_period_may_be_asked_for_twice() -> None:
+    """The same update comes again, a mean is taken up once; the residual with it."""
+    once, _ = train(SETTINGS["two bits"], "parallel")
+    TwiceLink.num_fronts = 0
+    again, _ = train(SETTINGS["two bits"], "parallel", TwiceLink)
+    builders.assert_same(dict(once.front), dict(again.front))
+    # Steps 6, 4 and 5: means after 2 and 4 of them, of those who go on, in two rounds.
+    assert TwiceLink.num_fronts == 2 * (3 + 2)
+
+
+def test_a_mean_a_step_is_the_step_of_the_joined_batch() -> None:
+    """With I = 1, plain SGD and one back, devices train as one does on all batches."""
+    sgd = partial(torch.optim.SGD, lr=0.05)
+    front, back = builders.halves(norm=False)
+    sizes = [24, 12]
+    both = builders.devices(front, sizes, optimizer=sgd, batch_size=8, shuffle=False)
+    both[1].batch_size = 4
+    setting = Lightweight(aggregate_every=1, period="step")
+    result = train_locally(
+        both,
+        front.state_dict(),
+        builders.server(back, optimizer=sgd),
+        num_rounds=1,
+        lightweight=setting,
+        evaluate=False,
+    )
+    whole = nn.Sequential(copy.deepcopy(front), copy.deepcopy(back))
+    optimizer = sgd(whole.parameters())
+    data = [d.train_set.tensors for d in both]  # type: ignore[attr-defined]
+    for step in range(3):
+        parts = [
+            [t[step * size : (step + 1) * size] for t in tensors]
+            for tensors, size in zip(data, (8, 4), strict=True)
+        ]
+        x, y = (torch.cat(both) for both in zip(*parts, strict=True))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(whole(x), y).backward()
+        optimizer.step()
+        # At the end of the round the strategy weighs by the round's examples: the same.
+    torch.testing.assert_close(dict(result.front), dict(whole[0].state_dict()))
+
+
+def model_bytes(setting: Lightweight, **settings: Any) -> dict[str, int]:
+    """Return the bytes of fronts within a round, over streams, by direction."""
+    front = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+    )
+    back = nn.Sequential(nn.Flatten(), nn.Linear(36 * 32, builders.NUM_CLASSES))
+    devices = builders.devices(front, [88, 88], **settings)
+    with ExitStack() as stack:
+
+        def over_streams(halves: Sequence[DeviceHalf]) -> Loopback:
+            answers = {half.partition: answer_with(half) for half in halves}
+            link, _ = stack.enter_context(linked(answers))
+            return Loopback(halves, link)
+
+        result = train_locally(
+            devices,
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=setting,
+            evaluate=False,
+            make_link=over_streams,
+        )
+    return {
+        d: result.traffic.num_bytes(directions=[d])
+        for d in ("model-up", "model-down", "up")
+    }
+
+
+def test_eight_bits_take_a_quarter_of_the_bytes() -> None:
+    """Within rounds at I = 5, fronts in 8 bits take <= 0.30 x their float32's bytes.
+
+    What a round begins with comes down whole either way, and is left out.
+    """
+    steps_of_5 = partial(Lightweight, aggregate_every=5, period="step")
+    once = model_bytes(Lightweight())
+    whole = model_bytes(steps_of_5())
+    coded = model_bytes(steps_of_5(update_bits=8))
+    down = once["model-down"]
+    ratio = (coded["model-up"] + coded["model-down"] - down) / (
+        whole["model-up"] + whole["model-down"] - down
+    )
+    assert ratio <= 0.30
+    assert coded["up"] == whole["up"]
+    # 11 steps: two means within the round, and the round's end.
+    assert whole["model-up"] == pytest.approx(3 * once["model-up"], rel=0.05)
+    assert whole["model-down"] == pytest.approx(3 * down, rel=0.05)
+
+
+def test_what_means_cannot_go_with_is_refused_before_training() -> None:
+    """A relay and a pipeline are refused by name; so are sizes that are none."""
+    for scheme, more, named in (
+        ("sequential", {}, "relay"),
+        ("parallel", {"pipeline_depth": 1}, "pipeline_depth=1"),
+    ):
+        with pytest.raises(SettingError, match=named):
+            train(SETTINGS["whole"], scheme, Untouched, **more)
+    with pytest.raises(SettingError, match="aggregate_every"):
+        Lightweight(aggregate_every=0, period="step")
+    with pytest.raises(SettingError, match="period"):
+        Lightweight(period="epoch")  # type: ignore[arg-type]
+
+
+class Untouched(LocalLink):
+    """A link that nothing may cross."""
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Fail."""
+        raise AssertionError("a device was asked")
+
+
+LIES: dict[str, Callable[[TrainReply], TrainReply]] = {
+    "smashed data": lambda r: replace(r, smashed=Smashed(b"", b"", 8), update=None),
+    "a last reply": lambda r: replace(r, done=True),
+    "nothing": lambda r: replace(r, update=None),
+    "garbage": lambda r: replace(r, update=b"garbage"),
+    "a whole front": lambda r: replace(r, update=None, front={"w": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+def test_a_device_that_lies_about_its_front_is_lost_alone(
+    lie: Callable[[TrainReply], TrainReply],
+) -> None:
+    """The others end in the bits of a round that lost it there; or the run ends."""
+
+    class Lying(LocalLink):
+        def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+            answers = super().train(requests)
+            if requests.get(1, TrainRequest(0)).step == 2 and brings_front(answers[1]):
+                answers[1] = lie(answers[1])  # type: ignore[arg-type]
+            return answers
+
+    setting = SETTINGS["quantized"]
+    result, back = train(setting, "sflv2", Lying, on_device_error="drop", num_rounds=1)
+    assert list(result.rounds[0].lost) == [1]
+    losses = {(1, 1): 2}
+    other, other_back = train(setting, "sflv2", link_of(losses), num_rounds=1)
+    builders.assert_same(dict(result.front), dict(other.front))
+    builders.assert_same(back, other_back)
+    with pytest.raises(DeviceError):
+        train(setting, "sflv2", Lying)
+
+
+def test_a_device_lost_with_its_mean_has_brought_its_front() -> None:
+    """Who vanishes when the mean comes is lost; the others have what it had brought."""
+
+    class Vanishing(LocalLink):
+        def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+            gone = {
+                k: Lost("unplugged")
+                for k, r in requests.items()
+                if k == 1 and r.step == 2 and r.update is not None
+            }
+            reached = {k: r for k, r in requests.items() if k not in gone}
+            return {**super().train(reached), **gone}
+
+    setting = SETTINGS["quantized"]
+    fronts = [
+        train(setting, "parallel", link, num_rounds=1)[0]
+        for link in (Vanishing, link_of({(1, 1): 2}), LocalLink)
+    ]
+    assert [list(r.rounds[0].lost) for r in fronts] == [[1], [1], []]
+    states = [r.front["3.weight"] for r in fronts]
+    assert not torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_a_mean_that_was_not_awaited_is_refused() -> None:
+    """At another step, or before the update, a device says that it is out of step."""
+    front, devices, _ = parts()
+    half = DeviceHalf(devices[0], 0)
+    config = SETTINGS["whole"].device_config
+    begin = Begin(1, 0, front.state_dict(), Identity(), RELEASE, config=config)
+    half.train(TrainRequest(0, begin))
+    with pytest.raises(TrainingError, match="asked for step 1"):
+        half.train(TrainRequest(1, front=front.state_dict()))
+
+
+def test_a_run_is_as_before_where_no_mean_comes_due() -> None:
+    """A period longer than the round changes no bit of it."""
+    long = Lightweight(prune=0.5, aggregate_every=6, period="step")
+    once, back = train(long, "parallel")
+    again, other_back = train(Lightweight(prune=0.5), "parallel")
+    builders.assert_same(dict(once.front), dict(again.front))
+    builders.assert_same(back, other_back)
+    assert [r.loss for r in once.rounds] == [r.loss for r in again.rounds]
+
+
+@pytest.mark.parametrize("name", ["whole", "two bits"])
+def test_fedprox_pulls_within_a_period(name: str) -> None:
+    """Devices stay nearer with a pull than without; it needs no live object."""
+    free, _ = train(SETTINGS[name], "parallel", num_rounds=1)
+    pulled, _ = train(SETTINGS[name], "parallel", num_rounds=1, proximal_mu=5.0)
+    again, _ = train(
+        SETTINGS[name], "parallel", ForgetfulLink, num_rounds=1, proximal_mu=5.0
+    )
+    builders.assert_same(dict(pulled.front), dict(again.front))
+    first = net()[0].state_dict()
+    far, near = (
+        sum(
+            float((r.front[n] - t).square().sum()) for n, t in first.items() if "3" in n
+        )
+        for r in (free, pulled)
+    )
+    assert 0 < near < far
+
+
+def test_fedprox_pulls_to_the_last_mean() -> None:
+    """At the mean itself the proximal term is zero, so with I = 1 it is none at all."""
+    setting = Lightweight(aggregate_every=1, period="step")
+    free, _ = train(setting, "parallel", num_rounds=1)
+    pulled, _ = train(setting, "parallel", num_rounds=1, proximal_mu=5.0)
+    builders.assert_same(dict(free.front), dict(pulled.front))
