@@ -9,6 +9,8 @@ one runs is logged once, when a tensor is first coded.
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
+from flwr_slfac.codec.kernels.scratch import scratch
+from flwr_slfac.codec.kernels.spectra import SpectraLoops
 
 __all__ = [
     "LOWER_BOUND",
@@ -16,5 +18,7 @@ __all__ = [
     "SCALE_BITS",
     "ClassGrid",
     "Kernels",
+    "SpectraLoops",
     "kernels",
+    "scratch",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr_slfac.codec.kernels import classes, digits, rans
 from flwr_slfac.codec.kernels.extension import Extension
+from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.errors import SettingError
 
 logger = logging.getLogger("flwr")
@@ -30,6 +31,8 @@ class Kernels:
         See `digits`.
     split, join : callable
         See `classes`.
+    spectra : SpectraLoops, optional
+        None where PyTorch does them.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Kernels:
     unpack_digits: Callable[..., tuple[Any, int]]
     split: Callable[..., Any]
     join: Callable[..., Any]
+    spectra: SpectraLoops | None = None
 
 
 REFERENCE = Kernels(
@@ -67,6 +71,7 @@ def compiled_kernels() -> Kernels | None:
         extension.unpack,
         extension.split,
         extension.join,
+        SpectraLoops(compiled),
     )
 
 

@@ -2,26 +2,7 @@
  * the same bytes; all of them let go of the interpreter's lock, and none reads or writes
  * outside of the buffers that it is handed, whatever is in them.
  */
-#ifndef Py_GIL_DISABLED
-#define Py_LIMITED_API 0x030A0000 /* one build for Python 3.10 and newer */
-#endif
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <stdint.h>
-#include <string.h>
-
-/* The stable ABI of Python 3.10 has these, not PyObject_GetBuffer; newer headers have
- * lost their declarations. Every caller holds its objects during the call. */
-#ifdef __GNUC__
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-#endif
-PyAPI_FUNC(int) PyObject_AsReadBuffer(PyObject *, const void **, Py_ssize_t *);
-PyAPI_FUNC(int) PyObject_AsWriteBuffer(PyObject *, void **, Py_ssize_t *);
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#error "the kernels are for little-endian machines; the reference serves others"
-#endif
+#include "buffers.h"
 
 /* See rans.py for these. */
 enum { SCALE_BITS = 14, SCALE = 1 << SCALE_BITS, NUM_SYMBOLS = 256 };
@@ -40,25 +21,7 @@ static inline void store16(uint8_t *p, uint32_t value)
     memcpy(p, &word, 2);
 }
 
-/* ------------------------------------------------------------------ buffers */
-
-typedef struct {
-    uint8_t *data;
-    Py_ssize_t size; /* bytes */
-} Buffer;
-
-static int as_buffer(PyObject *object, Buffer *buffer, int writable)
-{
-    if (writable)
-        return PyObject_AsWriteBuffer(object, (void **)&buffer->data, &buffer->size);
-    return PyObject_AsReadBuffer(object, (const void **)&buffer->data, &buffer->size);
-}
-
-static PyObject *refuse(const char *why)
-{
-    PyErr_SetString(PyExc_ValueError, why);
-    return NULL;
-}
+/* ------------------------------------------------------------------ segments */
 
 /* Segments: counts[s] symbols each of frequencies[s]; NULL if they fit, else why not. */
 static const char *check_segments(Buffer counts, Buffer frequencies, Py_ssize_t total)
@@ -561,5 +524,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit_compiled(void)
 {
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddFunctions(made, spectra_methods)) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    return made;
 }

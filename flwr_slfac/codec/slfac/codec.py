@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Codec, Context, Hints, Memory
+from flwr_slfac.codec.kernels import SpectraLoops
 from flwr_slfac.codec.layout import from_rows, spectrum_dims, to_rows
 from flwr_slfac.codec.registry import register
-from flwr_slfac.codec.slfac import ablations, afd, ranges
+from flwr_slfac.codec.slfac import ablations, afd, fused, ranges
 from flwr_slfac.codec.slfac.codes import decode_rows, pack_codes
 from flwr_slfac.codec.slfac.fqc import spectral_widths
 from flwr_slfac.codec.slfac.groups import group_by_eight
@@ -141,7 +142,13 @@ class SLFAC(Codec):
         """Return header, splits and widths, ranges, codes, and a map if needed."""
         basis = parse_basis(self.basis)
         dims = spectrum_dims(tensor.shape, self.tokens == "td")
-        spectra = Spectra(to_rows(tensor, dims), basis)
+        loops = self._loops(tensor)
+        spectra = Spectra(to_rows(tensor, dims), basis, reuses=loops is not None)
+        if loops is not None:
+            exponent, rest = fused.encode_rows(
+                spectra, self.theta, self.bit_widths, loops
+            )
+            return [self._header(0.0, spectra.shift, exponent).pack(), *rest]
         chunks, found, maps = self._decompose(spectra, tensor.numel())
         split, n = found.split, spectra.n
         widths = self._bit_widths(found, spectra, tensor.numel())
@@ -152,23 +159,32 @@ class SLFAC(Codec):
         )
         if self.widths == "powerquant":
             grid = ablations.choose_power(grid, chunks, split)
-        header = Header(
+        side = split.cpu().numpy(), widths.cpu().numpy(), ends.cpu().numpy()
+        return [
+            self._header(grid.power, spectra.shift, exponent).pack(),
+            pack_splits(*side[:2], n, self.bit_widths),
+            ranges.pack_ranges(side[2], side[0] < n, is_symmetric),
+            pack_codes(chunks, split, grid),
+            *maps,
+        ]
+
+    def _loops(self, tensor: torch.Tensor) -> SpectraLoops | None:
+        """Return the compiled loops if they do these settings and this tensor."""
+        if self.components != "spectral" or self.widths != "fqc":
+            return None
+        return fused.loops_for(tensor.dtype, tensor.device)
+
+    def _header(self, power: float, shift: int, exponent: int) -> Header:
+        return Header(
             self.tokens,
             self.components,
             self.widths,
             self.bit_widths,
-            grid.power,
-            spectra.shift,
+            power,
+            shift,
             exponent,
-            basis,
+            parse_basis(self.basis),
         )
-        return [
-            header.pack(),
-            pack_splits(split, widths, n, self.bit_widths),
-            ranges.pack_ranges(ends, split < n, is_symmetric),
-            pack_codes(chunks, split, grid),
-            *maps,
-        ]
 
     def _decompose(
         self, spectra: Spectra, num_elements: int
@@ -240,7 +256,12 @@ class SLFAC(Codec):
         sections = Sections.parse(frame)
         shape = len(sections.split), frame.num_elements // len(sections.split)
         rows = new_tensor(shape, frame.dtype, device)
-        decode_rows(sections, rows)
+        header = sections.header
+        loops = fused.loops_for(frame.dtype, device)
+        if loops is None or header.power or header.components == "magnitude":
+            decode_rows(sections, rows)
+        else:
+            fused.decode_rows(sections, rows, loops)
         return from_rows(rows, sections.dims, frame.shape)
 
 

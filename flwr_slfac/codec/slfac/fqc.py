@@ -149,7 +149,7 @@ def to_values(codes: torch.Tensor, decoder: torch.Tensor, power: float) -> torch
     """
     if power:
         return _compand((codes * decoder[1]).sub_(1), 1 / power).mul_(decoder[0])
-    return torch.addcmul(decoder[0], codes, decoder[1], out=codes)
+    return codes.mul_(decoder[1]).add_(decoder[0])
 
 
 def quantize(
