@@ -25,7 +25,6 @@ from flwr_slfac.codec.slfac.sections import Sections, pack_splits
 from flwr_slfac.codec.slfac.spectra import (
     DECODE_CHUNK,
     Spectra,
-    new_tensor,
     restore_scale,
     row_chunks,
 )
@@ -57,9 +56,8 @@ def encode_rows(
     """
     n, num_rows = spectra.n, spectra.num_rows
     order = order_of(spectra.order, n)
-    store = new_tensor(
-        (num_rows * loops.floats_a_row(n),), torch.float32, torch.device("cpu")
-    ).numpy()
+    room = num_rows * loops.floats_a_row(n)
+    store = scratch("rows in order", (room,), torch.float32).numpy()
     split = np.empty(num_rows, np.int64)
     energy = np.empty((2, num_rows))
     ends = np.empty((2, 2, num_rows), np.float32)
