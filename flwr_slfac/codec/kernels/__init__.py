@@ -8,11 +8,14 @@ one runs is logged once, when a tensor is first coded.
 
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
 
 __all__ = [
+    "BUCKET_ENDS",
+    "CHANCE_BITS",
     "LOWER_BOUND",
     "NUM_SYMBOLS",
     "SCALE_BITS",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, rans
+from flwr_slfac.codec.kernels import classes, digits, models, rans
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.errors import SettingError
@@ -31,6 +31,8 @@ class Kernels:
         See `digits`.
     split, join : callable
         See `classes`.
+    fit_model, to_values : callable
+        See `models`.
     spectra : SpectraLoops, optional
         None where PyTorch does them.
     """
@@ -42,6 +44,8 @@ class Kernels:
     unpack_digits: Callable[..., tuple[Any, int]]
     split: Callable[..., Any]
     join: Callable[..., Any]
+    fit_model: Callable[..., bytes]
+    to_values: Callable[..., None]
     spectra: SpectraLoops | None = None
 
 
@@ -53,6 +57,8 @@ REFERENCE = Kernels(
     digits.unpack,
     classes.split,
     classes.join,
+    models.fit,
+    models.to_values,
 )
 
 
@@ -71,6 +77,8 @@ def compiled_kernels() -> Kernels | None:
         extension.unpack,
         extension.split,
         extension.join,
+        compiled.fit_model,
+        extension.to_values,
         SpectraLoops(compiled),
     )
 
