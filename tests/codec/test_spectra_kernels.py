@@ -28,6 +28,7 @@ CODECS = [
     SLFAC(theta=0.99, bit_widths=(8, 8)),
     SLFAC(basis="identity"),
     SLFAC(tokens="td"),
+    SLFAC(energy="sum"),
     SLFAC(components="deviation"),
 ]
 KINDS = ["noise", "smooth", "sparse", "zeros", "constant", "huge", "tiny", "subnormal"]

@@ -18,7 +18,7 @@ from flwr_slfac.codec.layout import from_rows, spectrum_dims, to_rows
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.slfac import ablations, afd, fused, ranges
 from flwr_slfac.codec.slfac.codes import decode_rows, pack_codes
-from flwr_slfac.codec.slfac.fqc import spectral_widths
+from flwr_slfac.codec.slfac.fqc import ENERGIES, spectral_widths
 from flwr_slfac.codec.slfac.groups import group_by_eight
 from flwr_slfac.codec.slfac.sections import (
     COMPONENTS,
@@ -60,6 +60,10 @@ class SLFAC(Codec):
         quantization. The paper's ablations, in our reading: all components take the
         middle width, rounded down, and a symmetric quantizer: ``"powerquant"``, see
         `search_power`; ``"easyquant"``, see `search_clip`.
+    energy : {"mean", "sum"}, default "mean"
+        What of a component's squared coefficients its width follows; the paper does not
+        say. The sum gives components of many coefficients wider codes: more bits, a
+        smaller error.
     tokens : {"t", "td"}, default "t"
         For (N, T, D): a spectrum along T for each sample and feature, or over the
         (T, D) plane of each sample.
@@ -114,6 +118,7 @@ class SLFAC(Codec):
     components: Literal["spectral", "magnitude", "deviation"] = "spectral"
     widths: Literal["fqc", "powerquant", "easyquant"] = "fqc"
     tokens: Literal["t", "td"] = "t"
+    energy: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
         _require_theta(self.theta)
@@ -124,6 +129,7 @@ class SLFAC(Codec):
             ("components", COMPONENTS),
             ("widths", WIDTHS),
             ("tokens", TOKENS),
+            ("energy", ENERGIES),
         ):
             if getattr(self, name) not in allowed:
                 raise SettingError(
@@ -146,7 +152,7 @@ class SLFAC(Codec):
         spectra = Spectra(to_rows(tensor, dims), basis, reuses=loops is not None)
         if loops is not None:
             exponent, rest = fused.encode_rows(
-                spectra, self.theta, self.bit_widths, loops
+                spectra, self.theta, self.bit_widths, self.energy, loops
             )
             return [self._header(0.0, spectra.shift, exponent).pack(), *rest]
         chunks, found, maps = self._decompose(spectra, tensor.numel())
@@ -229,7 +235,11 @@ class SLFAC(Codec):
         if self.widths != "fqc":
             return ablations.equal_widths(count, self.bit_widths)
         return spectral_widths(
-            found.energy, count, spectra.total, num_elements, self.bit_widths
+            found.energy,
+            count if self.energy == "mean" else None,
+            spectra.total,
+            num_elements,
+            self.bit_widths,
         )
 
     def _ranges(

@@ -41,7 +41,11 @@ def loops_for(dtype: torch.dtype, device: torch.device) -> SpectraLoops | None:
 
 
 def encode_rows(
-    spectra: Spectra, theta: float, bit_widths: tuple[int, int], loops: SpectraLoops
+    spectra: Spectra,
+    theta: float,
+    bit_widths: tuple[int, int],
+    energy_of: str,
+    loops: SpectraLoops,
 ) -> tuple[int, list[memoryview]]:
     """Return the exponent of ranges, and the sections after the header.
 
@@ -49,8 +53,8 @@ def encode_rows(
     ----------
     spectra : Spectra
         That reuse buffers.
-    theta, bit_widths
-        See `SLFAC`.
+    theta, bit_widths, energy_of
+        See `SLFAC`; the last is its `energy`.
     loops : SpectraLoops
         The compiled ones.
     """
@@ -65,10 +69,12 @@ def encode_rows(
     for coeffs in spectra:
         loops.split(coeffs.numpy(), order, theta, store, first, (split, energy, ends))
         first += coeffs.shape[1]
-    counts = np.stack([split, n - split])
+    counts = None
+    if energy_of == "mean":
+        counts = torch.from_numpy(np.stack([split, n - split]))
     widths = spectral_widths(
         torch.from_numpy(energy),
-        torch.from_numpy(counts),
+        counts,
         spectra.total,
         num_rows * n,
         bit_widths,
