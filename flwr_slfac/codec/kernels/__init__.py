@@ -1,9 +1,10 @@
 """The inner loops of the codecs: compiled, or in NumPy with the same bytes.
 
-``compiled.c`` is built where a C compiler is, and is part of the wheels. Without it the
-reference runs, several times slower. The environment variable ``SLFAC_KERNELS`` asks
-for one of them: ``compiled``, which fails where there is none, or ``reference``. Which
-one runs is logged once, when a tensor is first coded.
+The C files are built where a C compiler is, and are part of the wheels. Without them
+the reference runs, several times slower: NumPy, and PyTorch for the spectra of SL-FAC.
+The environment variable ``SLFAC_KERNELS`` asks for one of them: ``compiled``, which
+fails where there is none, or ``reference``. Which one runs is logged once, when a
+tensor is first coded.
 """
 
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
