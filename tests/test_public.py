@@ -99,10 +99,11 @@ PUBLIC = {
     """,
     "flwr_slfac.codec.packing": """
         BitReader BitWriter num_bits_for num_packed_bytes pack_codes pack_fields
-        pack_positions unpack_codes unpack_fields unpack_positions
+        pack_positions require_bits unpack_codes unpack_fields unpack_positions
     """,
     "flwr_slfac.codec.kernels": """
-        LOWER_BOUND NUM_SYMBOLS SCALE_BITS ClassGrid Kernels kernels
+        BUCKET_ENDS CHANCE_BITS LOWER_BOUND NUM_SYMBOLS SCALE_BITS ClassGrid Kernels
+        SpectraLoops kernels scratch
     """,
     "flwr_slfac.codec.layout": """
         PlaneShape channel_dim from_rows num_samples spectrum_dims to_rows

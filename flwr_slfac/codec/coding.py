@@ -6,12 +6,12 @@
     frame --check--> find the codec by its id --> decode_sections --> tensor
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from flwr_slfac.codec.base import Codec, Hints, Memory, Role
+from flwr_slfac.codec.finite import is_finite
 from flwr_slfac.codec.registry import find_codec, known_ids
 from flwr_slfac.codec.wire import (
     DEFAULT_MAX_ELEMENTS,
@@ -87,6 +87,7 @@ def decode(
     data: bytes,
     *,
     max_elements: int = DEFAULT_MAX_ELEMENTS,
+    shape: Sequence[int] | None = None,
     memory: Memory | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
@@ -98,6 +99,9 @@ def decode(
         One frame.
     max_elements : int
         Refuse a frame that declares more elements than this, before allocating.
+    shape : sequence of int, optional
+        Refuse a frame of any other shape, before decoding: what a small frame may cost
+        is then what this shape costs.
     memory : dict of str to Tensor, optional
         What the decoder remembers of this stream; see `Hints`.
     device : torch.device or str
@@ -111,9 +115,13 @@ def decode(
     Raises
     ------
     DecodeError
-        If the bytes are not a valid frame of a known codec.
+        If the bytes are not a valid frame of a known codec, or of another shape.
     """
     frame = unpack_frame(data, max_elements=max_elements)
+    if shape is not None and frame.shape != tuple(shape):
+        raise DecodeError(
+            f"the frame declares shape {frame.shape}; {tuple(shape)} is expected here"
+        )
     try:
         cls = find_codec(frame.codec_id)
     except SettingError as error:
@@ -165,16 +173,13 @@ def tensor_of(
 
 
 def _require_finite(tensor: torch.Tensor, codec: Codec) -> None:
-    """Refuse NaN and infinity; one cheap sum decides unless it overflows."""
-    if not tensor.is_floating_point() or math.isfinite(
-        float(tensor.sum(dtype=torch.float32))
-    ):
+    """Refuse NaN and infinity."""
+    if is_finite(tensor):
         return
     num_nan = int(torch.isnan(tensor).sum())
     num_inf = int(torch.isinf(tensor).sum())
-    if num_nan or num_inf:
-        raise EncodeError(
-            f"{num_nan} NaN and {num_inf} infinite of {tensor.numel()} values; codec "
-            f"{codec.codec_id!r} carries finite values only: lower the learning rate "
-            "or clip gradients"
-        )
+    raise EncodeError(
+        f"{num_nan} NaN and {num_inf} infinite of {tensor.numel()} values; codec "
+        f"{codec.codec_id!r} carries finite values only: lower the learning rate "
+        "or clip gradients"
+    )

@@ -8,6 +8,7 @@ import torch
 
 from flwr_slfac.codec.base import Codec, Hints, Memory, work_dtype
 from flwr_slfac.codec.coding import sections_of, tensor_of
+from flwr_slfac.codec.finite import is_finite
 from flwr_slfac.codec.registry import find_codec, register
 from flwr_slfac.codec.settings import format_codec, parse_codec
 from flwr_slfac.codec.wire import Frame
@@ -105,7 +106,10 @@ class Feedback(Codec):
         if inner is None or issubclass(inner, Feedback):
             raise DecodeError(f"codec {name!r} is not known inside 'feedback'")
         within = Frame(name, frame.dtype, frame.shape, frame.sections[1:])
-        return tensor_of(within, inner, memory, device)
+        found = tensor_of(within, inner, memory, device)
+        if inner.carries_nonfinite and not is_finite(found):
+            raise DecodeError(f"codec {cls.codec_id!r} carries no NaN and no infinity")
+        return found
 
 
 def _residual_of(tensor: torch.Tensor, memory: Memory) -> torch.Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flwr_slfac.codec.kernels import kernels
 from flwr_slfac.errors import DecodeError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "pack_codes",
     "pack_fields",
     "pack_positions",
+    "require_bits",
     "unpack_codes",
     "unpack_fields",
     "unpack_positions",
@@ -112,11 +114,7 @@ class BitReader:
     """
 
     def __init__(self, data: memoryview, num_bits: int) -> None:
-        if data.nbytes != (num_bits + 7) // 8:
-            raise DecodeError(
-                f"{data.nbytes} bytes where {num_bits} packed bits need "
-                f"{(num_bits + 7) // 8}"
-            )
+        require_bits(data, num_bits)
         self._buffer = np.zeros(data.nbytes // 8 + 2, dtype="<u8")
         self._buffer.view(np.uint8)[: data.nbytes] = np.frombuffer(data, np.uint8)
 
@@ -151,6 +149,9 @@ def pack_fields(columns: list[tuple[Counts, int]]) -> memoryview:
     for values, bits in columns:
         words |= values.astype(np.uint64) << np.uint64(start)
         start += bits
+    loops = kernels().spectra
+    if loops is not None:
+        return loops.pack_records(words, start)
     writer = BitWriter(start * num_records)
     writer.write(words, start * np.arange(num_records))
     return writer.getvalue()
@@ -158,8 +159,7 @@ def pack_fields(columns: list[tuple[Counts, int]]) -> memoryview:
 
 def unpack_fields(data: memoryview, bits: list[int], num_records: int) -> list[Counts]:
     """Undo `pack_fields` to int64 values, or raise DecodeError for a wrong length."""
-    reader = BitReader(data, sum(bits) * num_records)
-    words = reader.read(sum(bits) * np.arange(num_records))
+    words = _unpack_records(data, sum(bits), num_records)
     columns = []
     start = 0
     for width in bits:
@@ -167,6 +167,25 @@ def unpack_fields(data: memoryview, bits: list[int], num_records: int) -> list[C
         columns.append(field.astype(np.int64))
         start += width
     return columns
+
+
+def _unpack_records(data: memoryview, bits: int, num_records: int) -> Words:
+    """Return the words of records; in the reference, what follows one is above it."""
+    loops = kernels().spectra
+    if loops is None:
+        reader = BitReader(data, bits * num_records)
+        return reader.read(bits * np.arange(num_records))
+    require_bits(data, bits * num_records)
+    return loops.unpack_records(data, bits, num_records)
+
+
+def require_bits(data: memoryview, num_bits: int) -> None:
+    """Raise DecodeError if the number of bytes is not that of `num_bits`."""
+    if data.nbytes != (num_bits + 7) // 8:
+        raise DecodeError(
+            f"{data.nbytes} bytes where {num_bits} packed bits need "
+            f"{(num_bits + 7) // 8}"
+        )
 
 
 def num_packed_bytes(num_codes: int, bits: int) -> int:

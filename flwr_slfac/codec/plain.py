@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from flwr_slfac.codec.base import Codec, Context, Hints, Memory
+from flwr_slfac.codec.finite import is_finite
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.wire import (
     DTYPES,
@@ -78,6 +79,8 @@ class _Half(Codec):
         """Widen the elements to the frame's dtype, or raise DecodeError."""
         (elements,) = require_sections(frame, 1)
         half = from_bytes(elements, cls.half, frame.shape, device)
+        if not is_finite(half):
+            raise DecodeError(f"codec {cls.codec_id!r} carries no NaN and no infinity")
         limit = torch.finfo(frame.dtype).max
         if limit < torch.finfo(cls.half).max:
             # Rounding up at the edge of the narrower range would overflow it.

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Codec, Hints, Memory
+from flwr_slfac.codec.finite import is_finite
 from flwr_slfac.codec.layout import num_samples
 from flwr_slfac.codec.packing import pack_positions, unpack_positions
 from flwr_slfac.codec.registry import register
@@ -79,6 +80,10 @@ class _Sparse(Codec):
         count, cpu = (positions.size,), torch.device("cpu")
         if _VALUES[code] == "exact":
             values = from_bytes(coded, frame.dtype, count, cpu)
+            if not is_finite(values):
+                raise DecodeError(
+                    f"codec {cls.codec_id!r} carries no NaN and no infinity"
+                )
         else:
             halves = from_bytes(coded, torch.float16, count, cpu)
             values = _from_halves(halves, exponent, frame.dtype)

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCE = Path("flwr_slfac/codec/kernels/compiled.c")
+FOLDER = Path("flwr_slfac/codec/kernels")
 FLAGS = (
     "-O1",
     "-g",
@@ -37,9 +37,10 @@ def build(folder: Path) -> dict[str, str]:
     for part in ("flwr_slfac", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=names)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    target = folder / SOURCE.with_suffix(".abi3.so")
+    target = folder / FOLDER / "compiled.abi3.so"
+    sources = sorted(map(str, (folder / FOLDER).glob("*.c")))
     include = sysconfig.get_paths()["include"]
-    command = ["gcc", *FLAGS, f"-I{include}", str(folder / SOURCE), "-o", str(target)]
+    command = ["gcc", *FLAGS, f"-I{include}", *sources, "-o", str(target)]
     subprocess.run(command, check=True)
     # Python itself is not instrumented: the runtime has to be there before it.
     runtimes = [
@@ -72,7 +73,8 @@ def main() -> None:
         folder = Path(name)
         env = build(folder)
         python = [sys.executable, "-m"]
-        tests = ["tests/codec/test_kernels.py", "tests/codec/test_streams.py"]
+        names = ("test_kernels.py", "test_spectra_kernels.py", "test_streams.py")
+        tests = [f"tests/codec/{name}" for name in names]
         fuzz = ["tests.bench.fuzz_decode", "--engine", "mutation", "--runs", "1000000"]
         limits = ["--seconds", str(args.seconds), "--seed", str(args.seed)]
         for command in (["pytest", "-q", *tests], [*fuzz, *limits]):

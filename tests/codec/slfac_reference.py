@@ -87,6 +87,7 @@ def encode(
     bit_widths: tuple[int, int] = (2, 8),
     basis: str = "dct",
     components: str = "spectral",
+    energy: str = "mean",
 ) -> list[Row]:
     """Return what SL-FAC sends for each row."""
     values = np.concatenate([p.ravel() for p in planes]).astype(np.float64)
@@ -101,10 +102,12 @@ def encode(
     parts = [(s[:k], s[k:]) for s, (k, _) in zip(spectra, splits, strict=True)]
     logs = [
         [
-            math.log(1 + sum(c * c for c in part) / max(len(part), 1) / variance)
+            math.log(1 + sum(c * c for c in part) / count / variance)
             if variance > 0
             else 0.0
-            for part in pair
+            for part, count in (
+                (part, max(len(part), 1) if energy == "mean" else 1) for part in pair
+            )
         ]
         for pair in parts
     ]

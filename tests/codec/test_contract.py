@@ -52,7 +52,7 @@ def seal(body: bytes) -> bytes:
 
 
 def decode_or_refuse(data: bytes) -> None:
-    """Assert that bytes give DecodeError or the tensor that they declare."""
+    """Assert that bytes give DecodeError or the tensor that they declare, finite."""
     try:
         tensor = decode(data, max_elements=LIMIT)
     except DecodeError:
@@ -60,6 +60,9 @@ def decode_or_refuse(data: bytes) -> None:
     frame = unpack_frame(data, max_elements=LIMIT)
     assert (tensor.dtype, tuple(tensor.shape)) == (frame.dtype, frame.shape)
     assert tensor.numel() <= LIMIT
+    codec = registered_codecs()[frame.codec_id]
+    if not codec.carries_nonfinite and tensor.is_floating_point():
+        assert torch.isfinite(tensor).all()
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -313,6 +316,36 @@ def test_the_limit_is_honoured(case: Case) -> None:
     assert decode(data, max_elements=120).shape == x.shape
     with pytest.raises(DecodeError, match="120 elements; the limit is 119"):
         decode(data, max_elements=119)
+
+
+@every_case
+def test_another_shape_than_expected_is_refused(case: Case) -> None:
+    """A frame decodes where its shape is expected, and nowhere else."""
+    data = case.encode(a_tensor(case, 2, 3, 4, 5))
+    assert decode(data, shape=(2, 3, 4, 5)).shape == (2, 3, 4, 5)
+    for shape in ((2, 3, 5, 4), (120,), ()):
+        with pytest.raises(DecodeError, match="is expected here"):
+            decode(data, shape=shape)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["float16", "bfloat16", "topk(values='exact')", "feedback(inner='identity')"],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_a_codec_does_not_carry_are_refused(
+    text: str, value: float
+) -> None:
+    """Elements on the wire that are NaN or infinite are refused by name."""
+    data = encode(torch.ones(3, 4), parse_codec(text))
+    frame = unpack_frame(data, max_elements=12)
+    dtype = getattr(torch, text, torch.float32)
+    *head, elements = (bytes(s) for s in frame.sections)
+    wrong = torch.tensor([value], dtype=dtype).view(torch.uint8).numpy().tobytes()
+    elements = wrong + elements[len(wrong) :]
+    changed = pack_frame(frame.codec_id, frame.dtype, frame.shape, [*head, elements])
+    with pytest.raises(DecodeError, match="carries no NaN"):
+        decode(changed)
 
 
 @every_case

@@ -334,3 +334,80 @@ def test_the_extension_refuses_digits_and_grids_that_do_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=r"\w"):
             compiled.join(*good[:place], wrong, *good[place + 1 :])
+
+
+@needs_extension
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([(1, 4), (2, 3), (7, 2), (127, 1), (15, 1)]),
+    st.integers(1, 256),
+    st.sampled_from([1, 100, 2**27]),
+)
+def test_both_kernels_fit_the_same_models(
+    seed: int, kind: tuple[int, int], num_seen: int, most: int
+) -> None:
+    """Models of any counts are the same bytes."""
+    rng = np.random.default_rng(seed)
+    is_signed = kind != (15, 1)
+    num_symbols = (kind[0] * (1 + is_signed) + 1) ** kind[1]
+    counts = np.zeros(256, np.int64)
+    seen = rng.permutation(num_symbols)[:num_seen]
+    counts[seen] = rng.integers(1, most, seen.size, endpoint=True)
+    midpoints = np.sort(rng.integers(0, 2**24, int(rng.integers(0, 255))))
+    found = [which.fit_model(counts, *kind, is_signed, midpoints) for which in BOTH]
+    assert found[0] == found[1]
+
+
+@needs_extension
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.integers(0, 300),
+    st.sampled_from([np.int8, np.int64]),
+    st.floats(0, width=32),
+    st.floats(-1, 1, width=32),
+)
+def test_both_kernels_bring_levels_to_the_same_values(
+    seed: int, num: int, dtype: type, step: float, share: float
+) -> None:
+    """Values are the same to the bit, overflow included."""
+    rng = np.random.default_rng(seed)
+    most = 127 if dtype is np.int8 else 2**40
+    levels = rng.integers(-most, most, num, endpoint=True).astype(dtype)
+    levels[rng.random(num) < 0.5] = 0
+    taken = float(np.float32(share) * np.float32(min(step, 1e38)))
+    found = []
+    for which in BOTH:
+        out = np.empty(num, np.float32)
+        which.to_values(levels, step, taken, out)
+        found.append(out)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@needs_extension
+def test_the_extension_refuses_models_and_levels_that_do_not_fit() -> None:
+    """Counts, midpoints, levels and values of another size or sign are refused."""
+    compiled = importlib.import_module("flwr_slfac.codec.kernels.compiled")
+    counts, between = np.ones(256, np.int64), np.arange(254)
+    for bad in (
+        (counts[1:], 127, 1, True, between),
+        (counts, 128, 1, True, between),
+        (counts, 0, 1, True, between),
+        (counts, 7, 3, True, between),
+        (-counts, 127, 1, True, between),
+        (counts << 36, 127, 1, True, between),
+        (counts, 127, 1, True, np.arange(256)),
+        (counts, 127, 1, True, between.view(np.uint8)[1:-7]),
+    ):
+        with pytest.raises(ValueError, match=r"\w"):
+            compiled.fit_model(*bad)
+    levels, out = np.zeros(8, np.int8), np.zeros(8, np.float32)
+    for wrong in (
+        (levels, 2, 1.0, 0.0, out),
+        (levels, 8, 1.0, 0.0, out),
+        (levels[1:], 1, 1.0, 0.0, out),
+        (levels, 1, 1.0, 0.0, out.view(np.uint8)[1:-3]),
+    ):
+        with pytest.raises(ValueError, match=r"\w"):
+            compiled.to_values(*wrong)

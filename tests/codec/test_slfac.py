@@ -19,6 +19,7 @@ CODECS = [
     SLFAC(theta=1.0, bit_widths=(1, 1)),
     SLFAC(basis="identity"),
     SLFAC(tokens="td"),
+    SLFAC(energy="sum"),
     SLFAC(components="magnitude"),
     SLFAC(components="deviation"),
     SLFAC(widths="powerquant"),
@@ -57,6 +58,22 @@ def test_bytes_equal_the_reference(
     planes = list(x.numpy().reshape(-1, *shape[2 if len(shape) == 4 else 1 :]))
     rows = reference.encode(planes, theta, (2, 8), basis)
     _check_sections(sent(x, codec), rows, planes[0].size)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 8, 8), (2, 5, 12, 8), (6, 24)])
+@pytest.mark.parametrize("theta", [0.6, 0.9])
+def test_widths_by_sums_equal_the_reference(
+    shape: tuple[int, ...], theta: float
+) -> None:
+    """Where widths follow the sum of squares, so do the reference's; bits are more."""
+    x = images(*shape)
+    planes = list(x.numpy().reshape(-1, *shape[2 if len(shape) == 4 else 1 :]))
+    rows = reference.encode(planes, theta, energy="sum")
+    codec = SLFAC(theta=theta, energy="sum")
+    _check_sections(sent(x, codec), rows, planes[0].size)
+    means, sums = encode(x, SLFAC(theta=theta)), encode(x, codec)
+    assert len(sums) > len(means)
+    assert (decode(sums) - x).norm() < (decode(means) - x).norm()
 
 
 @settings(max_examples=60, deadline=None)
@@ -397,6 +414,7 @@ def test_settings_round_trip(codec: SLFAC) -> None:
         ({"widths": "linear"}, "widths"),
         ({"widths": "powerquant", "bit_widths": (1, 2)}, "needs 2 bits"),
         ({"tokens": "d"}, "tokens"),
+        ({"energy": "most"}, "energy"),
     ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object], said: str) -> None:

@@ -262,3 +262,17 @@ def test_a_lone_spike_takes_fewer_bits_than_allowed(bits: float, value: float) -
     x[0, 0, 0, 0] = value
     decoded = decode(encode(x, Waterfill(bits=bits)))
     torch.testing.assert_close(decoded, x, rtol=1e-4, atol=1e-5 * value)
+
+
+@pytest.mark.parametrize("shape", [(30, 200), (40, 300), (3, 64), (5, 50, 2)])
+@pytest.mark.parametrize("nrmse", [1e-3, 3e-3, 0.1])
+def test_a_basis_is_no_larger_than_the_decoder_allows(
+    shape: tuple[int, ...], nrmse: float
+) -> None:
+    """Few vectors of many channels, whose basis would outweigh them, come back."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape[0], 6, generator=generator)
+    x = x @ torch.randn(6, math.prod(shape[1:]), generator=generator)
+    x = (x + 1e-3 * torch.randn(x.shape, generator=generator)).reshape(shape)
+    error = (decode(encode(x, Waterfill(nrmse=nrmse))) - x).norm() / x.norm()
+    assert error < 1.02 * nrmse

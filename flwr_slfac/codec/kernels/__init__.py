@@ -1,20 +1,28 @@
 """The inner loops of the codecs: compiled, or in NumPy with the same bytes.
 
-``compiled.c`` is built where a C compiler is, and is part of the wheels. Without it the
-reference runs, several times slower. The environment variable ``SLFAC_KERNELS`` asks
-for one of them: ``compiled``, which fails where there is none, or ``reference``. Which
-one runs is logged once, when a tensor is first coded.
+The C files are built where a C compiler is, and are part of the wheels. Without them
+the reference runs, several times slower: NumPy, and PyTorch for the spectra of SL-FAC.
+The environment variable ``SLFAC_KERNELS`` asks for one of them: ``compiled``, which
+fails where there is none, or ``reference``. Which one runs is logged once, when a
+tensor is first coded.
 """
 
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
+from flwr_slfac.codec.kernels.scratch import scratch
+from flwr_slfac.codec.kernels.spectra import SpectraLoops
 
 __all__ = [
+    "BUCKET_ENDS",
+    "CHANCE_BITS",
     "LOWER_BOUND",
     "NUM_SYMBOLS",
     "SCALE_BITS",
     "ClassGrid",
     "Kernels",
+    "SpectraLoops",
     "kernels",
+    "scratch",
 ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, rans
+from flwr_slfac.codec.kernels import classes, digits, models, rans
 from flwr_slfac.codec.kernels.extension import Extension
+from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.errors import SettingError
 
 logger = logging.getLogger("flwr")
@@ -30,6 +31,10 @@ class Kernels:
         See `digits`.
     split, join : callable
         See `classes`.
+    fit_model, to_values : callable
+        See `models`.
+    spectra : SpectraLoops, optional
+        None where PyTorch does them.
     """
 
     name: str
@@ -39,6 +44,9 @@ class Kernels:
     unpack_digits: Callable[..., tuple[Any, int]]
     split: Callable[..., Any]
     join: Callable[..., Any]
+    fit_model: Callable[..., bytes]
+    to_values: Callable[..., None]
+    spectra: SpectraLoops | None = None
 
 
 REFERENCE = Kernels(
@@ -49,6 +57,8 @@ REFERENCE = Kernels(
     digits.unpack,
     classes.split,
     classes.join,
+    models.fit,
+    models.to_values,
 )
 
 
@@ -67,6 +77,9 @@ def compiled_kernels() -> Kernels | None:
         extension.unpack,
         extension.split,
         extension.join,
+        compiled.fit_model,
+        extension.to_values,
+        SpectraLoops(compiled),
     )
 
 

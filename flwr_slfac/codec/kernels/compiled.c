@@ -2,26 +2,7 @@
  * the same bytes; all of them let go of the interpreter's lock, and none reads or writes
  * outside of the buffers that it is handed, whatever is in them.
  */
-#ifndef Py_GIL_DISABLED
-#define Py_LIMITED_API 0x030A0000 /* one build for Python 3.10 and newer */
-#endif
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <stdint.h>
-#include <string.h>
-
-/* The stable ABI of Python 3.10 has these, not PyObject_GetBuffer; newer headers have
- * lost their declarations. Every caller holds its objects during the call. */
-#ifdef __GNUC__
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-#endif
-PyAPI_FUNC(int) PyObject_AsReadBuffer(PyObject *, const void **, Py_ssize_t *);
-PyAPI_FUNC(int) PyObject_AsWriteBuffer(PyObject *, void **, Py_ssize_t *);
-
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#error "the kernels are for little-endian machines; the reference serves others"
-#endif
+#include "buffers.h"
 
 /* See rans.py for these. */
 enum { SCALE_BITS = 14, SCALE = 1 << SCALE_BITS, NUM_SYMBOLS = 256 };
@@ -40,25 +21,7 @@ static inline void store16(uint8_t *p, uint32_t value)
     memcpy(p, &word, 2);
 }
 
-/* ------------------------------------------------------------------ buffers */
-
-typedef struct {
-    uint8_t *data;
-    Py_ssize_t size; /* bytes */
-} Buffer;
-
-static int as_buffer(PyObject *object, Buffer *buffer, int writable)
-{
-    if (writable)
-        return PyObject_AsWriteBuffer(object, (void **)&buffer->data, &buffer->size);
-    return PyObject_AsReadBuffer(object, (const void **)&buffer->data, &buffer->size);
-}
-
-static PyObject *refuse(const char *why)
-{
-    PyErr_SetString(PyExc_ValueError, why);
-    return NULL;
-}
+/* ------------------------------------------------------------------ segments */
 
 /* Segments: counts[s] symbols each of frequencies[s]; NULL if they fit, else why not. */
 static const char *check_segments(Buffer counts, Buffer frequencies, Py_ssize_t total)
@@ -440,6 +403,138 @@ static PyObject *unpack_digits(PyObject *self, PyObject *args)
     return PyLong_FromSsize_t(saturated);
 }
 
+/* ------------------------------------------------------------------ models */
+
+/* See models.py for these. */
+enum { CHANCE_BITS = 24, MOST_BUCKETS = 9 };
+static const int bucket_ends[MOST_BUCKETS] = {0, 1, 2, 4, 8, 16, 32, 64, 126};
+
+/* The byte whose chance is nearest to stops / reaches. */
+static uint8_t nearest(int64_t stops, int64_t reaches, const int64_t *midpoints, int num)
+{
+    int64_t chance = stops * ((int64_t)1 << CHANCE_BITS) / (reaches > 1 ? reaches : 1);
+    int low = 0, high = num;
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (midpoints[middle] < chance)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return (uint8_t)low;
+}
+
+/* How often each magnitude occurs, and the sum of those below zero. */
+static int64_t count_magnitudes(const Digits *d, const int64_t *counts, int64_t *stops)
+{
+    int64_t negative = 0;
+    for (int64_t s = 0; s < d->num_symbols; s++) {
+        int64_t rest = s;
+        for (int j = 0; counts[s] && j < d->per_symbol; j++, rest /= d->base) {
+            int64_t digit = rest % d->base - d->zero;
+            stops[digit < 0 ? -digit : digit] += counts[s];
+            negative += digit < 0 ? counts[s] : 0;
+        }
+    }
+    return negative;
+}
+
+PyDoc_STRVAR(fit_model_doc,
+"fit_model(counts, limit, per_symbol, is_signed, midpoints) -> bytes\n\n"
+"See models.fit in the module beside this one.");
+
+static PyObject *fit_model(PyObject *self, PyObject *args)
+{
+    PyObject *o[2];
+    Py_ssize_t limit, per_symbol;
+    int is_signed, size = 0;
+    Buffer counts, midpoints;
+    Digits d;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OnnpO", &o[0], &limit, &per_symbol, &is_signed, &o[1]) ||
+        as_buffer(o[0], &counts, 0) || as_buffer(o[1], &midpoints, 0))
+        return NULL;
+    const char *wrong = digits_of(&d, limit, per_symbol, is_signed);
+    if (!wrong && (!holds(counts, NUM_SYMBOLS, 8) || midpoints.size > 255 * 8 ||
+                   !holds(midpoints, midpoints.size / 8, 8)))
+        wrong = "counts or midpoints have another size";
+    /* All digits, times a chance of 1, stay within 64 bits. */
+    int64_t left = (int64_t)1 << 36;
+    for (int s = 0; !wrong && s < NUM_SYMBOLS; s++) {
+        int64_t count = ((int64_t *)counts.data)[s];
+        if (count < 0 || count > left)
+            wrong = "symbols occur too often";
+        left -= wrong ? 0 : count;
+    }
+    if (wrong)
+        return refuse(wrong);
+    int64_t stops[128] = {0}, reach[129] = {0};
+    int64_t negative = count_magnitudes(&d, (int64_t *)counts.data, stops);
+    int largest = -1, start = 0, num = (int)(midpoints.size / 8);
+    for (int m = (int)limit; m >= 0; m--) {
+        reach[m] = reach[m + 1] + stops[m];
+        largest = largest < 0 && stops[m] ? m : largest;
+    }
+    uint8_t model[1 + MOST_BUCKETS];
+    const int64_t *between = (int64_t *)midpoints.data;
+    if (is_signed)
+        model[size++] = nearest(negative, reach[1], between, num);
+    for (int i = 0; i < MOST_BUCKETS; i++) {
+        int stop = bucket_ends[i] + 1 < limit ? bucket_ends[i] + 1 : (int)limit;
+        if (start >= stop || start > largest)
+            break;
+        int64_t stopped = 0, reached = 0;
+        for (; start < stop; start++) {
+            stopped += stops[start];
+            reached += reach[start];
+        }
+        model[size++] = nearest(stopped, reached, between, num);
+    }
+    return PyBytes_FromStringAndSize((char *)model, size);
+}
+
+#define TO_VALUES(type)                                                                 \
+    FOR_AVX2_TOO                                                                        \
+    static void values_of_##type(const type *restrict levels, Py_ssize_t num,           \
+                                 float step, float taken, float *restrict out)          \
+    {                                                                                   \
+        for (Py_ssize_t i = 0; i < num; i++) {                                          \
+            type level = levels[i];                                                     \
+            int sign = (level > 0) - (level < 0);                                       \
+            out[i] = (float)level * step - (float)sign * taken;                         \
+        }                                                                               \
+    }
+TO_VALUES(int8_t)
+TO_VALUES(int64_t)
+
+PyDoc_STRVAR(to_values_doc,
+"to_values(levels, itemsize, step, taken, out)\n\n"
+"See models.to_values in the module beside this one.");
+
+static PyObject *to_values(PyObject *self, PyObject *args)
+{
+    PyObject *o[2];
+    Py_ssize_t size;
+    double step, taken;
+    Buffer levels, out;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OnddO", &o[0], &size, &step, &taken, &o[1]) ||
+        as_buffer(o[0], &levels, 0) || as_buffer(o[1], &out, 1))
+        return NULL;
+    Py_ssize_t num = out.size / 4;
+    if ((size != 1 && size != 8) || !holds(levels, num, size) || !holds(out, num, 4))
+        return refuse("levels and values do not go together");
+    Py_BEGIN_ALLOW_THREADS
+    if (size == 1)
+        values_of_int8_t((int8_t *)levels.data, num, (float)step, (float)taken,
+                         (float *)out.data);
+    else
+        values_of_int64_t((int64_t *)levels.data, num, (float)step, (float)taken,
+                          (float *)out.data);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 /* ------------------------------------------------------------------ classes */
 
 typedef struct {
@@ -545,11 +640,13 @@ static PyObject *join(PyObject *self, PyObject *args)
 /* ------------------------------------------------------------------ module */
 
 static PyMethodDef methods[] = {
+    {"fit_model", fit_model, METH_VARARGS, fit_model_doc},
     {"join", join, METH_VARARGS, join_doc},
     {"pack_digits", pack_digits, METH_VARARGS, pack_digits_doc},
     {"rans_decode", rans_decode, METH_VARARGS, decode_doc},
     {"rans_encode", rans_encode, METH_VARARGS, encode_doc},
     {"split", split, METH_VARARGS, split_doc},
+    {"to_values", to_values, METH_VARARGS, to_values_doc},
     {"unpack_digits", unpack_digits, METH_VARARGS, unpack_digits_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -561,5 +658,10 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit_compiled(void)
 {
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddFunctions(made, spectra_methods)) {
+        Py_DECREF(made);
+        return NULL;
+    }
+    return made;
 }

@@ -42,3 +42,50 @@ def join(
     classes: int,
     out: Any,
 ) -> None: ...
+def spectra_split(
+    coeffs: Any,
+    n: int,
+    num_rows: int,
+    order: Any,
+    theta: float,
+    store: Any,
+    first: int,
+    split: Any,
+    energy: Any,
+    ends: Any,
+) -> None: ...
+def spectra_ranges(ends: Any, exponent: int, halves: Any) -> None: ...
+def spectra_levels(
+    halves: Any,
+    exponent: int,
+    widths: Any,
+    decodes: bool,
+    low: Any,
+    scale: Any,
+    used: Any,
+) -> bool: ...
+def spectra_pack(
+    store: Any, n: int, split: Any, low: Any, scale: Any, widths: Any, out: Any
+) -> None: ...
+def spectra_unpack(
+    data: Any,
+    position: int,
+    n: int,
+    first: int,
+    num_rows: int,
+    split: Any,
+    low: Any,
+    scale: Any,
+    widths: Any,
+    order: Any,
+    coeffs: Any,
+) -> int: ...
+def transpose(matrix: Any, rows: int, columns: int, out: Any) -> None: ...
+def pack_records(words: Any, bits: int, out: Any) -> None: ...
+def unpack_records(data: Any, bits: int, out: Any) -> None: ...
+def fit_model(
+    counts: Any, limit: int, per_symbol: int, is_signed: bool, midpoints: Any
+) -> bytes: ...
+def to_values(
+    levels: Any, itemsize: int, step: float, taken: float, out: Any
+) -> None: ...

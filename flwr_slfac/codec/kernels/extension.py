@@ -60,6 +60,11 @@ class Extension:
             self._compiled.join, values, grid, np.empty(grid.shape, values.dtype)
         )
 
+    def to_values(self, levels: Any, step: float, taken: float, out: Any) -> None:
+        """Bring levels to their values, see `models.to_values`."""
+        levels = np.ascontiguousarray(levels)
+        self._compiled.to_values(levels, levels.itemsize, step, taken, out)
+
 
 def _move(work: Callable[..., None], source: Any, grid: ClassGrid, target: Any) -> Any:
     source = np.ascontiguousarray(source)

@@ -93,7 +93,12 @@ def _cumulative_energy(groups: torch.Tensor, n: int) -> torch.Tensor:
     energies = groups * groups
     if n % 8:
         energies.view(-1, groups.shape[2])[n:] = 0
-    return energies.sum(1).to(torch.float64).cumsum(0)
+    # In one order, as that of `sum` depends on the shape.
+    fours = energies[:, :4] + energies[:, 4:]
+    total = fours[:, 0]
+    for place in range(1, 4):
+        total += fours[:, place]
+    return total.to(torch.float64).cumsum(0)
 
 
 def _energy_around(
@@ -133,6 +138,9 @@ def _components(
     high[:, :num_groups].scatter_(1, index.expand(2, 1, -1), _FAR)
     high = high.amin(1)
     low = (ends - far.sub_(_FAR)).amin(1)
+    # Which zero is the least of 0 and -0 depends on their places; here it is 0.
+    low[0] += 0.0
+    low[1].neg_().add_(0.0).neg_()
     # A row that is low throughout has a high component without members.
     high *= split < n
     return Components(split, energy, torch.stack([low, high], 1))

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Codec, Context, Hints, Memory
+from flwr_slfac.codec.kernels import SpectraLoops
 from flwr_slfac.codec.layout import from_rows, spectrum_dims, to_rows
 from flwr_slfac.codec.registry import register
-from flwr_slfac.codec.slfac import ablations, afd, ranges
+from flwr_slfac.codec.slfac import ablations, afd, fused, ranges
 from flwr_slfac.codec.slfac.codes import decode_rows, pack_codes
-from flwr_slfac.codec.slfac.fqc import spectral_widths
+from flwr_slfac.codec.slfac.fqc import ENERGIES, spectral_widths
 from flwr_slfac.codec.slfac.groups import group_by_eight
 from flwr_slfac.codec.slfac.sections import (
     COMPONENTS,
@@ -59,6 +60,10 @@ class SLFAC(Codec):
         quantization. The paper's ablations, in our reading: all components take the
         middle width, rounded down, and a symmetric quantizer: ``"powerquant"``, see
         `search_power`; ``"easyquant"``, see `search_clip`.
+    energy : {"mean", "sum"}, default "mean"
+        What of a component's squared coefficients its width follows; the paper does not
+        say. The sum gives components of many coefficients wider codes: more bits, a
+        smaller error.
     tokens : {"t", "td"}, default "t"
         For (N, T, D): a spectrum along T for each sample and feature, or over the
         (T, D) plane of each sample.
@@ -113,6 +118,7 @@ class SLFAC(Codec):
     components: Literal["spectral", "magnitude", "deviation"] = "spectral"
     widths: Literal["fqc", "powerquant", "easyquant"] = "fqc"
     tokens: Literal["t", "td"] = "t"
+    energy: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
         _require_theta(self.theta)
@@ -123,6 +129,7 @@ class SLFAC(Codec):
             ("components", COMPONENTS),
             ("widths", WIDTHS),
             ("tokens", TOKENS),
+            ("energy", ENERGIES),
         ):
             if getattr(self, name) not in allowed:
                 raise SettingError(
@@ -141,7 +148,13 @@ class SLFAC(Codec):
         """Return header, splits and widths, ranges, codes, and a map if needed."""
         basis = parse_basis(self.basis)
         dims = spectrum_dims(tensor.shape, self.tokens == "td")
-        spectra = Spectra(to_rows(tensor, dims), basis)
+        loops = self._loops(tensor)
+        spectra = Spectra(to_rows(tensor, dims), basis, reuses=loops is not None)
+        if loops is not None:
+            exponent, rest = fused.encode_rows(
+                spectra, self.theta, self.bit_widths, self.energy, loops
+            )
+            return [self._header(0.0, spectra.shift, exponent).pack(), *rest]
         chunks, found, maps = self._decompose(spectra, tensor.numel())
         split, n = found.split, spectra.n
         widths = self._bit_widths(found, spectra, tensor.numel())
@@ -152,23 +165,32 @@ class SLFAC(Codec):
         )
         if self.widths == "powerquant":
             grid = ablations.choose_power(grid, chunks, split)
-        header = Header(
+        side = split.cpu().numpy(), widths.cpu().numpy(), ends.cpu().numpy()
+        return [
+            self._header(grid.power, spectra.shift, exponent).pack(),
+            pack_splits(*side[:2], n, self.bit_widths),
+            ranges.pack_ranges(side[2], side[0] < n, is_symmetric),
+            pack_codes(chunks, split, grid),
+            *maps,
+        ]
+
+    def _loops(self, tensor: torch.Tensor) -> SpectraLoops | None:
+        """Return the compiled loops if they do these settings and this tensor."""
+        if self.components != "spectral" or self.widths != "fqc":
+            return None
+        return fused.loops_for(tensor.dtype, tensor.device)
+
+    def _header(self, power: float, shift: int, exponent: int) -> Header:
+        return Header(
             self.tokens,
             self.components,
             self.widths,
             self.bit_widths,
-            grid.power,
-            spectra.shift,
+            power,
+            shift,
             exponent,
-            basis,
+            parse_basis(self.basis),
         )
-        return [
-            header.pack(),
-            pack_splits(split, widths, n, self.bit_widths),
-            ranges.pack_ranges(ends, split < n, is_symmetric),
-            pack_codes(chunks, split, grid),
-            *maps,
-        ]
 
     def _decompose(
         self, spectra: Spectra, num_elements: int
@@ -213,7 +235,11 @@ class SLFAC(Codec):
         if self.widths != "fqc":
             return ablations.equal_widths(count, self.bit_widths)
         return spectral_widths(
-            found.energy, count, spectra.total, num_elements, self.bit_widths
+            found.energy,
+            count if self.energy == "mean" else None,
+            spectra.total,
+            num_elements,
+            self.bit_widths,
         )
 
     def _ranges(
@@ -240,7 +266,12 @@ class SLFAC(Codec):
         sections = Sections.parse(frame)
         shape = len(sections.split), frame.num_elements // len(sections.split)
         rows = new_tensor(shape, frame.dtype, device)
-        decode_rows(sections, rows)
+        header = sections.header
+        loops = fused.loops_for(frame.dtype, device)
+        if loops is None or header.power or header.components == "magnitude":
+            decode_rows(sections, rows)
+        else:
+            fused.decode_rows(sections, rows, loops)
         return from_rows(rows, sections.dims, frame.shape)
 
 

@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+from flwr_slfac.codec.base import work_dtype
 from flwr_slfac.codec.packing import BitReader, BitWriter
 from flwr_slfac.codec.slfac import fqc
 from flwr_slfac.codec.slfac.ablations import partition
@@ -75,7 +76,8 @@ def decode_rows(sections: Sections, result: torch.Tensor) -> None:
         If the codes have a wrong length, or a map of coefficients does not fit.
     """
     num_rows, n = result.shape
-    split, widths = sections.split.numpy(), sections.grid.widths.to(torch.int64).numpy()
+    grid = sections.grid(work_dtype(result.dtype))
+    split, widths = sections.split, grid.widths.to(torch.int64).numpy()
     ends = row_bits(split, widths, n).cumsum()
     reader = BitReader(sections.codes, int(ends[-1]))
     back = (
@@ -86,7 +88,7 @@ def decode_rows(sections: Sections, result: torch.Tensor) -> None:
         starts = group_starts(split[chunk], widths[:, chunk], n, first)
         words = torch.from_numpy(reader.read(starts).view(np.int64)).t()
         coeffs = _decode_coefficients(
-            sections, chunk, words.contiguous(), result.device
+            sections, grid, chunk, words.contiguous(), result.device
         )
         if back is not None:
             coeffs = coeffs.index_select(0, back)
@@ -99,13 +101,17 @@ def decode_rows(sections: Sections, result: torch.Tensor) -> None:
 
 
 def _decode_coefficients(
-    sections: Sections, chunk: slice, words: torch.Tensor, device: torch.device
+    sections: Sections,
+    grid: fqc.Grid,
+    chunk: slice,
+    words: torch.Tensor,
+    device: torch.device,
 ) -> torch.Tensor:
     """Return the ordered coefficients (n, K) of some rows from their words (G, K)."""
     groups = fqc.dequantize(
         words.to(device),
-        sections.split[chunk].to(device),
-        sections.grid.of_rows(chunk, device),
+        torch.from_numpy(sections.split[chunk]).to(device),
+        grid.of_rows(chunk, device),
     )
     coeffs = groups.view(-1, groups.shape[2])[: math.prod(sections.sizes)]
     member = sections.members_of(chunk)

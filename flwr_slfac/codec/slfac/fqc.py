@@ -25,6 +25,8 @@ from flwr_slfac.codec.slfac.groups import (
     take_group,
 )
 
+# What of a component's squared coefficients its width follows.
+ENERGIES = ("mean", "sum")
 # Below this share of the mean square, eight units in the last place of float32, a
 # variance is rounding noise of a constant.
 _VARIANCE_FLOOR = 2.0**-20
@@ -32,7 +34,7 @@ _VARIANCE_FLOOR = 2.0**-20
 
 def spectral_widths(
     energy: torch.Tensor,
-    count: torch.Tensor,
+    count: torch.Tensor | None,
     total: float,
     num_elements: int,
     bit_widths: tuple[int, int],
@@ -40,17 +42,18 @@ def spectral_widths(
     """Return the width of each component from its mean spectral energy (SL-FAC's FQC).
 
     ``b = round(b_min + (b_max - b_min) * log(1 + e) / max log(1 + e))``, where e is a
-    component's mean squared coefficient over the variance of the tensor, the maximum is
-    taken over all components of the tensor and halves round to even. The paper gives
-    the logarithm and the bounds; the mean, the variance and the normaliser are our
-    reading.
+    component's mean squared coefficient, or their sum, over the variance of the tensor,
+    the maximum is taken over all components of the tensor and halves round to even. The
+    paper gives the logarithm and the bounds; the mean or the sum, the variance and the
+    normaliser are our reading.
 
     Parameters
     ----------
     energy : Tensor (2, R)
         float64: sum of squared coefficients of each component.
-    count : Tensor (2, R)
-        Number of coefficients of each component; an empty one takes b_min.
+    count : Tensor (2, R), optional
+        Number of coefficients of each component; an empty one takes b_min. None takes
+        sums, not means.
     total : float
         Sum of the tensor's elements.
     num_elements : int
@@ -69,8 +72,9 @@ def spectral_widths(
         mean_square - (total / num_elements) ** 2, _VARIANCE_FLOOR * mean_square
     )
     if variance <= 0:
-        return torch.full_like(count, narrow, dtype=torch.int32)
-    relative = energy / count.clamp(min=1) / variance
+        return torch.full_like(energy, narrow, dtype=torch.int32)
+    mean = energy if count is None else energy / count.clamp(min=1)
+    relative = mean / variance
     scale = torch.log1p(relative)
     spread = (wide - narrow) * (scale / scale.max())
     return (narrow + spread).round().to(torch.int32)
@@ -149,7 +153,7 @@ def to_values(codes: torch.Tensor, decoder: torch.Tensor, power: float) -> torch
     """
     if power:
         return _compand((codes * decoder[1]).sub_(1), 1 / power).mul_(decoder[0])
-    return torch.addcmul(decoder[0], codes, decoder[1], out=codes)
+    return codes.mul_(decoder[1]).add_(decoder[0])
 
 
 def quantize(

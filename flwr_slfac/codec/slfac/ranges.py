@@ -6,12 +6,16 @@ the decoder sees: float16's overflow and underflow cannot reach it.
 """
 
 import math
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.slfac.fqc import Grid
-from flwr_slfac.codec.wire import as_bytes, from_bytes
 from flwr_slfac.errors import DecodeError
+
+Array = npt.NDArray[Any]
 
 
 def range_exponent(ends: torch.Tensor) -> int:
@@ -43,37 +47,37 @@ def round_outward(ends: torch.Tensor, exponent: int) -> torch.Tensor:
     return down
 
 
-def pack_ranges(
-    ranges: torch.Tensor, has_high: torch.Tensor, symmetric: bool
-) -> memoryview:
+def pack_ranges(ranges: Array, has_high: Array, symmetric: bool) -> memoryview:
     """Lay out float16 ranges (2 ends, 2 components, R), low components first.
 
     A symmetric range travels as its upper end; an empty component has none.
     """
     ends = ranges[1:] if symmetric else ranges
-    return as_bytes(
-        torch.cat([ends[:, 0].reshape(-1), ends[:, 1][:, has_high].reshape(-1)])
+    high = ends[:, 1][:, has_high]
+    return (
+        np.concatenate([ends[:, 0].reshape(-1), high.reshape(-1)]).view(np.uint8).data
     )
 
 
-def unpack_ranges(
-    data: memoryview, has_high: torch.Tensor, symmetric: bool
-) -> torch.Tensor:
+def unpack_ranges(data: memoryview, has_high: Array, symmetric: bool) -> Array:
     """Undo `pack_ranges`, or raise DecodeError for ranges that cannot be."""
     num_rows, num_high = len(has_high), int(has_high.sum())
     num_ends = 1 if symmetric else 2
-    cpu = torch.device("cpu")
-    flat = from_bytes(data, torch.float16, (num_ends * (num_rows + num_high),), cpu)
-    ends = torch.zeros(num_ends, 2, num_rows, dtype=torch.float16)
+    if data.nbytes != 2 * num_ends * (num_rows + num_high):
+        raise DecodeError(
+            f"{data.nbytes} bytes of ranges for {num_rows + num_high} components"
+        )
+    flat = np.frombuffer(data, np.float16)
+    ends = np.zeros((num_ends, 2, num_rows), np.float16)
     ends[:, 0] = flat[: num_ends * num_rows].reshape(num_ends, -1)
     ends[:, 1, has_high] = flat[num_ends * num_rows :].reshape(num_ends, -1)
     low = -ends[-1] if symmetric else ends[0]
-    span = torch.sub(ends[-1].float(), low.float())
-    least, most = torch.aminmax(span)
-    # Differences of finite halves are finite, those of others are not, or are NaN.
-    if not (float(least) >= 0 and float(most) < math.inf):
+    # Of infinities and NaN it is an infinity or NaN.
+    with np.errstate(invalid="ignore"):
+        span = ends[-1].astype(np.float32) - low.astype(np.float32)
+    if not (span.min() >= 0 and span.max() < math.inf):
         raise DecodeError("a range is not finite, or its ends are swapped")
-    return torch.stack([low, ends[-1]])
+    return np.stack([low, ends[-1]])
 
 
 def grid_from_ranges(

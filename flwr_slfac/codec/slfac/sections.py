@@ -12,12 +12,12 @@
 import math
 import struct
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from flwr_slfac.codec.base import work_dtype
 from flwr_slfac.codec.layout import spectrum_dims
 from flwr_slfac.codec.packing import num_bits_for, pack_fields, unpack_fields
 from flwr_slfac.codec.slfac import ranges
@@ -26,6 +26,8 @@ from flwr_slfac.codec.slfac.spectra import coefficient_order
 from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, SettingError
+
+Array = npt.NDArray[Any]
 
 # The position is the wire's code: append, never reorder.
 COMPONENTS = ("spectral", "magnitude", "deviation")
@@ -138,10 +140,12 @@ class Sections:
         Settings and scale.
     dims, sizes : tuple of int
         The dimensions of the tensor that a spectrum runs along, and their sizes.
-    split : Tensor (R,)
-        How many coefficients of each row are low.
-    grid : Grid
-        The levels of each row's components.
+    split : ndarray (R,)
+        int64: how many coefficients of each row are low.
+    widths : ndarray (2, R)
+        int32: bits of a code of each component.
+    ends : ndarray (2 ends, 2, R)
+        float16: ranges of each component, finite.
     codes : memoryview
         Packed codes.
     members : memoryview, optional
@@ -153,8 +157,9 @@ class Sections:
     header: Header
     dims: tuple[int, ...]
     sizes: tuple[int, ...]
-    split: torch.Tensor
-    grid: Grid
+    split: Array
+    widths: Array
+    ends: Array
     codes: memoryview
     members: memoryview | None
     order: torch.Tensor | None
@@ -183,10 +188,6 @@ class Sections:
         _require_size(header.basis, sizes)
         split, widths = unpack_splits(splits, n, num_rows, header.bit_widths)
         ends = ranges.unpack_ranges(packed_ranges, split < n, header.is_symmetric)
-        dtype = work_dtype(frame.dtype)
-        grid = ranges.grid_from_ranges(
-            ends, header.exponent, widths, header.power, dtype
-        )
         members, order = None, None
         if header.components == "magnitude":
             (members,) = maps
@@ -195,8 +196,16 @@ class Sections:
         if header.components == "deviation":
             order = _unpack_order(maps[0], n)
         else:
-            order = coefficient_order(header.basis, sizes, split.device)
-        return cls(header, dims, sizes, split, grid, codes, members, order)
+            order = coefficient_order(header.basis, sizes, torch.device("cpu"))
+        return cls(header, dims, sizes, split, widths, ends, codes, members, order)
+
+    def grid(self, dtype: torch.dtype) -> Grid:
+        """Return the levels of each row's components, for coefficients of a dtype."""
+        ends, widths = torch.from_numpy(self.ends), torch.from_numpy(self.widths)
+        header = self.header
+        return ranges.grid_from_ranges(
+            ends, header.exponent, widths, header.power, dtype
+        )
 
     def members_of(self, chunk: slice) -> torch.Tensor | None:
         """Return which coefficients (n, K) of some rows are low, if a map says so."""
@@ -207,21 +216,21 @@ class Sections:
         packed = np.frombuffer(self.members, np.uint8)[first // 8 : (last + 7) // 8]
         bits = np.unpackbits(packed, bitorder="little")[first % 8 :][: last - first]
         member = bits.reshape(-1, n).astype(bool)
-        if (member.sum(1) != self.split[chunk].numpy()).any():
+        if (member.sum(1) != self.split[chunk]).any():
             raise DecodeError("a map of coefficients does not fit its split")
         return torch.from_numpy(member).t()
 
 
 def pack_splits(
-    split: torch.Tensor, widths: torch.Tensor, n: int, bit_widths: tuple[int, int]
+    split: Array, widths: Array, n: int, bit_widths: tuple[int, int]
 ) -> memoryview:
     """Pack each row's split and widths without gaps."""
     narrow, wide = bit_widths
-    low, high = widths.cpu().to(torch.int64).numpy() - narrow
+    low, high = widths - narrow
     width_bits = num_bits_for(wide - narrow)
     return pack_fields(
         [
-            (split.cpu().numpy() - 1, num_bits_for(n - 1)),
+            (split - 1, num_bits_for(n - 1)),
             (low, width_bits),
             (high, width_bits),
         ]
@@ -230,8 +239,8 @@ def pack_splits(
 
 def unpack_splits(
     data: memoryview, n: int, num_rows: int, bit_widths: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return splits (R,) and widths (2, R)."""
+) -> tuple[Array, Array]:
+    """Return splits (R,) in int64 and widths (2, R) in int32."""
     narrow, wide = bit_widths
     width_bits = num_bits_for(wide - narrow)
     fields = [num_bits_for(n - 1), width_bits, width_bits]
@@ -239,8 +248,7 @@ def unpack_splits(
     split += 1
     if int(split.max()) > n or max(int(low.max()), int(high.max())) > wide - narrow:
         raise DecodeError("a split or a bit width is out of its range")
-    widths = torch.from_numpy(np.stack([low, high]) + narrow).to(torch.int32)
-    return torch.from_numpy(split), widths
+    return split, (np.stack([low, high]) + narrow).astype(np.int32)
 
 
 def pack_order(order: torch.Tensor) -> memoryview:

@@ -35,26 +35,31 @@ class Spectra:
         The rows.
     basis : Basis
         What they are transformed by.
+    reuses : bool
+        Whether a chunk may lie where the one before it lay.
     """
 
-    def __init__(self, planes: torch.Tensor, basis: Basis) -> None:
+    def __init__(
+        self, planes: torch.Tensor, basis: Basis, *, reuses: bool = False
+    ) -> None:
         sizes = tuple(planes.shape[1:])
-        self.n = math.prod(sizes)
+        self.n, self.num_rows = math.prod(sizes), len(planes)
         self.dtype = work_dtype(planes.dtype)
         self.device = planes.device
         self.order = coefficient_order(basis, sizes, planes.device)
         self.shift = _shift_for(planes)
         self.total = 0.0
-        self._planes, self._basis = planes, basis
+        self._planes, self._basis, self._reuses = planes, basis, reuses
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yield chunks (n, K) as the basis lays them out, and sum the rows up."""
-        for chunk in row_chunks(self.n, len(self._planes), self.device, ENCODE_CHUNK):
+        for chunk in row_chunks(self.n, self.num_rows, self.device, ENCODE_CHUNK):
             rows = self._planes[chunk].to(self.dtype)
             if self.shift:
                 rows = _times_power_of_two(rows, -self.shift)
             self.total += float(rows.sum())
-            yield forward_rows(rows, self._basis).reshape(self.n, -1)
+            coeffs = forward_rows(rows, self._basis, reuses=self._reuses)
+            yield coeffs.reshape(self.n, -1)
 
 
 def new_tensor(

@@ -18,7 +18,9 @@ def dct_matrix(n: int) -> Array:
     return matrix
 
 
-def dct_by_halves(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def dct_by_halves(
+    rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """DCT of the even and the odd part of each line, by matrices of half the size."""
     num_rows, n = rows.shape
     half, middle = n // 2, n - n // 2
@@ -26,17 +28,19 @@ def dct_by_halves(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     odd = rows[:, :half] - mirrored
     even = rows[:, :middle].clone(memory_format=torch.contiguous_format)
     even[:, :half] += mirrored
-    coeffs = rows.new_empty(n, num_rows)
+    coeffs = rows.new_empty(n, num_rows) if out is None else out
     torch.mm(matrix[0::2, :middle], even.t(), out=coeffs[0::2])
     torch.mm(matrix[1::2, :half], odd.t(), out=coeffs[1::2])
     return coeffs
 
 
-def idct_by_halves(coeffs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def idct_by_halves(
+    coeffs: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Undo `dct_by_halves`."""
     n, num_rows = coeffs.shape
     half, middle = n // 2, n - n // 2
-    rows = coeffs.new_empty(num_rows, n)
+    rows = coeffs.new_empty(num_rows, n) if out is None else out
     front = rows[:, :middle]
     torch.mm(coeffs[0::2].t(), matrix[0::2, :middle], out=front)
     odd = torch.mm(coeffs[1::2].t(), matrix[1::2, :half])

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from flwr_slfac.codec.kernels import scratch
 from flwr_slfac.codec.transforms.dct import (
     dct_by_fft,
     dct_by_halves,
@@ -40,28 +41,40 @@ MATRIX_LIMIT = 512
 _FOLD_FROM = 64
 
 
-def forward_line(name: str, n: int, like: torch.Tensor) -> Line:
-    """Return a function from lines (rest, n) to coefficients (n, rest)."""
+def forward_line(name: str, n: int, like: torch.Tensor, buffer: str = "") -> Line:
+    """Return a function from lines (rest, n) to coefficients (n, rest).
+
+    Where it can, it writes to this buffer of `scratch`, if one is named.
+    """
     if name == "identity":
         return lambda rows: rows.t().contiguous()
     if n > MATRIX_LIMIT:
         return dct_by_fft if name == "dct" else filter_line(name, like)
     matrix = level_matrix(name, n, like)
     if name == "dct" and n >= _FOLD_FROM:
-        return lambda rows: dct_by_halves(rows, matrix)
-    return lambda rows: torch.mm(matrix, rows.t())
+        return lambda rows: dct_by_halves(rows, matrix, _room(buffer, rows.t()))
+    return lambda rows: torch.mm(matrix, rows.t(), out=_room(buffer, rows.t()))
 
 
-def inverse_line(name: str, n: int, like: torch.Tensor) -> Line:
-    """Return a function from coefficients (n, rest) to lines (rest, n)."""
+def inverse_line(name: str, n: int, like: torch.Tensor, buffer: str = "") -> Line:
+    """Return a function from coefficients (n, rest) to lines (rest, n).
+
+    Where it can, it writes to this buffer of `scratch`, if one is named.
+    """
     if name == "identity":
         return lambda coeffs: coeffs.t().contiguous()
     if n > MATRIX_LIMIT:
         return idct_by_fft if name == "dct" else unfilter_line(name, like)
     matrix = level_matrix(name, n, like)
     if name == "dct" and n >= _FOLD_FROM:
-        return lambda coeffs: idct_by_halves(coeffs, matrix)
-    return lambda coeffs: torch.mm(coeffs.t(), matrix)
+        return lambda coeffs: idct_by_halves(coeffs, matrix, _room(buffer, coeffs.t()))
+    return lambda coeffs: torch.mm(coeffs.t(), matrix, out=_room(buffer, coeffs.t()))
+
+
+def _room(buffer: str, like: torch.Tensor) -> torch.Tensor | None:
+    if not buffer or like.device.type != "cpu":
+        return None
+    return scratch(buffer, tuple(like.shape), like.dtype)
 
 
 def has_small_matrix(name: str, n: int) -> bool:

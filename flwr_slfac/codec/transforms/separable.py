@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
+from flwr_slfac.codec.kernels import scratch
 from flwr_slfac.codec.transforms.basis import Basis
 from flwr_slfac.codec.transforms.lines import (
     Line,
@@ -26,7 +27,9 @@ from flwr_slfac.codec.transforms.lines import (
 from flwr_slfac.errors import SettingError
 
 
-def forward_rows(rows: torch.Tensor, basis: Basis) -> torch.Tensor:
+def forward_rows(
+    rows: torch.Tensor, basis: Basis, *, reuses: bool = False
+) -> torch.Tensor:
     """Transform rows (R, n) or planes (R, h, w) to coefficients (n, R) or (h, w, R).
 
     Parameters
@@ -35,6 +38,8 @@ def forward_rows(rows: torch.Tensor, basis: Basis) -> torch.Tensor:
         float32 or float64, on any device.
     basis : Basis
         What to transform by.
+    reuses : bool
+        Whether the result may lie in a buffer of this thread, until its next call.
 
     Returns
     -------
@@ -55,7 +60,12 @@ def forward_rows(rows: torch.Tensor, basis: Basis) -> torch.Tensor:
     _require_float(rows.dtype)
     sizes = rows.shape[1:]
     if not basis.is_wavelet:
-        return _rotate_all(rows, [forward_line(basis.name, n, rows) for n in sizes])
+        names = ("forward", "forward too") if reuses else ("", "")
+        lines = [
+            forward_line(basis.name, n, rows, name)
+            for n, name in zip(sizes, names, strict=False)
+        ]
+        return _rotate_all(rows, lines)
     num_levels = basis.num_levels(*sizes)
     coeffs = rows
     if num_levels == 0:
@@ -70,8 +80,17 @@ def forward_rows(rows: torch.Tensor, basis: Basis) -> torch.Tensor:
     return coeffs
 
 
-def inverse_rows(coeffs: torch.Tensor, basis: Basis) -> torch.Tensor:
+def inverse_rows(
+    coeffs: torch.Tensor, basis: Basis, *, reuses: bool = False
+) -> torch.Tensor:
     """Undo `forward_rows`; the result may be a view with coefficients slowest.
+
+    Parameters
+    ----------
+    coeffs : Tensor (n, R) or (h, w, R)
+        Contiguous.
+    basis, reuses
+        See `forward_rows`.
 
     Raises
     ------
@@ -81,7 +100,7 @@ def inverse_rows(coeffs: torch.Tensor, basis: Basis) -> torch.Tensor:
     _require_float(coeffs.dtype)
     sizes = coeffs.shape[:-1]
     if not basis.is_wavelet:
-        return _unrotate_all(coeffs, basis.name)
+        return _unrotate_all(coeffs, basis.name, reuses)
     num_levels = basis.num_levels(*sizes)
     if num_levels == 0:
         return coeffs.movedim(-1, 0).contiguous()
@@ -105,18 +124,26 @@ def _rotate_all(rows: torch.Tensor, lines: Sequence[Line]) -> torch.Tensor:
     return result.reshape(*shape[1:], shape[0])
 
 
-def _unrotate_all(coeffs: torch.Tensor, name: str) -> torch.Tensor:
+def _unrotate_all(
+    coeffs: torch.Tensor, name: str, reuses: bool = False
+) -> torch.Tensor:
     """Undo one level of a transform along each dimension of (..., R) but the last."""
     sizes, num_rows = coeffs.shape[:-1], coeffs.shape[-1]
     if len(sizes) == 2 and all(has_small_matrix(name, n) for n in sizes):
         # Skinny products are twice as fast with the rows last; a copy turns them back.
         first, second = (level_matrix(name, n, coeffs) for n in sizes)
-        down = torch.mm(first.t(), coeffs.reshape(sizes[0], -1)).view(coeffs.shape)
-        return torch.matmul(second.t(), down).movedim(-1, 0)
+        rooms: list[torch.Tensor | None] = [None, None]
+        flat = coeffs.reshape(sizes[0], -1)
+        if reuses and coeffs.device.type == "cpu":
+            rooms[0] = scratch("inverse", tuple(flat.shape), coeffs.dtype)
+            rooms[1] = scratch("inverse too", tuple(coeffs.shape), coeffs.dtype)
+        down = torch.mm(first.t(), flat, out=rooms[0]).view(coeffs.shape)
+        return torch.matmul(second.t(), down, out=rooms[1]).movedim(-1, 0)
     result = coeffs
-    for n in sizes:
+    names = ("inverse", "inverse too") if reuses else ("", "")
+    for n, buffer in zip(sizes, names, strict=False):
         lines = result.reshape(n, coeffs.numel() // max(n, 1))
-        result = inverse_line(name, n, coeffs)(lines)
+        result = inverse_line(name, n, coeffs, buffer)(lines)
     return result.reshape(num_rows, *sizes)
 
 

@@ -18,6 +18,7 @@ from flwr_slfac.codec.base import Codec, Hints, Memory
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.transforms import parse_basis
+from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
 from flwr_slfac.codec.waterfill.plan import Plan, keep_choice, make_plan
 from flwr_slfac.codec.waterfill.quantize import Quantized, quantize, quantize_to
@@ -215,8 +216,11 @@ class Waterfill(Codec):
             basis=self.basis,
             use_klt=self.channels is not None,
         )
-        if plan.left_out > target.max_left_out(x.numel()):
-            # The energies are too unlike for a channel basis in float32.
+        rotated = plan.channels.rotation is not None and plan.channels.is_new
+        size = plan.transform.num_rows, shape.num_channels, x.numel()
+        is_too_large = rotated and not klt.is_allowed(*size)
+        if is_too_large or plan.left_out > target.max_left_out(x.numel()):
+            # Or the energies are too unlike for a channel basis in float32.
             plan = make_plan(x, shape, target, memory, basis=self.basis, use_klt=False)
         return plan
 

@@ -40,7 +40,14 @@ _WORTH_A_TRIAL = 2
 _ORTHONORMAL_TO = 1e-6
 # Share of the variance that a Gram matrix in float32 can tell from nothing.
 _VISIBLE = 1e-6
+# Our limit, against crafted headers: values of a channel basis for each value coded.
+_MOST_SHARE, _SMALL = 4, 64
 _CODES, _LEVELS = "stream.waterfill.codes", "stream.waterfill.levels"
+
+
+def is_allowed(num_rows: int, num_channels: int, num_values: int) -> bool:
+    """Return whether a frame of so many values may carry a channel basis of a size."""
+    return num_rows * num_channels <= _MOST_SHARE * num_values + _SMALL
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,25 +8,24 @@ The frequencies that drive the coder are computed from those bytes in integer
 arithmetic, so both sides have the same ones whatever the platform.
 """
 
-from bisect import bisect_left
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.kernels import NUM_SYMBOLS, SCALE_BITS
+from flwr_slfac.codec.kernels import (
+    BUCKET_ENDS,
+    CHANCE_BITS,
+    NUM_SYMBOLS,
+    SCALE_BITS,
+    kernels,
+)
 from flwr_slfac.codec.waterfill.digits import Digits, Ints
 from flwr_slfac.codec.waterfill.words import Frequencies
 from flwr_slfac.errors import DecodeError
 
-# A chance of 1. Our choice: products of two such integers stay within 64 bits.
-_CHANCE_BITS = 24
-_ONE = 2**_CHANCE_BITS
-# Last magnitude of each bucket of magnitudes that share one stopping chance: octaves,
-# as the chance changes slowly with the magnitude; 126 is the last that does not
-# saturate the largest digit.
-_BUCKET_ENDS = (0, 1, 2, 4, 8, 16, 32, 64, 126)
-_BUCKET_STARTS = (0, *(end + 1 for end in _BUCKET_ENDS[:-1]))
+_ONE = 2**CHANCE_BITS
+_BUCKET_STARTS = (0, *(end + 1 for end in BUCKET_ENDS[:-1]))
 # A byte holds a half, this many chances below it, and as many above.
 _NUM_BELOW_HALF = 127
 # 2**-0.125 as an integer over 2**16: our choice, the finest that the byte's range of
@@ -48,29 +47,9 @@ def fit_model(counts: Ints, digits: Digits) -> bytes:
     A byte for each stopping chance up to the largest magnitude; before them, for signed
     digits, one for the chance of a negative sign.
     """
-    base, k = digits.base, digits.per_symbol
-    counts = counts[: base**k]
-    by_digit = np.zeros(base, np.int64)
-    for j in range(k):
-        by_digit += counts.reshape(base**j, base, base ** (k - 1 - j)).sum((0, 2))
-    by_magnitude = by_digit[digits.zero :].copy()
-    model = bytearray()
-    if digits.signed:
-        by_magnitude[1:] += by_digit[digits.zero - 1 :: -1]
-        num_negative = int(by_digit[: digits.zero].sum())
-        model.append(_nearest(num_negative, int(by_magnitude[1:].sum())))
-    # Short lists: plain integers are several times faster than arrays.
-    stops = by_magnitude.tolist()
-    reach = by_magnitude[::-1].cumsum()[::-1].tolist()
-    largest = max(magnitude for magnitude, count in enumerate(stops) if count)
-    start = 0
-    for end in _BUCKET_ENDS:
-        stop = min(end + 1, digits.limit)
-        if start >= stop or start > largest:
-            break
-        model.append(_nearest(sum(stops[start:stop]), sum(reach[start:stop])))
-        start = stop
-    return bytes(model)
+    return kernels().fit_model(
+        counts, digits.limit, digits.per_symbol, digits.signed, _MIDPOINTS
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -96,7 +75,7 @@ def frequencies_of(model: bytes, digits: Digits) -> Frequencies:
     weights[digits.zero : last] = magnitudes
     if digits.signed:
         above = weights[digits.zero + 1 :]
-        negative = above * chances[0] >> _CHANCE_BITS
+        negative = above * chances[0] >> CHANCE_BITS
         above -= negative
         weights[: digits.zero] = negative[::-1]
         # What may occur has a weight.
@@ -108,7 +87,7 @@ def frequencies_of(model: bytes, digits: Digits) -> Frequencies:
     for _ in range(digits.per_symbol - 1):
         product = product[:, None] * weights[None, :]
         # Rounded up: what may occur has a weight.
-        product = (product + (_ONE - 1) >> _CHANCE_BITS).reshape(-1)
+        product = (product + (_ONE - 1) >> CHANCE_BITS).reshape(-1)
     return _scaled(product)
 
 
@@ -120,10 +99,10 @@ def _magnitudes(chances: list[int], limit: int) -> list[int]:
     """Return the weights of magnitudes 0, 1, ... up to the last that may occur."""
     left, start = _ONE, 0
     magnitudes = []
-    for chance, end in zip(chances, _BUCKET_ENDS, strict=False):
+    for chance, end in zip(chances, BUCKET_ENDS, strict=False):
         stop = min(end + 1, limit)
         for _ in range(start, stop):
-            magnitudes.append(left * chance >> _CHANCE_BITS)
+            magnitudes.append(left * chance >> CHANCE_BITS)
             left -= magnitudes[-1]
         start = stop
     if start == limit:
@@ -167,11 +146,5 @@ def _stopping_chances() -> Ints:
 
 
 _CHANCES = _stopping_chances()
-_MIDPOINTS = ((_CHANCES[1:] + _CHANCES[:-1]) // 2).tolist()
+_MIDPOINTS = (_CHANCES[1:] + _CHANCES[:-1]) // 2
 NUM_CHANCES = len(_CHANCES)
-
-
-def _nearest(stops: int, reaches: int) -> int:
-    """Return the byte whose chance is nearest to stops / reaches."""
-    chance = (stops << _CHANCE_BITS) // max(reaches, 1)
-    return bisect_left(_MIDPOINTS, chance)

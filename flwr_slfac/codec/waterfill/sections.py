@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
+from flwr_slfac.codec.kernels import kernels
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.waterfill import header, klt
@@ -49,8 +50,6 @@ _LAST_TERNARY, _LAST_QUINARY, _LAST_SMALL = 6, 8, 12
 # From here on, with a deviation of 2**4.5 steps, the lowest bit is as good as random;
 # every second class has one such bit more.
 _FIRST_WITH_LOW_BITS = 17
-# Our limit, against crafted headers: values of a channel basis for each value coded.
-_MOST_BASIS_SHARE, _SMALL_BASIS = 4, 64
 
 
 def zero_sections() -> list[bytes]:
@@ -239,8 +238,7 @@ def _read_rotation(
         if old.codes.shape[1] != num_channels or len(old.codes) < head.num_rows:
             raise DecodeError("the channel basis in memory does not fit the frame")
         return old, False
-    limit = _MOST_BASIS_SHARE * frame.num_elements + _SMALL_BASIS
-    if head.num_rows * num_channels > limit:
+    if not klt.is_allowed(head.num_rows, num_channels, frame.num_elements):
         raise DecodeError("a channel basis larger than the tensor")
     rotation = klt.Rotation.read(reader, head.num_rows, num_channels)
     if rotation.fingerprint() != head.fingerprint:
@@ -270,8 +268,7 @@ def _read_values(
     for (number, _), shift, levels in zip(counts, shifts, all_levels, strict=True):
         # A crafted step may overflow; `denormalize` finds what is not finite.
         with np.errstate(over="ignore", invalid="ignore"):
-            scale = np.float32(step)
-            values = np.multiply(levels, scale, dtype=np.float32)
-            taken = np.float32(shift / CENTROID_UNIT) * scale
-            values -= np.multiply(np.sign(levels), taken, dtype=np.float32)
+            taken = np.float32(shift / CENTROID_UNIT) * np.float32(step)
+        values = np.empty(levels.size, np.float32)
+        kernels().to_values(levels, step, float(taken), values)
         yield number, values

@@ -64,7 +64,9 @@ class Transform:
         for start in range(0, len(index), _CHUNK_PLANES):
             chunk = slice(start, start + _CHUNK_PLANES)
             part = planes.index_select(0, index[chunk])
-            coefficients[:, chunk] = forward_planes(part, self.basis, self.shape)
+            coefficients[:, chunk] = forward_planes(
+                part, self.basis, self.shape, reuses=True
+            )
         return coefficients
 
     def inverse(
@@ -79,7 +81,8 @@ class Transform:
         for start in range(0, len(index), _CHUNK_PLANES):
             chunk = slice(start, start + _CHUNK_PLANES)
             part = coefficients[:, chunk].contiguous()
-            part = inverse_planes(part, self.basis, self.shape).contiguous()
+            part = inverse_planes(part, self.basis, self.shape, reuses=True)
+            part = part.contiguous()
             planes.index_copy_(0, index[chunk], part)
         rows = planes.view(self.shape.num_samples, self.num_rows, -1)
         if self.has_mean:
@@ -105,23 +108,24 @@ class Transform:
 
 
 def forward_planes(
-    planes: torch.Tensor, basis: Basis, shape: PlaneShape
+    planes: torch.Tensor, basis: Basis, shape: PlaneShape, *, reuses: bool = False
 ) -> torch.Tensor:
-    """Transform planes (R, S) to coefficients (S, R)."""
+    """Transform planes (R, S) to coefficients (S, R); `reuses` as in `forward_rows`."""
     if shape.num_positions == 1:
         return planes.t().contiguous()
     lines = planes.reshape(len(planes), *shape.sizes)
-    return forward_rows(lines, basis).reshape(-1, len(planes))
+    return forward_rows(lines, basis, reuses=reuses).reshape(-1, len(planes))
 
 
 def inverse_planes(
-    coeffs: torch.Tensor, basis: Basis, shape: PlaneShape
+    coeffs: torch.Tensor, basis: Basis, shape: PlaneShape, *, reuses: bool = False
 ) -> torch.Tensor:
     """Undo `forward_planes`."""
     num_planes = coeffs.shape[1]
     if shape.num_positions == 1:
         return coeffs.t()
-    lines = inverse_rows(coeffs.reshape(*shape.sizes, num_planes), basis)
+    lines = coeffs.reshape(*shape.sizes, num_planes)
+    lines = inverse_rows(lines, basis, reuses=reuses)
     return lines.reshape(num_planes, -1)
 
 
