@@ -61,14 +61,18 @@ def report_page(
         Table("Rounds", list(RoundRow.__dataclass_fields__), _cells(rounds)),
         Table("Devices", list(DeviceRow.__dataclass_fields__), _cells(devices)),
     ]
-    return Page(f"Simulation: {scenario.name}", _facts(scenario, rounds), parts)
+    return Page(
+        f"Simulation: {scenario.name}", _facts(scenario, rounds, len(devices)), parts
+    )
 
 
 def _cells(rows: Sequence[Any]) -> list[list[Any]]:
     return [list(asdict(row).values()) for row in rows]
 
 
-def _facts(scenario: Scenario, rounds: Sequence[RoundRow]) -> dict[str, Any]:
+def _facts(
+    scenario: Scenario, rounds: Sequence[RoundRow], num_devices: int
+) -> dict[str, Any]:
     own, last = scenario.training, rounds[-1]
     reached = [row.accuracy for row in rounds if not math.isnan(row.accuracy)]
     return {
@@ -79,6 +83,7 @@ def _facts(scenario: Scenario, rounds: Sequence[RoundRow]) -> dict[str, Any]:
         "lightweight": own.lightweight or "no",
         "sampling": f"{own.sampling}, {own.devices_per_round or 'all'} a round",
         "seed": scenario.seed,
+        "devices": num_devices,
         "accuracy at the end": reached[-1] if reached else "-",
         "virtual time": f"{last.end_s:.6g} s",
         "crossed": readable_bytes(last.total_bytes),

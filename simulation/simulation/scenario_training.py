@@ -9,6 +9,7 @@ from flwr_slfac.codec import as_codec
 from flwr_slfac.split import SCHEMES
 from simulation.numbers import require_at_least, require_between, require_positive
 from simulation.sampling import require_policy
+from simulation.typed_texts import typed
 
 PARTITIONS = ("iid", "dirichlet", "shard", "natural", "drawn")
 
@@ -98,7 +99,7 @@ class Training:
             if not equals or name not in Lightweight.__dataclass_fields__:
                 known = ", ".join(Lightweight.__dataclass_fields__)
                 raise SettingError(f"{part!r} is no NAME=VALUE with one of {known}")
-            settings[name] = _value(value)
+            settings[name] = typed(value)
         return Lightweight(**settings) if settings else None
 
 
@@ -183,18 +184,6 @@ class Data:
                 f"by is {self.by!r} and partition {self.partition!r}; natural "
                 "partitions need the name of a column, others none"
             )
-
-
-def _value(text: str) -> bool | int | float | str:
-    """Return a text as what it looks like."""
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _named(name: str, make: Any) -> None:

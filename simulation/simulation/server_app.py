@@ -12,7 +12,7 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flwr_slfac import Halves, SettingError, SplitFed, accuracy, cut, legal_cuts
+from flwr_slfac import Halves, SettingError, SplitFed, accuracy, cut
 from simulation.chosen import Chosen
 from simulation.data import central_test
 from simulation.run_folder import write_run
@@ -20,14 +20,15 @@ from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
 from simulation.virtual import VirtualTime
 from simulation.work import StepWork, require_memory
-from simulation.world import build_model, make_profiles
+from simulation.world import build_model, make_cuts_of_model, make_profiles
 
 logger = logging.getLogger("flwr")
 
 app = ServerApp()
 
-# How long nodes may take to register; Flower's simulation takes less than a second.
-_REGISTER_S = 60.0
+# How long no further node must register until none is waited for: Flower's simulation
+# registers all of them in less than a second.
+_REGISTER_S = 5.0
 
 
 @app.main()
@@ -37,18 +38,19 @@ def main(grid: Grid, context: Context) -> None:
     run = RunSettings.of(context.run_config)
     scenario = run.scenario
     own, profiles = scenario.training, make_profiles(scenario)
-    model, shape = build_model(scenario), scenario.model.input_shape
-    require_memory(scenario, profiles, legal_cuts(model, torch.zeros(2, *shape)))
-    halves = cut(model, at=own.cut)
+    require_memory(scenario, profiles, make_cuts_of_model(scenario))
+    shape = scenario.model.input_shape
+    example = torch.zeros(own.batch_size, *shape)
+    halves = cut(build_model(scenario), at=own.cut, example=example)
+    profiles = profiles[: num_nodes(grid, len(profiles), scenario)]
     virtual = VirtualTime.of(scenario, profiles, StepWork(halves, shape))
-    strategy = _strategy(scenario, virtual, halves)
-    require_nodes(grid, len(profiles), scenario)
+    strategy = make_strategy(scenario, virtual, halves)
     try:
         strategy.start(
             grid,
             ArrayRecord(halves.front.state_dict()),
             num_rounds=own.num_rounds,
-            evaluate_fn=_central(scenario, halves, strategy),
+            evaluate_fn=central_evaluation(scenario, halves, strategy),
         )
     finally:
         if virtual.rounds:
@@ -56,7 +58,8 @@ def main(grid: Grid, context: Context) -> None:
             logger.info("Report: %s", folder / "report.html")
 
 
-def _strategy(scenario: Scenario, virtual: VirtualTime, halves: Halves) -> SplitFed:
+def make_strategy(scenario: Scenario, virtual: VirtualTime, halves: Halves) -> SplitFed:
+    """Return what trains: SplitFed around FedAvg among those that a policy chooses."""
     own = scenario.training
     return SplitFed(
         # Functions of their own: strategies are copied to be tried, a clock is not.
@@ -78,7 +81,7 @@ def _strategy(scenario: Scenario, virtual: VirtualTime, halves: Halves) -> Split
     )
 
 
-def _central(
+def central_evaluation(
     scenario: Scenario, halves: Halves, strategy: SplitFed
 ) -> Callable[[int, ArrayRecord], MetricRecord | None]:
     """Return the test of the joined model on examples that no device has seen."""
@@ -96,24 +99,26 @@ def _central(
     return evaluate
 
 
-def require_nodes(grid: Grid, count: int, scenario: Scenario) -> None:
-    """Wait until there is a node for each device.
+def num_nodes(grid: Grid, count: int, scenario: Scenario) -> int:
+    """Return how many nodes there are, at most one for each device.
 
     Raises
     ------
     SettingError
-        If there are more, or fewer after a while.
+        If there are more nodes than devices, or none.
     """
-    end_s = time.monotonic() + _REGISTER_S
-    while True:
-        found = len(list(grid.get_node_ids()))
-        late = time.monotonic() > end_s
-        if found == count:
-            return
-        if found > count or late:
-            raise SettingError(
-                f"{scenario.name!r} has {count} devices, Flower {found} nodes: "
-                f'run it with --federation-config "num-supernodes={count}", or '
-                "by `python -m simulation run`"
-            )
-        time.sleep(0.2)
+    found, since = 0, time.monotonic()
+    while found < count and time.monotonic() - since < _REGISTER_S:
+        before, found = found, len(list(grid.get_node_ids()))
+        since = since if found == before else time.monotonic()
+        time.sleep(0.1)
+    advice = (
+        f"{scenario.name} has {count} devices and Flower {found} nodes; for a node "
+        f'each run it with --federation-config "num-supernodes={count}", or by '
+        "`python -m simulation run`"
+    )
+    if not 0 < found <= count:
+        raise SettingError(advice)
+    if found < count:
+        logger.warning("Only devices 0 to %d take part: %s", found - 1, advice)
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 from flwr_slfac import RoundReport, SettingError
 from flwr_slfac.report import readable_bytes
 from flwr_slfac.split import Link
-from simulation.clock import Clock
+from simulation.clock import Clock, RoundTimes
 from simulation.draws import generator
 from simulation.estimates import estimated_round_s
 from simulation.observed import Observed
@@ -51,6 +51,10 @@ class VirtualTime:
         Virtual time, and the timeline of all that happened.
     rounds : list of RoundRow
         What each round came to.
+    times : list of RoundTimes
+        When each was, and who was lost.
+    candidates : dict of int to Candidate
+        What is known of each device, for sampling.
 
     Raises
     ------
@@ -65,21 +69,17 @@ class VirtualTime:
         work: StepWork,
         estimated_s: Sequence[float],
     ) -> None:
-        if scenario.training.waits != "lockstep":
-            raise scenario.error(
-                "training.waits",
-                f"is {scenario.training.waits!r}; what is trained for real runs in "
-                "lock-step: leave it out, or ask `python -m simulation plan`",
-            )
+        require_lockstep(scenario)
         self.scenario, self.profiles = scenario, profiles
         self.channel = make_channel(scenario, profiles)
         self.clock: Clock = make_clock(scenario, profiles)
         self.rounds: list[RoundRow] = []
+        self.times: list[RoundTimes] = []
         self._available = make_availability(scenario, profiles)
         self._policy = find_policy(scenario.training.sampling)
         self._work, self._shares = work, dict[int, float]()
         self._round: Observed | None = None
-        self._known = {
+        self.candidates = {
             device: Candidate(device, seconds)
             for device, seconds in enumerate(estimated_s)
         }
@@ -117,7 +117,7 @@ class VirtualTime:
         """
         training = self.scenario.training
         here = [
-            Candidate(**{**vars(self._known[d]), "server_round": server_round})
+            Candidate(**{**vars(self.candidates[d]), "server_round": server_round})
             for d in self._on(min(num_devices, len(self.profiles)))
         ]
         wanted = training.devices_per_round or len(here)
@@ -147,7 +147,9 @@ class VirtualTime:
             self._update(device, loss=loss, num_examples=num_examples)
 
     def _update(self, device: int, **changes: Any) -> None:
-        self._known[device] = Candidate(**{**vars(self._known[device]), **changes})
+        self.candidates[device] = Candidate(
+            **{**vars(self.candidates[device]), **changes}
+        )
 
     def on_start(self, strategy: Any) -> None:
         """Begin to log how virtual time stands."""
@@ -173,6 +175,7 @@ class VirtualTime:
             return
         first_span = len(self.clock.timeline.spans)
         times = self.clock.advance(record)
+        self.times.append(times)
         spent_s: dict[int, float] = {}
         for span in self.clock.timeline.spans[first_span:]:
             spent_s[span.device] = spent_s.get(span.device, 0.0) + span.seconds
@@ -221,3 +224,19 @@ class VirtualTime:
     def _tell(self) -> None:
         while not self._over.wait(LINE_EVERY_S):
             logger.info("%s", self.line())
+
+
+def require_lockstep(scenario: Scenario) -> None:
+    """Refuse a scenario whose devices do not wait for each other at every step.
+
+    Raises
+    ------
+    ScenarioError
+        If it is one.
+    """
+    if scenario.training.waits != "lockstep":
+        raise scenario.error(
+            "training.waits",
+            f"is {scenario.training.waits!r}; what is trained for real runs in "
+            "lock-step: leave it out, or ask `python -m simulation plan`",
+        )

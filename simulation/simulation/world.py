@@ -197,6 +197,18 @@ def build_model(scenario: Scenario) -> nn.Module:
     return built
 
 
+def make_cuts_of_model(scenario: Scenario) -> list[CutPoint]:
+    """Return all legal cuts of the scenario's model.
+
+    Raises
+    ------
+    ScenarioError
+        If the model cannot be built.
+    """
+    example = torch.zeros(2, *scenario.model.input_shape)
+    return legal_cuts(build_model(scenario), example)
+
+
 def make_cuts(scenario: Scenario) -> list[CutPoint]:
     """Return the cuts of the scenario's model that its plan may choose from.
 
@@ -205,8 +217,7 @@ def make_cuts(scenario: Scenario) -> list[CutPoint]:
     ScenarioError
         If the model cannot be built, or a cut is not one of its own.
     """
-    path, model, built = scenario.path, scenario.model, build_model(scenario)
-    cuts = legal_cuts(built, torch.zeros(1, *model.input_shape))
+    path, cuts = scenario.path, make_cuts_of_model(scenario)
     wanted = scenario.plan.cuts
     found = {name: cut for cut in cuts for name in (cut.name, *cut.aliases)}
     for name in wanted:

@@ -83,7 +83,7 @@ def test_the_core_knows_no_flower() -> None:
 def test_imports_run_one_way() -> None:
     """Devices and channel know no clock, the clock no plan, a plan no scenario."""
     floors = (
-        ("errors", "numbers", "draws", "tables", "row_files"),
+        ("errors", "numbers", "draws", "tables", "row_files", "typed_texts"),
         ("profiles", "reference", "typed_tables", "channel", "sampling"),
         ("tiers",),
         ("measured",),
@@ -97,7 +97,7 @@ def test_imports_run_one_way() -> None:
         ("notes", "estimates"),
         ("observed", "results"),
         ("pictures", "virtual", "report_page", "chosen"),
-        ("run_folder",),
+        ("run_folder", "launch", "comparison"),
         ("server_app", "client_app"),
         ("__main__",),
     )
