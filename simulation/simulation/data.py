@@ -70,6 +70,24 @@ def central_test(scenario: Scenario) -> TensorDataset:
     return test.data_set()
 
 
+def require_shape(scenario: Scenario) -> None:
+    """Refuse a model that takes inputs of another shape than the data has.
+
+    Raises
+    ------
+    ScenarioError
+        If it does.
+    """
+    found = tuple(central_test(scenario).tensors[0].shape[1:])
+    wanted = scenario.model.input_shape
+    if found != wanted:
+        raise scenario.error(
+            "model.input_shape",
+            f"is {wanted}, and {scenario.data.source} has {found}; take another model "
+            "(build, input_shape), or other data",
+        )
+
+
 def device_data(scenario: Scenario, device: int, num_devices: int) -> TensorDataset:
     """Return what one device trains on: a function of scenario, seed and device.
 

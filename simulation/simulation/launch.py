@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flwr_slfac import SettingError
 from flwr_slfac.errors import TrainingError
+from simulation.data import require_shape
 from simulation.run_settings import OVERRIDES, RunSettings, find
 from simulation.typed_texts import typed
 from simulation.virtual import require_lockstep
@@ -69,6 +70,7 @@ def config_of(scenario: str, settings: Mapping[str, str | int | float]) -> Confi
     config: Config = {"scenario": str(path), "scenario-text": text, **settings}
     run = RunSettings.of(config).scenario
     require_lockstep(run)
+    require_shape(run)
     require_memory(run, make_profiles(run), make_cuts_of_model(run))
     return config
 

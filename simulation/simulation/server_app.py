@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from flwr_slfac import Halves, SettingError, SplitFed, accuracy, cut
 from simulation.chosen import Chosen
-from simulation.data import central_test
+from simulation.data import central_test, require_shape
 from simulation.run_folder import write_run
 from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
@@ -38,6 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     run = RunSettings.of(context.run_config)
     scenario = run.scenario
     own, profiles = scenario.training, make_profiles(scenario)
+    require_shape(scenario)
     require_memory(scenario, profiles, make_cuts_of_model(scenario))
     shape = scenario.model.input_shape
     example = torch.zeros(own.batch_size, *shape)

@@ -20,14 +20,17 @@ def late_of(ran: Ran) -> list[set[int]]:
     return [set(report.lost) for report in ran.strategy.reports]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("training", ["", 'lightweight = "prune=0.3 gradient_bits=8"'])
+@pytest.mark.parametrize(
+    ("scheme", "training"),
+    [
+        *((scheme, "") for scheme in SCHEMES),
+        ("parallel", 'lightweight = "prune=0.3 gradient_bits=8"'),
+    ],
+)
 def test_what_the_clock_is_told_is_what_crossed(
     scheme: str, training: str, tmp_path: Path
 ) -> None:
     """The bytes of the virtual rounds are those of `Traffic`, device by device."""
-    if scheme == "sequential" and training:
-        training = 'lightweight = "gradient_bits=8"'
     ran = train(tmp_path, scheme=scheme, training=training)
     traffic = ran.strategy.traffic
     assert [row.server_round for row in ran.virtual.rounds] == [1, 2]

@@ -15,6 +15,8 @@ pytest.importorskip("simpy", reason="the clock needs flwr-slfac[simulation]")
 pytest.importorskip("plotly", reason="a report needs flwr-slfac[report]")
 
 from simulation.__main__ import main
+from simulation.errors import ScenarioError
+from simulation.launch import config_of
 from simulation.pictures import AGAINST
 from simulation.run_folder import write_run
 from simulation.scenario import SCENARIOS
@@ -80,7 +82,7 @@ def both(flower: Flower, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 @pytest.mark.flower
 def test_ray_gives_the_report_of_one_process(both: Both) -> None:
-    """On Ray with two actors and in one process every file is the same, byte by byte."""
+    """On Ray with two actors and in one process all files are the same bytes."""
     for name in FILES:
         one, other = (folder / name for folder in (both.flower, both.in_process))
         assert one.read_bytes() == other.read_bytes(), name
@@ -152,29 +154,36 @@ def test_what_cannot_be_run_is_refused_before(
     assert re.search(reason, capsys.readouterr().err)
 
 
-def test_a_device_that_holds_no_front_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_device_that_holds_no_front_is_refused(tmp_path: Path) -> None:
     """A device too small for any legal cut, or for this one, is named with its line."""
     path = tmp_path / "t.toml"
     text = (SCENARIOS / "quick.toml").read_text()
     tiers = "{ raspberry-pi-4 = 2.0, raspberry-pi-5 = 1.0, jetson-nano = 1.0 }"
     assert tiers in text
-    own = text.replace(tiers, "{ raspberry-pi-4 = 1.0, microcontroller = 1.0 }")
+    path.write_text(text.replace(tiers, "{ microcontroller = 1.0 }"))
     line = next(
         number
         for number, each in enumerate(text.splitlines(), start=1)
         if each.startswith("tiers")
     )
-    path.write_text(own)
-    assert main(["run", str(path)]) == 1
-    found = capsys.readouterr().err
-    where = f"{path}:{line}: devices.tiers.microcontroller can hold no legal cut"
-    assert where in found
-    # Batches of 2 fit the first cut of this model, and no later one.
-    path.write_text(own.replace("batch_size = 32", "batch_size = 2"))
-    assert main(["run", str(path), "--set", "cut=layer2"]) == 1
-    assert re.search(
-        r"t.toml:\d+: training.cut is 'layer2', whose front needs .* of memory",
-        capsys.readouterr().err,
+    where = rf"t.toml:{line}: devices.tiers.microcontroller can hold no legal cut: dev"
+    with pytest.raises(ScenarioError, match=where):
+        config_of(str(path), {"batch-size": 4096})
+    # The smashed data of a first layer fit, the weights of the last do not.
+    with pytest.raises(
+        ScenarioError, match=r"t.toml:\d+: training.cut is 'layer3', wh"
+    ):
+        config_of(str(path), {"cut": "layer3", "batch-size": 64})
+
+
+def test_data_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
+    """Inputs of another shape than the model's are named before training."""
+    path = tmp_path / "t.toml"
+    text = (SCENARIOS / "quick.toml").read_text()
+    own = text.replace("digits_resnet", "small_resnet").replace(
+        "[1, 8, 8]", "[3, 8, 8]"
     )
+    path.write_text(own)
+    where = r"t.toml:\d+: model.input_shape is \(3, 8, 8\), and digits has \(1, 8, 8\)"
+    with pytest.raises(ScenarioError, match=where):
+        config_of(str(path), {})
