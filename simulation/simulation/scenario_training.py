@@ -141,7 +141,8 @@ class Data:
     alpha : float
         Of ``dirichlet``: smaller is more unlike.
     shards : int
-        Of ``shard``: how many of the sorted data a device has.
+        Of ``shard``: how many of the sorted data a device has; what fills no whole
+        shard is nobody's.
     by : str
         Of ``natural``: the column whose values are the devices.
     per_device : int
