@@ -28,7 +28,7 @@ logger = logging.getLogger("flwr")
 
 LINE_EVERY_S = 10.0
 # Our choice: how far virtual time jumps while nobody is on, and how often at most.
-_IDLE_S, _MOST_IDLE = 60.0, 100_000
+_IDLE_S, _MOST_IDLE = 60.0, 10_000
 
 
 class VirtualTime:
@@ -132,13 +132,22 @@ class VirtualTime:
         return chosen
 
     def _on(self, num_devices: int) -> list[int]:
+        start_s = self.clock.now_s
         for _ in range(_MOST_IDLE):
             now_s = self.clock.now_s
-            found = [d for d in range(num_devices) if self._available.is_on(d, now_s)]
+            found = [
+                device
+                for device in range(num_devices)
+                if self._available.is_on(device, now_s)
+                and self.clock.timeline.battery_left_j(device)
+            ]
             if found:
                 return found
             self.clock.now_s += _IDLE_S
-        raise SettingError("no device is ever on; see [churn] and availability")
+        raise SettingError(
+            f"from {start_s:g} s on no device was on with a battery that is not empty, "
+            f"for {_MOST_IDLE * _IDLE_S:g} s; see [churn], availability and battery_j"
+        )
 
     def learn(self, device: int, loss: float, num_examples: int) -> None:
         """Take note of what a device tells of its training in this round."""

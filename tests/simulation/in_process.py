@@ -42,7 +42,7 @@ per_device = 16
 
 [devices]
 count = {count}
-tiers = {{ phone = 1.0, raspberry-pi-5 = 1.0 }}
+{devices}
 
 [server]
 flop_per_s = 1e12
@@ -75,12 +75,18 @@ def train(
     count: int = 4,
     training: str = "",
     more: str = "",
+    devices: str = "tiers = { phone = 1.0, raspberry-pi-5 = 1.0 }",
 ) -> Ran:
     """Train a scenario of this text, every device a node of this process."""
     path = folder / "small.toml"
     path.write_text(
         SCENARIO.format(
-            scheme=scheme, codec=codec, count=count, training=training, more=more
+            scheme=scheme,
+            codec=codec,
+            count=count,
+            training=training,
+            devices=devices,
+            more=more,
         )
     )
     config = {"scenario": str(path)}

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("simpy", reason="the clock needs flwr-slfac[simulation]")
 
 from simulation.results import DeviceRow
+from simulation.tiers import PROFILES
 
 from flwr_slfac import AllDevicesLostError
 from tests.simulation.in_process import Ran, train
@@ -133,6 +134,27 @@ def test_devices_that_are_off_are_not_sampled(tmp_path: Path) -> None:
     assert late_of(ran) == [set(), set()]
     rows: list[DeviceRow] = ran.virtual.devices()
     assert [row.num_rounds for row in rows] == [2, 2, 0, 2]
+
+
+def test_an_empty_battery_ends_a_devices_run(tmp_path: Path) -> None:
+    """A device whose battery runs out is lost in that round, and not sampled again."""
+    (tmp_path / "free").mkdir()
+    free = train(tmp_path / "free")
+    spent = min(own.total_j for own in free.virtual.clock.timeline.energy.values())
+    phone = (PROFILES / "phone.toml").read_text()
+    own = phone.replace("55440.0", str(spent / 4)).replace('"phone"', '"old"')
+    (tmp_path / "old.toml").write_text(own)
+    tiers = "tiers = { old = 1.0, raspberry-pi-5 = 1.0 }"
+    ran = train(tmp_path, devices=f'tier_files = ["old.toml"]\n{tiers}')
+    old = {d for d, profile in enumerate(ran.virtual.profiles) if profile.tier == "old"}
+    assert 0 < len(old) < 4
+    assert late_of(ran) == [old, set()]
+    assert {why for why in ran.strategy.reports[0].lost.values()} == {
+        "gone: its battery is empty"
+    }
+    assert all(
+        row.num_rounds == 1 for row in ran.virtual.devices() if row.device in old
+    )
 
 
 def test_the_fastest_are_sampled(tmp_path: Path) -> None:
