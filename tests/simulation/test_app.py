@@ -149,12 +149,10 @@ def test_an_empty_battery_ends_a_devices_run(tmp_path: Path) -> None:
     old = {d for d, profile in enumerate(ran.virtual.profiles) if profile.tier == "old"}
     assert 0 < len(old) < 4
     assert late_of(ran) == [old, set()]
-    assert {why for why in ran.strategy.reports[0].lost.values()} == {
-        "gone: its battery is empty"
-    }
-    assert all(
-        row.num_rounds == 1 for row in ran.virtual.devices() if row.device in old
-    )
+    reasons = set(ran.strategy.reports[0].lost.values())
+    assert reasons == {"gone: its battery is empty"}
+    rows = ran.virtual.devices()
+    assert all(row.num_rounds == 1 for row in rows if row.device in old)
 
 
 def test_the_fastest_are_sampled(tmp_path: Path) -> None:
