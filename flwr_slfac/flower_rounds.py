@@ -181,12 +181,13 @@ class FlowerRounds:
         carrier, nodes = self._link_to(grid), sampled.nodes
         carrier.hold(nodes)
         link = NodeLink(carrier, sampled, self._round_timeout_s)
+        seen = self._history.around(link, server_round)
         try:
             with (
                 self._status.during("train", server_round, carrier, nodes),
                 step_progress(f"round {server_round}", self._status) as progress,
             ):
-                return self._rounds.train(link, nodes, begin, progress)
+                return self._rounds.train(seen, nodes, begin, progress)
         except Exception:
             self._server.back.load_state_dict(self._before)
             raise

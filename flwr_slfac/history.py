@@ -11,7 +11,7 @@ from typing import Any
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.progress import lines_of
 from flwr_slfac.report import Callback, DeviceCost, RoundReport, table_head
-from flwr_slfac.split import RoundResult
+from flwr_slfac.split import Link, RoundResult
 from flwr_slfac.spool import SpooledList
 from flwr_slfac.status import RunStatus
 from flwr_slfac.traffic import Traffic
@@ -101,6 +101,13 @@ class History:
         for callback in self.callbacks:
             if (tell := getattr(callback, "on_start", None)) is not None:
                 tell(strategy)
+
+    def around(self, link: Link, server_round: int) -> Link:
+        """Return a round's link with what callbacks put between it and the devices."""
+        for callback in self.callbacks:
+            if (put := getattr(callback, "on_link", None)) is not None:
+                link = put(link, server_round)
+        return link
 
     @contextmanager
     def running(self) -> Iterator[None]:

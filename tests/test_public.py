@@ -63,6 +63,10 @@ PUBLIC = {
         pack_update qsgd_variance quantize quantize_gradients require_sendable
         unpack_update update_variance
     """,
+    "flwr_slfac.report": """
+        Callback DeviceCost Page Plot RoundReport Table TensorBoard
+        bytes_by_direction readable_bytes run_page table_head write_page
+    """,
     "flwr_slfac.split": """
         KEPT SCHEMES Batch Begin CutFeature Description Device DeviceHalf
         DeviceResult Dropout EvaluateReply EvaluateRequest Fronts Limits Link

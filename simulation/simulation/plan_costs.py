@@ -129,6 +129,20 @@ class Costs:
     memory_bytes: Floats
 
 
+def least_memory_bytes(cut: CutPoint, batch_size: int) -> float:
+    """Return the least that a device needs for a cut: as `round_costs` has it.
+
+    Parameters
+    ----------
+    cut : CutPoint
+        The cut.
+    batch_size : int
+        Examples a step.
+    """
+    raw = _FLOAT_BYTES * math.prod(cut.shape) / cut.shape[0] * batch_size
+    return _COPIES * _FLOAT_BYTES * cut.front_params + 2 * raw
+
+
 def round_costs(
     fleet: Fleet,
     cuts: Sequence[CutPoint],

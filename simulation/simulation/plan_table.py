@@ -59,7 +59,7 @@ def choice_table(
                 f"{failing} not in budget or memory" if failing else "",
             )
         )
-    return _table((*_BY_CHOICE, ""), rows)
+    return text_table((*_BY_CHOICE, ""), rows)
 
 
 def cut_table(
@@ -101,10 +101,11 @@ def cut_table(
                 f"{fits[place]:.0%}",
             )
         )
-    return _table(_BY_CUT, rows)
+    return text_table(_BY_CUT, rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows under a head, in columns aligned to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

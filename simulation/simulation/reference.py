@@ -27,15 +27,22 @@ class Block(nn.Module):
         return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-def small_resnet() -> nn.Module:
-    """Return a residual network of three stages on 3 x 32 x 32 images, 10 classes.
+def small_resnet(channels: int = 3) -> nn.Module:
+    """Return a residual network of three stages, 10 classes.
+
+    Parameters
+    ----------
+    channels : int (default: 3)
+        Of its images.
 
     Returns
     -------
     nn.Module
         With modules ``stem, layer1, layer2, layer3, head`` to cut after.
     """
-    stem = nn.Sequential(nn.Conv2d(3, _STAGES[0], 3, 1, 1, bias=False), nn.ReLU())
+    stem = nn.Sequential(
+        nn.Conv2d(channels, _STAGES[0], 3, 1, 1, bias=False), nn.ReLU()
+    )
     model = nn.Sequential()
     model.add_module("stem", stem)
     inputs = _STAGES[0]
@@ -46,3 +53,8 @@ def small_resnet() -> nn.Module:
     model.add_module("pool", nn.AdaptiveAvgPool2d(1))
     model.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10)))
     return model
+
+
+def digits_resnet() -> nn.Module:
+    """Return the same network on the 1 x 8 x 8 images of scikit-learn's digits."""
+    return small_resnet(channels=1)

@@ -1,8 +1,8 @@
 """A scenario: one TOML file that says who trains what, where, and how.
 
-Tables: ``[training] [model] [devices] [server] [channel] [deadline] [churn] [plan]``;
-all but ``[devices]`` and ``[channel]`` may be left out. Keys carry their units. Paths
-are relative to the file.
+Tables: ``[training] [model] [data] [devices] [server] [channel] [deadline] [churn]
+[plan]``; all but ``[devices]`` and ``[channel]`` may be left out. Keys carry their
+units. Paths are relative to the file.
 """
 
 import math
@@ -11,77 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from flwr_slfac import SettingError
-from flwr_slfac.split import SCHEMES
 from simulation.clock import Deadline, Server
+from simulation.errors import ScenarioError
 from simulation.numbers import require_at_least, require_positive
 from simulation.plan_costs import Question
 from simulation.scenario_channel import ChannelSettings, read_channel
+from simulation.scenario_training import Data, Model, Training
 from simulation.tables import read_table
 from simulation.typed_tables import Source, read_dataclass
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
-
-
-@dataclass(frozen=True)
-class Training:
-    """What is trained, as far as it takes time.
-
-    Parameters
-    ----------
-    scheme : {"sequential", "sflv1", "sflv2", "parallel"}
-        As in `flwr_slfac.split`.
-    num_rounds, num_steps, batch_size : int
-        Rounds, steps a round, examples a step.
-    devices_per_round : int
-        How many of the devices are sampled; 0 for all.
-    waits : {"lockstep", "arrival"}
-        As in `simulation.clock.Clock`.
-
-    Raises
-    ------
-    SettingError
-        If a name is not known or a number is out of range.
-    """
-
-    scheme: str = "parallel"
-    num_rounds: int = 1
-    num_steps: int = 10
-    batch_size: int = 32
-    devices_per_round: int = 0
-    waits: str = "lockstep"
-
-    def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
-            raise SettingError(
-                f"scheme {self.scheme!r} is not known; use one of {', '.join(SCHEMES)}"
-            )
-        if self.waits not in ("lockstep", "arrival"):
-            raise SettingError(f"waits is {self.waits!r}; use 'lockstep' or 'arrival'")
-        for name in ("num_rounds", "num_steps", "batch_size"):
-            require_positive(name, getattr(self, name))
-        require_at_least("devices_per_round", self.devices_per_round, 0)
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which model.
-
-    Parameters
-    ----------
-    build : str
-        ``module:function`` that returns an `nn.Module`.
-    input_shape : tuple of int
-        Of one example.
-    """
-
-    build: str = "simulation.reference:small_resnet"
-    input_shape: tuple[int, ...] = (3, 32, 32)
-
-    def __post_init__(self) -> None:
-        if self.build.count(":") != 1:
-            raise SettingError(f"build is {self.build!r}; give 'module:function'")
-        if not self.input_shape or any(size < 1 for size in self.input_shape):
-            raise SettingError(f"input_shape is {self.input_shape}; give sizes above 0")
 
 
 @dataclass(frozen=True)
@@ -194,8 +133,10 @@ class Scenario:
         Its file.
     name, seed
         Of the scenario; every draw is a function of the seed.
-    training, model, devices, server, channel, deadline, churn, plan
+    training, model, data, devices, server, channel, deadline, churn, plan
         Its tables.
+    lines : dict of str to int
+        Of each dotted key, for errors found later.
     """
 
     path: Path
@@ -203,12 +144,18 @@ class Scenario:
     seed: int
     training: Training
     model: Model
+    data: Data
     devices: Devices
     server: Server
     channel: ChannelSettings
     deadline: Deadline
     churn: Churn
     plan: Planning
+    lines: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def error(self, key: str, reason: str) -> ScenarioError:
+        """Return an error at a dotted key, or at the table that should have it."""
+        return Source(self.path, self.lines).error(key, reason)
 
 
 @dataclass(frozen=True)
@@ -225,6 +172,7 @@ class _Head:
 _TABLES = {
     "training": Training,
     "model": Model,
+    "data": Data,
     "devices": Devices,
     "server": Server,
     "deadline": Deadline,
@@ -232,13 +180,15 @@ _TABLES = {
 }
 
 
-def read_scenario(path: Path) -> Scenario:
+def read_scenario(path: Path, text: str | None = None) -> Scenario:
     """Read a scenario; nothing but its own file is opened.
 
     Parameters
     ----------
     path : Path
         The file.
+    text : str, optional
+        What is in it, where that was read elsewhere.
 
     Raises
     ------
@@ -251,7 +201,7 @@ def read_scenario(path: Path) -> Scenario:
     >>> read_scenario(SCENARIOS / "quick.toml").training.scheme
     'parallel'
     """
-    content, lines = read_table(path)
+    content, lines = read_table(path, text)
     source = Source(path, lines)
     known = [*_TABLES, "channel", "plan"]
     for key, value in content.items():
@@ -279,6 +229,7 @@ def read_scenario(path: Path) -> Scenario:
         top.seed,
         channel=read_channel(content["channel"], source),
         plan=read_dataclass(Planning, planned, "plan", source),
+        lines=lines,
         **tables,
     )
 

@@ -16,13 +16,17 @@ _HEADER = re.compile(r"^\s*\[+\s*([^\]]+?)\s*\]+")
 _KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+)\s*=")
 
 
-def read_table(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def read_table(
+    path: Path, text: str | None = None
+) -> tuple[dict[str, Any], dict[str, int]]:
     """Return what a TOML file holds, and the line of each dotted key and table.
 
     Parameters
     ----------
     path : Path
         The file.
+    text : str, optional
+        What is in it, where that was read elsewhere.
 
     Returns
     -------
@@ -37,7 +41,7 @@ def read_table(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         If the file cannot be read or is no TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8") if text is None else text
         content = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioError(path, None, "cannot be read:", str(error)) from error

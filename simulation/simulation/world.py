@@ -176,6 +176,39 @@ def make_clock(scenario: Scenario, profiles: Sequence[Profile] | None = None) ->
     )
 
 
+def build_model(scenario: Scenario) -> nn.Module:
+    """Return the scenario's model; the same seed gives the same weights everywhere.
+
+    Raises
+    ------
+    ScenarioError
+        If it cannot be built.
+    """
+    module, _, function = scenario.model.build.partition(":")
+    with torch.random.fork_rng():
+        torch.manual_seed(scenario.seed)
+        try:
+            built = getattr(importlib.import_module(module), function)()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise scenario.error("model.build", f"fails: {error}") from error
+    if not isinstance(built, nn.Module):
+        reason = f"returns a {type(built).__name__}; return an nn.Module"
+        raise scenario.error("model.build", reason)
+    return built
+
+
+def make_cuts_of_model(scenario: Scenario) -> list[CutPoint]:
+    """Return all legal cuts of the scenario's model.
+
+    Raises
+    ------
+    ScenarioError
+        If the model cannot be built.
+    """
+    example = torch.zeros(2, *scenario.model.input_shape)
+    return legal_cuts(build_model(scenario), example)
+
+
 def make_cuts(scenario: Scenario) -> list[CutPoint]:
     """Return the cuts of the scenario's model that its plan may choose from.
 
@@ -184,16 +217,7 @@ def make_cuts(scenario: Scenario) -> list[CutPoint]:
     ScenarioError
         If the model cannot be built, or a cut is not one of its own.
     """
-    path, model = scenario.path, scenario.model
-    module, _, function = model.build.partition(":")
-    try:
-        built = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ScenarioError(path, None, "model.build", f"fails: {error}") from error
-    if not isinstance(built, nn.Module):
-        reason = f"returns a {type(built).__name__}; return an nn.Module"
-        raise ScenarioError(path, None, "model.build", reason)
-    cuts = legal_cuts(built, torch.zeros(1, *model.input_shape))
+    path, cuts = scenario.path, make_cuts_of_model(scenario)
     wanted = scenario.plan.cuts
     found = {name: cut for cut in cuts for name in (cut.name, *cut.aliases)}
     for name in wanted:

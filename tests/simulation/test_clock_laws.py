@@ -103,7 +103,8 @@ def test_every_timeline_is_a_possible_one(
         for device in own.finished:
             assert all(span.complete for span in by_device[device])
             _require_all_bytes(record, device, by_device[device])
-        assert all(s.complete for s in by_device[SERVER]) or own.late
+        # A deadline may find the server at work for one that has gone since.
+        assert all(s.complete for s in by_device[SERVER]) or own.lost
     assert times[1].start_s == times[0].end_s
 
 

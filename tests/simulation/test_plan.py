@@ -160,7 +160,7 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     """The command plans a scenario that ships, and names what is wrong with another."""
     assert main(["plan", "quick"]) == 0
     shown = capsys.readouterr().out
-    assert "quick: 5 devices, 3 cuts" in shown
+    assert "quick: 10 devices, 3 cuts" in shown
     assert "layer2" in shown
     assert main(["plan", "no-such-scenario"]) == 1
     assert "ScenarioError: no-such-scenario" in capsys.readouterr().err

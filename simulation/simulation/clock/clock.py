@@ -1,7 +1,7 @@
 """The virtual clock: feeds records of rounds to a discrete-event simulation."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import simpy
 
@@ -140,14 +140,8 @@ class Clock:
         StalledError
             If a device can never send and no deadline ends the round.
         """
-        num_profiles = len(self.timeline.profiles)
-        for own in record.devices:
-            if own.device >= num_profiles:
-                raise SettingError(
-                    f"device {own.device} has no profile: there are {num_profiles}"
-                )
         env = simpy.Environment(initial_time=self.now_s)
-        round_run = self._begin(env, record)
+        round_run = self._begin(env, record, self.timeline)
         self._play(env, round_run)
         start_s, self.now_s = self.now_s, float(env.now)
         runs = round_run.runs
@@ -159,7 +153,52 @@ class Clock:
             {device: run.lost for device, run in runs.items() if run.lost is not None},
         )
 
-    def _begin(self, env: simpy.Environment, record: RoundRecord) -> RoundRun:
+    def foresee(self, record: RoundRecord, device: int, step: int) -> dict[int, str]:
+        """Return who is lost, and why, by the barrier of a step; enter nothing.
+
+        What comes after that barrier is not looked at, so the record may end there:
+        `advance` with the whole round loses the same devices by then.
+
+        Parameters
+        ----------
+        record : RoundRecord
+            The round, up to this step.
+        device, step : int
+            Whose answer the barrier waits for, and to which step; that of the device's
+            update is the number of its steps.
+
+        Raises
+        ------
+        SettingError
+            If a device has no profile, or devices do not wait for each other at every
+            step.
+        StalledError
+            If a device can never send and no deadline ends the round.
+        """
+        if self._waits != "lockstep":
+            raise SettingError(
+                f"waits is {self._waits!r}; what is lost by a step is known before the "
+                "next one only in lock-step"
+            )
+        timeline = Timeline(self.timeline.profiles)
+        for own in record.devices:
+            timeline.energy[own.device] = replace(self.timeline.energy[own.device])
+        env = simpy.Environment(initial_time=self.now_s)
+        round_run = self._begin(env, record, timeline)
+        round_run.until = device, step
+        self._play(env, round_run)
+        runs = round_run.runs
+        return {d: run.lost for d, run in runs.items() if run.lost is not None}
+
+    def _begin(
+        self, env: simpy.Environment, record: RoundRecord, timeline: Timeline
+    ) -> RoundRun:
+        num_profiles = len(timeline.profiles)
+        for own in record.devices:
+            if own.device >= num_profiles:
+                raise SettingError(
+                    f"device {own.device} has no profile: there are {num_profiles}"
+                )
         members = [own.device for own in record.devices]
         channel, server_round = self._channel, record.server_round
         around = Surroundings(
@@ -170,9 +209,9 @@ class Clock:
             self._seed,
             server_round,
             self._notice_s,
-            self.timeline,
+            timeline,
         )
-        profiles = self.timeline.profiles
+        profiles = timeline.profiles
         runs = {
             own.device: DeviceRun(own, profiles[own.device], around)
             for own in record.devices
@@ -185,12 +224,12 @@ class Clock:
             self._deadline,
             self._availability,
             self._waits,
-            self.timeline,
+            timeline,
         )
 
     def _play(self, env: simpy.Environment, round_run: RoundRun) -> None:
         process = env.process(round_run.run())
-        while process.is_alive:
+        while process.is_alive and not round_run.reached:
             if env.peek() == float("inf"):
                 busy = [d for d, run in round_run.runs.items() if run.busy]
                 number = round_run.record.server_round

@@ -52,6 +52,9 @@ class RoundRun:
         makes it.
     timeline : Timeline
         Where spans and waits are entered.
+    until : (int, int), optional
+        A device and a step: once its answer is there, or it is lost, `reached` is set
+        and nothing more happens.
     """
 
     env: simpy.Environment
@@ -62,7 +65,9 @@ class RoundRun:
     availability: Availability
     waits: Waits
     timeline: Timeline
+    until: tuple[int, int] = (-1, -1)
     over: bool = False
+    reached: bool = False
     _processor: simpy.Resource = field(init=False, repr=False)
     _own: list[simpy.Process] = field(default_factory=list, repr=False)
 
@@ -129,6 +134,9 @@ class RoundRun:
         step = 0
         while active:
             yield from self._answers(active, step)
+            if step == self.until[1] and self.until[0] in active:
+                self.reached = True
+                yield self.env.event()
             here = [self.runs[d] for d in active]
             active = [
                 run.own.device for run in here if run.lost is None and not run.finished

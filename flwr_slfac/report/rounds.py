@@ -169,7 +169,10 @@ class Callback(Protocol):
                 wandb.log(report.scalars(), step=report.server_round)
 
     One that has a method ``on_start(strategy)`` is told of the `SplitFed` before the
-    first round; one that has ``on_end()`` when the run is over, or failed. What one
+    first round; one that has ``on_end()`` when the run is over, or failed. One that has
+    ``on_link(link, server_round)`` is given the link of each round of training, and
+    what it returns carries the round's requests: it sees every step of every device,
+    and may lose one (`flwr_slfac.split.Lost`), as the simulation's clock does. What one
     remembers is saved with the run, and given back when that is resumed, if it has the
     methods ``state_dict()`` and ``load_state_dict(state)``.
     """

@@ -1,0 +1,51 @@
+"""The device: a front, its part of the scenario's data, and how it trains."""
+
+import copy
+from functools import cache, partial
+
+import torch
+from flwr.app import Context
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from flwr_slfac import Device, client_app, cut
+from simulation.data import device_data, epochs_for
+from simulation.run_settings import RunSettings
+from simulation.scenario import Scenario
+from simulation.world import build_model
+
+
+@cache
+def _scenario(config: tuple[tuple[str, object], ...]) -> Scenario:
+    return RunSettings.of(dict(config)).scenario
+
+
+@cache
+def _front(config: tuple[tuple[str, object], ...]) -> nn.Module:
+    """Return the front; every device is given a copy of it to change."""
+    scenario = _scenario(config)
+    return cut(build_model(scenario), at=scenario.training.cut).front
+
+
+def device(context: Context) -> Device:
+    """Build this node's device from the run's scenario."""
+    torch.set_num_threads(1)  # equal threads, equal bits
+    config = tuple(sorted(context.run_config.items()))
+    scenario, node = _scenario(config), context.node_config
+    own = scenario.training
+    partition, count = int(node["partition-id"]), int(node["num-partitions"])
+    train = device_data(scenario, partition, count)
+    return Device(
+        front=copy.deepcopy(_front(config)),
+        optimizer=partial(SGD, lr=own.learning_rate, momentum=own.momentum),
+        train_set=train,
+        batch_size=own.batch_size,
+        scheduler=partial(CosineAnnealingLR, T_max=own.num_rounds),
+        epochs=epochs_for(len(train), own.batch_size, own.num_steps),
+        max_steps=own.num_steps,
+        drop_last=len(train) > own.batch_size,
+    )
+
+
+app = client_app(device)

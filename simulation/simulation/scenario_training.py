@@ -1,0 +1,195 @@
+"""What a scenario trains: ``[training]``, ``[model]`` and ``[data]``."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from flwr_slfac import Lightweight, SettingError
+from flwr_slfac.codec import as_codec
+from flwr_slfac.split import SCHEMES
+from simulation.numbers import require_at_least, require_between, require_positive
+from simulation.sampling import require_policy
+from simulation.typed_texts import typed
+
+PARTITIONS = ("iid", "dirichlet", "shard", "natural", "drawn")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how.
+
+    Parameters
+    ----------
+    scheme : {"sequential", "sflv1", "sflv2", "parallel"}
+        As in `flwr_slfac.split`.
+    num_rounds, num_steps, batch_size : int
+        Rounds, steps a round, examples a step; a device with less data takes fewer.
+    devices_per_round : int
+        How many of the devices are sampled; 0 for all.
+    sampling : {"random", "speed", "data", "oort"} or str
+        By what they are, or ``module:function`` of one's own; see `sampling`.
+    waits : {"lockstep", "arrival"}
+        As in `simulation.clock.Clock`; what is trained for real runs in lock-step.
+    cut : str
+        The module after which the model is cut.
+    learning_rate, momentum : float
+        Of SGD, on both sides; the rate falls to 0 over the rounds, by a cosine.
+    codec_up, codec_down : str
+        As `flwr_slfac.codec.parse_codec` reads them; empty for the package's defaults.
+    lightweight : str
+        Settings of `flwr_slfac.Lightweight`: ``"prune=0.3 gradient_bits=8"``.
+    evaluate_every : int
+        Rounds between two tests of the joined model on the server.
+
+    Raises
+    ------
+    SettingError
+        If a name is not known or a number is out of range.
+    """
+
+    scheme: str = "parallel"
+    num_rounds: int = 1
+    num_steps: int = 10
+    batch_size: int = 32
+    devices_per_round: int = 0
+    sampling: str = "random"
+    waits: str = "lockstep"
+    cut: str = "layer1"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    codec_up: str = ""
+    codec_down: str = ""
+    lightweight: str = ""
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise SettingError(
+                f"scheme {self.scheme!r} is not known; use one of {', '.join(SCHEMES)}"
+            )
+        if self.waits not in ("lockstep", "arrival"):
+            raise SettingError(f"waits is {self.waits!r}; use 'lockstep' or 'arrival'")
+        for name in ("num_rounds", "num_steps", "batch_size", "evaluate_every"):
+            require_positive(name, getattr(self, name))
+        require_at_least("devices_per_round", self.devices_per_round, 0)
+        require_positive("learning_rate", self.learning_rate)
+        require_between("momentum", self.momentum, 0, 1)
+        require_policy(self.sampling)
+        for name in ("codec_up", "codec_down"):
+            if text := getattr(self, name):
+                _named(name, lambda text=text: as_codec(text))
+        _named("lightweight", self.make_lightweight)
+
+    def make_lightweight(self) -> Lightweight | None:
+        """Return what `lightweight` says; None if that is nothing.
+
+        Raises
+        ------
+        SettingError
+            If it cannot be read, or a setting is refused.
+
+        Examples
+        --------
+        >>> Training(lightweight="prune=0.3 gradient_bits=8").make_lightweight().prune
+        0.3
+        """
+        settings: dict[str, Any] = {}
+        for part in shlex.split(self.lightweight):
+            name, equals, value = part.partition("=")
+            if not equals or name not in Lightweight.__dataclass_fields__:
+                known = ", ".join(Lightweight.__dataclass_fields__)
+                raise SettingError(f"{part!r} is no NAME=VALUE with one of {known}")
+            settings[name] = typed(value)
+        return Lightweight(**settings) if settings else None
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model.
+
+    Parameters
+    ----------
+    build : str
+        ``module:function`` that returns an `nn.Module`.
+    input_shape : tuple of int
+        Of one example.
+    """
+
+    build: str = "simulation.reference:small_resnet"
+    input_shape: tuple[int, ...] = (3, 32, 32)
+
+    def __post_init__(self) -> None:
+        if self.build.count(":") != 1:
+            raise SettingError(f"build is {self.build!r}; give 'module:function'")
+        if not self.input_shape or any(size < 1 for size in self.input_shape):
+            raise SettingError(f"input_shape is {self.input_shape}; give sizes above 0")
+
+
+@dataclass(frozen=True)
+class Data:
+    """On what, and who has which part of it.
+
+    Parameters
+    ----------
+    source : str
+        ``"digits"`` of scikit-learn, or the path of an ``.npz`` with ``x`` (images,
+        N x C x H x W or N x H x W x C, of 8 bits or floats), ``y`` (classes) and, for
+        natural partitions, further columns.
+    partition : {"iid", "dirichlet", "shard", "natural", "drawn"}
+        As flwr-datasets' partitioners deal out; ``drawn``: every device draws its own,
+        so that there may be more devices than data.
+    alpha : float
+        Of ``dirichlet``: smaller is more unlike.
+    shards : int
+        Of ``shard``: how many of the sorted data a device has; what fills no whole
+        shard is nobody's.
+    by : str
+        Of ``natural``: the column whose values are the devices.
+    per_device : int
+        Of ``drawn``: how many examples a device draws.
+    test_share : float
+        Held back for the test on the server, in (0, 1).
+
+    Raises
+    ------
+    SettingError
+        If a name is not known or a number is out of range.
+    """
+
+    source: str = "digits"
+    partition: str = "iid"
+    alpha: float = 1.0
+    shards: int = 2
+    by: str = ""
+    per_device: int = 64
+    test_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.source != "digits" and not self.source.endswith(".npz"):
+            raise SettingError(
+                f"source is {self.source!r}; give 'digits' or the path of an .npz file"
+            )
+        if self.partition not in PARTITIONS:
+            raise SettingError(
+                f"partition is {self.partition!r}; use one of {', '.join(PARTITIONS)}"
+            )
+        require_positive("alpha", self.alpha)
+        require_positive("shards", self.shards)
+        require_at_least("per_device", self.per_device, 2)
+        if not 0 < self.test_share < 1:
+            raise SettingError(
+                f"test_share is {self.test_share}; give a number between 0 and 1"
+            )
+        if (self.partition == "natural") != bool(self.by):
+            raise SettingError(
+                f"by is {self.by!r} and partition {self.partition!r}; natural "
+                "partitions need the name of a column, others none"
+            )
+
+
+def _named(name: str, make: Any) -> None:
+    """Call `make`; name the key in what it refuses."""
+    try:
+        make()
+    except (SettingError, TypeError) as error:
+        raise SettingError(f"{name}: {error}") from error
