@@ -194,13 +194,13 @@ class VirtualTime:
                 round_s=spent_s.get(own.device, 0.0),
                 last_round=report.server_round,
             )
-        energy = self.clock.timeline.energy.values()
+        energy = self.clock.timeline.energy
         self.rounds.append(
             RoundRow.of(
                 report,
                 times,
                 seen.notes,
-                sum(own.total_j for own in energy),
+                math.fsum(own.total_j for own in energy.values()),
                 self.rounds[-1] if self.rounds else None,
             )
         )
