@@ -32,6 +32,7 @@ def run_kind(
     seed: int,
     deployed: Deployed,
     places: threading.Semaphore,
+    is_over: threading.Event,
 ) -> None:
     """Kill one kind, saying how far it has come."""
     with places:
@@ -41,6 +42,8 @@ def run_kind(
         found = killings.finding
 
         def say() -> None:
+            if is_over.is_set():
+                return  # what was killed now was killed by the end of this bench
             minutes = (time.monotonic() - start) / 60
             print(
                 f"| {kind} | {found.num_kills} | {found.num_runs} | "
@@ -69,7 +72,7 @@ def main() -> None:
     print("| kind | kills | trainings | losses | begun again | faults | minutes |")
     print("|---|---|---|---|---|---|---|")
     threads, places = [], threading.Semaphore(options.at_once)
-    deployments = []
+    deployments, is_over = [], threading.Event()
     # What was started here is ended, also when this process is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
@@ -78,7 +81,7 @@ def main() -> None:
             own.mkdir()
             deployments.append(Deployed(own))
             seed = 1000 * options.seed + number
-            arguments = (kind, options.kills, seed, deployments[-1], places)
+            arguments = (kind, options.kills, seed, deployments[-1], places, is_over)
             threads.append(
                 threading.Thread(target=run_kind, args=arguments, daemon=True)
             )
@@ -86,6 +89,7 @@ def main() -> None:
         for thread in threads:
             thread.join()
     finally:
+        is_over.set()
         for deployed in deployments:
             deployed.stop()
 
