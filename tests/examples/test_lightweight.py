@@ -65,4 +65,4 @@ def test_images_that_are_not_there_are_named(flower: Flower, tmp_path: Path) -> 
     """Without data the run fails at once and says what to set."""
     done = run(flower, tmp_path / "cache", "data='/no/such/folder'")
     assert done.returncode == 1
-    assert "no images at '/no/such/folder'" in done.stdout
+    assert "'/no/such/folder', and there is no such file" in done.stdout

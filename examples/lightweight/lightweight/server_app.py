@@ -1,10 +1,11 @@
 """The server: the back, and what it asks of the devices."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.common.config import UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch.nn import CrossEntropyLoss
@@ -17,7 +18,7 @@ from lightweight.task import build_model, central_test_set
 app = ServerApp()
 
 
-def setting(run: UserConfig) -> Lightweight:
+def setting(run: Mapping[str, Any]) -> Lightweight:
     """Read what makes training lighter from the run configuration."""
     prune = run["prune"]
     if run["prune-schedule"]:

@@ -1,14 +1,15 @@
 """The model and the data. Nothing here knows that the model will be cut."""
 
 import io
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, load_dataset
-from flwr.common.config import UserConfig
 from flwr_datasets.partitioner import DirichletPartitioner
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -46,7 +47,7 @@ class VGG19(nn.Module):
         return self.classifier(self.pool(self.features(x)).flatten(1))
 
 
-def build_model(run: UserConfig) -> nn.Module:
+def build_model(run: Mapping[str, Any]) -> nn.Module:
     """Build the whole model; the same seed gives the same weights everywhere."""
     images, labels = load_arrays(*_source(run))[0].tensors
     num_classes = int(labels.max()) + 1
@@ -55,7 +56,7 @@ def build_model(run: UserConfig) -> nn.Module:
         return VGG19(images.shape[1], images.shape[2], num_classes, run["width"])
 
 
-def _source(run: UserConfig) -> tuple[str, int, int, int]:
+def _source(run: Mapping[str, Any]) -> tuple[str, int, int, int]:
     data = run["data"]
     if data not in ("digits", "cifar10") and not Path(data).exists():
         raise FileNotFoundError(
@@ -140,7 +141,7 @@ def partitioner(
 
 
 def load_partition(
-    run: UserConfig, partition: int, num_partitions: int
+    run: Mapping[str, Any], partition: int, num_partitions: int
 ) -> tuple[TensorDataset, TensorDataset]:
     """Return one device's (train, test) images, 80 and 20 % of its own."""
     source = _source(run)
@@ -151,6 +152,6 @@ def load_partition(
     return TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test])
 
 
-def central_test_set(run: UserConfig) -> TensorDataset:
+def central_test_set(run: Mapping[str, Any]) -> TensorDataset:
     """Return the images that no device sees."""
     return load_arrays(*_source(run))[1]
