@@ -10,10 +10,9 @@ threads, as the two ends of one device's training compute one after the other.
 
 import argparse
 import copy
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -30,7 +29,6 @@ from flwr_slfac.split import (
     Device,
     DeviceHalf,
     Limits,
-    Lost,
     Rounds,
     ServerHalf,
     TrainRequest,
@@ -44,6 +42,7 @@ from flwr_slfac.transport.stream import (
     StreamService,
     StreamTransport,
 )
+from tests.bench.device_processes import ProcessOpener
 from tests.models import resnet18
 
 SGD_01 = partial(SGD, lr=0.01, momentum=0.9)
@@ -89,28 +88,6 @@ def be_device(opening: Opening, name: str, threads: int) -> None:
     DeviceEnd(opening, 0, answer).run()
 
 
-class ProcessOpener:
-    """Runs the device in a process."""
-
-    def __init__(self, name: str, threads: int) -> None:
-        self._arguments = name, threads
-        self.processes: list[multiprocessing.process.BaseProcess] = []
-
-    def open(self, opening: Opening) -> int:
-        """Start the device."""
-        arguments = (opening, *self._arguments)
-        process = multiprocessing.get_context("spawn").Process(
-            target=be_device, args=arguments
-        )
-        process.start()
-        self.processes.append(process)
-        return 0
-
-    def ended(self, nodes: Iterable[int]) -> dict[int, Lost]:
-        """Return nothing: it stays."""
-        return {}
-
-
 def unsplit(case: Case) -> Callable[[], None]:
     """Return what trains the whole model for a round's steps."""
     model, data = case[0](), data_of(case)
@@ -136,7 +113,7 @@ def ratios(name: str, pairs: int, threads: int, codec: str) -> tuple[list[float]
     up = parse_codec(codec)
     rounds = Rounds(server, up, Traffic(), Limits())
     service = StreamService(StreamTransport(listen="127.0.0.1:0"))
-    opener = ProcessOpener(name, threads)
+    opener = ProcessOpener(be_device, name, threads)
     link = StreamLink(service, opener, 300.0, Limits())
     whole = unsplit(case)
     state = halves.front.state_dict()
@@ -152,8 +129,7 @@ def ratios(name: str, pairs: int, threads: int, codec: str) -> tuple[list[float]
                     times[which].append((time.perf_counter() - start) / steps)
     finally:
         link.close()
-        for process in opener.processes:
-            process.join()
+        opener.join()
     return times
 
 

@@ -16,10 +16,10 @@ import statistics
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from flwr_slfac.split import Limits, Lost, Smashed, TrainReply, TrainRequest
+from flwr_slfac.split import Limits, Smashed, TrainReply, TrainRequest
 from flwr_slfac.transport.stream import (
     DeviceEnd,
     Opening,
@@ -28,6 +28,7 @@ from flwr_slfac.transport.stream import (
     StreamTransport,
 )
 from flwr_slfac.transport.stream.certificates import new_identity
+from tests.bench.device_processes import ProcessOpener
 
 SIZES = {"1 KB": 2**10, "100 KB": 100 * 2**10, "10 MB": 10 * 2**20}
 RESULT = Path(__file__).parent / "results" / "stream_latency.md"
@@ -44,30 +45,10 @@ def be_device(opening: Opening, num_bytes: int) -> None:
     DeviceEnd(opening, 0, answer).run()  # type: ignore[arg-type]
 
 
-class ProcessOpener:
-    """Runs each device in a process."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self._num_bytes = num_bytes
-        self.processes: list[multiprocessing.process.BaseProcess] = []
-
-    def open(self, opening: Opening) -> int:
-        """Start the device."""
-        spawn = multiprocessing.get_context("spawn")
-        process = spawn.Process(target=be_device, args=(opening, self._num_bytes))
-        process.start()
-        self.processes.append(process)
-        return 0
-
-    def ended(self, nodes: Iterable[int]) -> dict[int, Lost]:
-        """Return nothing: they stay."""
-        return {}
-
-
 def over_streams(num_bytes: int, num_devices: int, num_steps: int) -> list[float]:
     """Return seconds of each step over streams."""
     service = StreamService(StreamTransport(listen="127.0.0.1:0"))
-    opener = ProcessOpener(num_bytes)
+    opener = ProcessOpener(be_device, num_bytes)
     link = StreamLink(service, opener, 60.0, Limits())
     # Every device is told partition id 0 here: nothing sums over them.
     gradient = os.urandom(num_bytes)
@@ -83,8 +64,7 @@ def over_streams(num_bytes: int, num_devices: int, num_steps: int) -> list[float
         return timed(step, num_steps)
     finally:
         link.close()
-        for process in opener.processes:
-            process.join()
+        opener.join()
 
 
 def be_echo(port: int, num_bytes: int, certificate: str) -> None:

@@ -200,7 +200,7 @@ static Row split_row(const Layout *l, const float *row, double theta, float *scr
 
 PyDoc_STRVAR(split_doc,
 "spectra_split(coeffs, n, num_rows, order, theta, store, first, split, energy, ends)\n\n"
-"See Extension.split_spectra in the module beside this one.");
+"See spectra.SpectraLoops.split in the module beside this one.");
 
 static PyObject *spectra_split(PyObject *self, PyObject *args)
 {
@@ -327,7 +327,7 @@ static PyObject *spectra_ranges(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(levels_doc,
 "spectra_levels(halves, exponent, widths, decodes, low, scale, used) -> bool\n\n"
-"See Extension.levels in the module beside this one.");
+"See spectra.SpectraLoops.levels in the module beside this one.");
 
 static PyObject *spectra_levels(PyObject *self, PyObject *args)
 {
@@ -500,7 +500,7 @@ static void pack_row(const Layout *l, const float *row, const Grid *g, Py_ssize_
 
 PyDoc_STRVAR(pack_doc,
 "spectra_pack(store, n, split, low, scale, widths, out)\n\n"
-"See Extension.pack_spectra in the module beside this one.");
+"See spectra.SpectraLoops.pack in the module beside this one.");
 
 static PyObject *spectra_pack(PyObject *self, PyObject *args)
 {
@@ -612,7 +612,7 @@ static void put_back(const Layout *l, const float *rows, Py_ssize_t num_rows,
 PyDoc_STRVAR(unpack_doc,
 "spectra_unpack(data, position, n, first, num_rows, split, low, step, widths, order, "
 "coeffs) -> int\n\n"
-"See Extension.unpack_spectra in the module beside this one.");
+"See spectra.SpectraLoops.unpack in the module beside this one.");
 
 static PyObject *spectra_unpack(PyObject *self, PyObject *args)
 {
