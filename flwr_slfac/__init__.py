@@ -25,7 +25,7 @@ from flwr_slfac.errors import (
 )
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.report import DeviceCost, RoundReport, TensorBoard
-from flwr_slfac.split import Device
+from flwr_slfac.split import Device, DeviceCuts
 from flwr_slfac.split.metrics import accuracy
 from flwr_slfac.status import StatusPage
 from flwr_slfac.strategy import SplitFed
@@ -44,6 +44,7 @@ __all__ = [
     "DecodeError",
     "Device",
     "DeviceCost",
+    "DeviceCuts",
     "DeviceError",
     "DivergedError",
     "EncodeError",

@@ -234,8 +234,14 @@ class FlowerRounds:
         if not whole and not sampled.sends_offered:
             raise SettingError(
                 "the strategy sends devices another front than the one that it was "
-                "given, and with lightweight= masks decide what devices are given; "
-                "leave lightweight out, or let the strategy send what it is given"
+                "given, and with lightweight= or cuts= devices are given parts of that "
+                "one; leave them out, or let the strategy send what it is given"
+            )
+        weights = {sampled.of(node).proximal_mu for node in sampled.nodes}
+        if self._fronts.in_parts and len(weights) > 1:
+            raise SettingError(
+                "the strategy sends devices unlike proximal terms, and with cuts= the "
+                "server trains layers of theirs by one; send all the same"
             )
         if self._server.scheme == "sequential" and not sampled.is_uniform:
             raise SettingError(

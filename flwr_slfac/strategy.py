@@ -23,6 +23,7 @@ from flwr_slfac.report import Callback
 from flwr_slfac.run_state import RunState
 from flwr_slfac.split import (
     CutFeature,
+    DeviceCuts,
     Limits,
     Loss,
     Metric,
@@ -65,8 +66,8 @@ class SplitFed(Strategy):
     up, down : Codec or str (default: waterfill, ``nrmse`` 0.1 and 0.4)
         How activations and cut-layer gradients are coded; text is read by
         `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
-    lightweight : Lightweight, optional
-        What makes training lighter on the devices.
+    lightweight, cuts : Lightweight and DeviceCuts, optional
+        What makes training lighter on the devices; cuts of devices' own.
     cut_features : sequence of CutFeature
         What else is done to the smashed data, in the order of sending.
     transport : {"auto", "messages", "stream"} or StreamTransport (default: "auto")
@@ -84,10 +85,8 @@ class SplitFed(Strategy):
         Smashed test data that a device sends per message: a few batches.
     codec_threads : int, optional
         Threads that code devices' frames, 1 for none; by default one a core, 8 at most.
-    seed : int (default: 0)
-        Seed of the run: batch order, noise, sampling of devices.
-    seeded_sampling : bool (default: True)
-        Make sampling a function of `seed`: nodes are listed by partition id.
+    seed, seeded_sampling : int (default: 0) and bool (default: True)
+        Seed of batch order, noise and, if so wanted, sampling: by partition id.
     callbacks : sequence of Callback
         Told of every round, for example `flwr_slfac.report.TensorBoard`.
     checkpoint, checkpoint_every, keep, resume
@@ -128,6 +127,7 @@ class SplitFed(Strategy):
         up: Codec | str | None = None,
         down: Codec | str | None = None,
         lightweight: Lightweight | None = None,
+        cuts: DeviceCuts | None = None,
         cut_features: Sequence[CutFeature] = (),
         transport: Transport = "auto",
         pipeline_depth: int = 0,
@@ -163,7 +163,7 @@ class SplitFed(Strategy):
         self.traffic, self.reports = self._history.traffic, self._history.reports
         self.costs, self.status = self._history.costs, self._history.status
         self.arrays: ArrayRecord | None = None
-        self._fronts = fronts_for(lightweight, scheme, *codecs)
+        self._fronts = fronts_for(lightweight, self._server, *codecs, cuts=cuts)
         self._rounds = FlowerRounds(
             self._server,
             *codecs,

@@ -185,6 +185,7 @@ class WrappedStrategy:
         SettingError
             If this is one.
         """
+        self._require_clipped(fronts)
         relay = scheme == "sequential" and fronts.hands_on
         if not (relay or fronts.unlike_parts or fronts.period_steps):
             return
@@ -216,6 +217,17 @@ class WrappedStrategy:
             f"devices hold unlike parts: {found.refused}; use a strategy that averages "
             f"({_AVERAGING}) or one share for all"
         )
+
+    def _require_clipped(self, fronts: ServerFronts) -> None:
+        """Refuse clipping on devices where they do not hold all that is averaged."""
+        names = [type(each).__name__ for each in chain(self.inner)]
+        on_devices = [name for name in names if "ClientSide" in name]
+        if fronts.in_parts and on_devices:
+            raise SettingError(
+                f"{on_devices[0]} has devices clip their updates, and with cuts= the "
+                "server trains layers of theirs that nobody would clip; use the "
+                "strategy of server-side clipping"
+            )
 
     @contextmanager
     def _sampling(self, server_round: int, what: str, grid: Grid) -> Iterator[Grid]:

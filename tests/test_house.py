@@ -13,7 +13,8 @@ MOST_LINES = {"file": 300, "class": 300, "function": 40}
 GENERATED = {"slfac_pb2.py"}
 # What is larger, and why.
 EXCEPTIONS = {
-    "strategy.py:SplitFed.__init__": "its 31 public arguments take a line each",
+    "strategy.py:SplitFed.__init__": "its 32 public arguments take a line each",
+    "split/local.py:train_locally": "its 20 public arguments take a line each",
 }
 
 

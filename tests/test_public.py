@@ -12,7 +12,7 @@ import flwr_slfac
 PUBLIC = {
     "flwr_slfac": """
         AllDevicesLostError Checkpoint CheckpointError CodecError CutError
-        CutPoint DecodeError Device DeviceCost DeviceError DivergedError
+        CutPoint DecodeError Device DeviceCost DeviceCuts DeviceError DivergedError
         EncodeError Halves Lightweight RoundReport SaveBest SettingError
         SlfacError SplitFed StatusPage StopEarly StreamTransport TensorBoard
         Traffic TrainingError VersionError __version__ accuracy client_app cut
@@ -39,7 +39,7 @@ PUBLIC = {
         Waterfill
     """,
     "flwr_slfac.cutting": """
-        CutPoint Flow Half Halves Trace call_name cut legal_cuts trace_model
+        CutPoint Flow Half Halves Trace call_name cut cut_between legal_cuts trace_model
     """,
     "flwr_slfac.lightweight": """
         FULL_BITS Bound DeviceConfig DropMask Lightweight Objective Per
@@ -68,7 +68,7 @@ PUBLIC = {
         bytes_by_direction readable_bytes run_page table_head write_page
     """,
     "flwr_slfac.split": """
-        KEPT SCHEMES Batch Begin CutFeature Description Device DeviceHalf
+        KEPT SCHEMES Batch Begin CutFeature Description Device DeviceCuts DeviceHalf
         DeviceResult Dropout EvaluateReply EvaluateRequest Fronts Limits Link
         LocalLink LocalResult Loss Lost Metric Moment OnDeviceError
         OptimizerFactory Passage Piece Place RoundResult Rounds SchedulerFactory

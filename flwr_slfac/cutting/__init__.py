@@ -8,6 +8,7 @@
     model, Halves ──prove, on an example──► the same bits, or why not
 """
 
+from flwr_slfac.cutting.between import cut_between
 from flwr_slfac.cutting.build import Half
 from flwr_slfac.cutting.flow import Flow
 from flwr_slfac.cutting.halves import CutPoint, Halves, cut, legal_cuts
@@ -22,6 +23,7 @@ __all__ = [
     "Trace",
     "call_name",
     "cut",
+    "cut_between",
     "legal_cuts",
     "trace_model",
 ]

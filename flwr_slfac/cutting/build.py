@@ -137,33 +137,71 @@ def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[Half, Half]:
     CutError
         If both halves need one tensor, or a key of the state would be lost.
     """
-    halves: list[Half] = []
-    taken: set[str] = set()
-    parts = (
-        {mode: s.front - {trace.flows[mode].source} for mode, s in plan.items()},
-        {mode: s.back for mode, s in plan.items()},
-    )
-    for names, part in zip(state_sides(trace, plan), parts, strict=True):
-        programs = {m: _program(trace, m, plan[m], part[m]) for m in part}
-        entry = trace.flows[False].source if not halves else plan[False].point
-        others: dict[bool, list[str]] = {True: [], False: []}
-        half = Half(programs, _fixed_sizes(entry) if trace.exported else None, others)
-        half.training = trace.root.training
-        nodes = set().union(*part.values())
-        leaves = {str(n.target) for n in nodes if n.op == "call_module"}
-        _graft(trace.root, half, "", leaves, names, taken)
-        for name in sorted(str(n.target) for n in nodes if n.op == "get_attr"):
-            _place_constant(trace.root, half, name)
-        within = [name for name, _ in half.named_modules() if name in trace.flags[True]]
-        for mode, flags in trace.flags.items():
-            others[mode] += [name for name in within if name and flags[name] != mode]
-        taken = leaves | names
-        halves.append(half)
-    front, back = halves
+    fronts = {mode: s.front - {trace.flows[mode].source} for mode, s in plan.items()}
+    backs = {mode: s.back for mode, s in plan.items()}
+    front_names, back_names = state_sides(trace, plan)
+    ends = {mode: s.point for mode, s in plan.items()}
+    front = build_part(trace, fronts, front_names, set(), end=ends)
+    taken = _leaves(fronts) | front_names
+    back = build_part(trace, backs, back_names, taken, start=plan)
     lost = trace.persistent ^ (front.state_dict().keys() | back.state_dict().keys())
     if lost:
         raise CutError(f"The halves would not keep these state keys: {sorted(lost)}.")
     return front, back
+
+
+def build_part(
+    trace: Trace,
+    parts: dict[bool, set[Node]],
+    names: set[str],
+    taken: set[str],
+    *,
+    start: dict[bool, Sides] | None = None,
+    end: dict[bool, Node] | None = None,
+) -> Half:
+    """Build what runs, in either mode, from a cut (or the input) to a value (or all).
+
+    Parameters
+    ----------
+    trace : Trace
+        Of the model.
+    parts : dict of bool to set of Node
+        What runs, by mode.
+    names : set of str
+        Parameters and buffers that it is given.
+    taken : set of str
+        Modules and tensors that another half was given: they are copied.
+    start, end
+        The cut that it begins after, and the value that it returns.
+    """
+    programs = {
+        mode: _program(
+            trace,
+            mode,
+            part,
+            None if start is None else start[mode],
+            None if end is None else end[mode],
+        )
+        for mode, part in parts.items()
+    }
+    entry = trace.flows[False].source if start is None else start[False].point
+    others: dict[bool, list[str]] = {True: [], False: []}
+    half = Half(programs, _fixed_sizes(entry) if trace.exported else None, others)
+    half.training = trace.root.training
+    _graft(trace.root, half, "", _leaves(parts), names, taken)
+    nodes = set().union(*parts.values())
+    for name in sorted(str(n.target) for n in nodes if n.op == "get_attr"):
+        _place_constant(trace.root, half, name)
+    within = [name for name, _ in half.named_modules() if name in trace.flags[True]]
+    for mode, flags in trace.flags.items():
+        others[mode] += [name for name in within if name and flags[name] != mode]
+    return half
+
+
+def _leaves(parts: dict[bool, set[Node]]) -> set[str]:
+    """Return the modules that are called in either mode."""
+    nodes = set[Node]().union(*parts.values())
+    return {str(n.target) for n in nodes if n.op == "call_module"}
 
 
 def _fixed_sizes(node: Node) -> tuple[int, ...] | None:
@@ -172,17 +210,19 @@ def _fixed_sizes(node: Node) -> tuple[int, ...] | None:
     return sizes if all(type(size) is int for size in sizes) else None
 
 
-def _program(trace: Trace, mode: bool, sides: Sides, part: set[Node]) -> Program:
+def _program(
+    trace: Trace, mode: bool, part: set[Node], start: Sides | None, end: Node | None
+) -> Program:
     """Write the forward of one half in one mode."""
     flow = trace.flows[mode]
-    is_back = flow.output in part
+    entry, read_off = (start.point, start.read_off) if start else (flow.source, set())
     graph = fx.Graph()
     x = graph.placeholder("x")
-    if is_back and flow.mutates_point(sides):
+    if start and flow.mutates(entry, part):
         x = graph.call_method("clone", (x,))
-    env = {sides.point if is_back else flow.source: x}
+    env = {entry: x}
     for node in sorted(part, key=flow.order.__getitem__):
-        if is_back and node in sides.read_off:
+        if node in read_off:
             if node.target is getattr:
                 env[node] = graph.call_function(getattr, (x, "device"))
             else:
@@ -201,16 +241,13 @@ def _program(trace: Trace, mode: bool, sides: Sides, part: set[Node]) -> Program
             with graph.inserting_before(env[node]):
                 device = graph.call_function(getattr, (x, "device"))
             env[node].update_kwarg("device", device)
-    if not is_back:
-        graph.output(env[sides.point])
+    if end is not None:
+        graph.output(env[end])
     objects = mark_contexts(graph)
     code = graph.python_code("self")
-    modules = {}
-    for name, value in code.globals.items():
-        if isinstance(value, ModuleType):
-            modules[name] = value.__name__
-        else:
-            objects[name] = value
+    known = code.globals
+    modules = {n: v.__name__ for n, v in known.items() if isinstance(v, ModuleType)}
+    objects |= {n: v for n, v in known.items() if n not in modules}
     return Program(write_contexts(code.src), modules, objects)
 
 

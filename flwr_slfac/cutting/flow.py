@@ -211,10 +211,9 @@ class Flow:
         sides.crossing.sort(key=self.order.__getitem__)
         return sides
 
-    def mutates_point(self, sides: Sides) -> bool:
-        """Whether the back would write into the smashed data it is given."""
-        mutators = self.mutators.get(self.base[sides.point], [])
-        return any(n in sides.back for n in mutators)
+    def mutates(self, point: Node, part: set[Node]) -> bool:
+        """Whether some of these nodes would write into a value that they are given."""
+        return any(n in part for n in self.mutators.get(self.base[point], []))
 
     def value_of(self, node: Node) -> Any:
         """Return what a node reads off the root."""

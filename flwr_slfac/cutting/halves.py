@@ -10,7 +10,6 @@ with ``torch.export``; both once in training and once in evaluation mode, becaus
 a trace bakes ``self.training`` in.
 """
 
-import difflib
 import logging
 from dataclasses import dataclass
 from functools import cache
@@ -28,17 +27,12 @@ from flwr_slfac.cutting.plan import (
     state_sides,
 )
 from flwr_slfac.cutting.proof import NO_EXAMPLE, prove
-from flwr_slfac.cutting.refusals import require_plain
-from flwr_slfac.cutting.trace import Trace, trace_model
-from flwr_slfac.cutting.tracer import CLOSED
+from flwr_slfac.cutting.refusals import require_named, require_plain
+from flwr_slfac.cutting.trace import Trace, is_inside, trace_model
 from flwr_slfac.errors import CutError
 from flwr_slfac.states import State, in_dtypes_of, misfits
 
 logger = logging.getLogger("flwr")
-
-# Our choice: three names fit a line. 0.4 is laxer than difflib's own 0.6, since users
-# leave out a prefix: "conv1" for "features.conv1" scores 0.53.
-_NUM_SUGGESTED, _LEAST_LIKENESS = 3, 0.4
 
 
 @dataclass(frozen=True)
@@ -197,15 +191,8 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     (False, True)
     """
     require_plain(model)
-    names = [name for name, _ in model.named_modules(remove_duplicate=False)][1:]
-    if at not in names:
-        found = difflib.get_close_matches(at, names, _NUM_SUGGESTED, _LEAST_LIKENESS)
-        close = ", ".join(map(repr, found))
-        raise CutError(
-            f"The model has no module {at!r}; {f'close: {close}' if close else ''}"
-            f"{'' if close else 'names are those of model.named_modules()'}."
-        )
-    trace = trace_model(model, example, closed=not _is_inside(model, at))
+    require_named(model, at)
+    trace = trace_model(model, example, closed=not is_inside(model, at))
     values = None if example is None else measure(trace, example)
     try:
         plan = plan_cut(trace, at, values)
@@ -218,12 +205,6 @@ def cut(model: nn.Module, at: str, example: Tensor | None = None) -> Halves:
     if values is not None:
         back.example_shape = values.shapes.get(plan[False].point)
     return Halves(front, back, model, _prove(model, trace, (front, back), example))
-
-
-def _is_inside(model: nn.Module, at: str) -> bool:
-    """Whether a module lies inside one of PyTorch's own transformer layers."""
-    parents = [at[:end] for end, letter in enumerate(at) if letter == "."]
-    return any(isinstance(model.get_submodule(name), CLOSED) for name in parents)
 
 
 @cache

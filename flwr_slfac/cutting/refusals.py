@@ -1,5 +1,6 @@
 """What of a model no trace can carry, found before and while it is traced."""
 
+import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ _HOOKS = {
     "_backward_pre_hooks": "a backward pre-hook",
     "_backward_hooks": "a backward hook",
 }
+# Our choice: three names fit a line. 0.4 is laxer than difflib's own 0.6, since users
+# leave out a prefix: "conv1" for "features.conv1" scores 0.53.
+_NUM_SUGGESTED, _LEAST_LIKENESS = 3, 0.4
 # What every module holds: parameters, buffers, modules, hooks, its mode.
 _OF_MODULES = frozenset(vars(nn.Module()))
 _HOOK_REMEDY = (
@@ -194,3 +198,15 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Name what differs between two `attributes`."""
     names = sorted(before.keys() | after.keys())
     return [n for n in names if before.get(n, ...) != after.get(n, ...)]
+
+
+def require_named(model: nn.Module, at: str) -> None:
+    """Raise CutError unless the model has a module of this name."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)][1:]
+    if at not in names:
+        found = difflib.get_close_matches(at, names, _NUM_SUGGESTED, _LEAST_LIKENESS)
+        close = ", ".join(map(repr, found))
+        raise CutError(
+            f"The model has no module {at!r}; {f'close: {close}' if close else ''}"
+            f"{'' if close else 'names are those of model.named_modules()'}."
+        )

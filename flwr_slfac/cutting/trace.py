@@ -212,3 +212,9 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
         **dict(root.named_parameters(remove_duplicate=False)),
         **dict(root.named_buffers(remove_duplicate=False)),
     }
+
+
+def is_inside(model: nn.Module, at: str) -> bool:
+    """Whether a module lies inside one of PyTorch's own transformer layers."""
+    parents = [at[:end] for end, letter in enumerate(at) if letter == "."]
+    return any(isinstance(model.get_submodule(name), CLOSED) for name in parents)

@@ -14,6 +14,7 @@ process.
 
 from flwr_slfac.split.crossing import Batch, require_places
 from flwr_slfac.split.device import Device, OptimizerFactory, SchedulerFactory
+from flwr_slfac.split.device_cuts import DeviceCuts
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import (
     CutFeature,
@@ -50,8 +51,9 @@ from flwr_slfac.split.results import DeviceResult, RoundResult
 from flwr_slfac.split.rounds import Rounds
 from flwr_slfac.split.run_fronts import fronts_for
 from flwr_slfac.split.scheme import SCHEMES, Scheme
-from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
+from flwr_slfac.split.server_fronts import ServerFronts
 from flwr_slfac.split.server_half import Metric, ServerHalf
+from flwr_slfac.split.whole_fronts import WholeFronts
 
 __all__ = [
     "KEPT",
@@ -61,6 +63,7 @@ __all__ = [
     "CutFeature",
     "Description",
     "Device",
+    "DeviceCuts",
     "DeviceHalf",
     "DeviceResult",
     "Dropout",

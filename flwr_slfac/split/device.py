@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,25 @@ from flwr_slfac.split.batches import BatchOrder, batch_sizes, dataset_length
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+class TrainedFront(Protocol):
+    """A front and how it is trained: what a `Device` is without its data."""
+
+    @property
+    def front(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def optimizer(self) -> OptimizerFactory: ...  # noqa: D102
+    @property
+    def scheduler(self) -> SchedulerFactory | None: ...  # noqa: D102
+    @property
+    def scheduler_per(self) -> Literal["round", "step"]: ...  # noqa: D102
+    @property
+    def keep_optimizer(self) -> bool: ...  # noqa: D102
+    @property
+    def clip_norm(self) -> float | None: ...  # noqa: D102
+    @property
+    def device(self) -> torch.device | str: ...  # noqa: D102
 
 
 @dataclass

@@ -10,7 +10,7 @@ from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight import StepCost
 from flwr_slfac.lightweight.pruning import Channels, CutMask
 from flwr_slfac.split.batches import require_batch
-from flwr_slfac.split.device import Device
+from flwr_slfac.split.device import TrainedFront
 from flwr_slfac.split.forwards import Forwards, TwoCopies
 from flwr_slfac.split.front_cost import FrontCosts
 from flwr_slfac.split.front_features import (
@@ -38,13 +38,15 @@ class DeviceFront:
 
     Parameters
     ----------
-    device : Device
+    device : TrainedFront
         The front and how it is trained.
     example : callable
         Returns one input, batch first; called when channels are first asked for.
     """
 
-    def __init__(self, device: Device, example: Callable[[], torch.Tensor]) -> None:
+    def __init__(
+        self, device: TrainedFront, example: Callable[[], torch.Tensor]
+    ) -> None:
         self._device = device
         self._where = torch.device(device.device)
         self._part = HeldPart(device.front.to(self._where), example)

@@ -140,6 +140,7 @@ class Evaluation:
         for index, smashed in enumerate(answer.batches):
             decoded = self._inbox.take(key, index)
             batch = end.receive_test(smashed, decoded, first + index)
+            batch = self._fronts.lift_test(device, batch)
             total = self._sums.setdefault(key, {"num-examples": 0})
             total["num-examples"] += batch.num_examples
             values = self._server.evaluate(batch)

@@ -71,9 +71,9 @@ class CutSize:
     ----------
     limits : Limits
         Bounds whatever was seen.
-    shape : sequence of int, optional
-        Of the smashed data of an example batch; without one, the first batch of a
-        device is bounded by `Limits.max_elements` alone.
+    *shapes : sequence of int, or None
+        Of the smashed data of an example batch at each cut; where one is not known, the
+        first batch of a device is bounded by `Limits.max_elements` alone.
 
     Attributes
     ----------
@@ -90,9 +90,10 @@ class CutSize:
     320
     """
 
-    def __init__(self, limits: Limits, shape: Sequence[int] | None = None) -> None:
+    def __init__(self, limits: Limits, *shapes: Sequence[int] | None) -> None:
         self.limits = limits
-        self.elements_per_example = math.prod(shape[1:]) if shape else 0
+        sizes = [math.prod(shape[1:]) if shape else 0 for shape in shapes]
+        self.elements_per_example = max(sizes, default=0) if all(sizes) else 0
 
     def limit(self, num_examples: int) -> int:
         """Return how many values the smashed data of so many examples may have."""

@@ -11,6 +11,7 @@ from flwr_slfac.errors import SlfacError
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.split.crossing import require_places
 from flwr_slfac.split.device import Device
+from flwr_slfac.split.device_cuts import DeviceCuts
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import CutFeature
 from flwr_slfac.split.forwards import require_pipeline_depth
@@ -105,6 +106,7 @@ def train_locally(
     evaluate: bool = True,
     proximal_mu: float = 0.0,
     lightweight: Lightweight | None = None,
+    cuts: DeviceCuts | None = None,
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
     codec_threads: int | None = 1,
@@ -140,6 +142,8 @@ def train_locally(
         Weight of FedProx's proximal term on the devices.
     lightweight : Lightweight, optional
         What makes training lighter on the devices.
+    cuts : DeviceCuts, optional
+        Cuts of devices' own.
     cut_features : sequence of CutFeature
         What else is done to the smashed data, in the order of sending.
     on_device_error : {"drop", "raise"} (default: "raise")
@@ -160,9 +164,9 @@ def train_locally(
     CheckpointError
         If something of the run cannot be stored, or all that was is damaged.
     """
-    saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
     codecs = up or Identity(), down or Identity()
-    fronts = fronts_for(lightweight, server.scheme, *codecs)
+    saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
+    fronts = fronts_for(lightweight, server, *codecs, cuts=cuts)
     require_pipeline_depth(pipeline_depth, fronts.period_steps)
     require_places((*cut_features, *fronts.cut_features), *codecs)
     result = LocalResult(dict(front), [], [], Traffic())

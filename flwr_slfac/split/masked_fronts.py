@@ -31,11 +31,8 @@ from flwr_slfac.split.link import Link
 from flwr_slfac.split.mask_choice import MaskChoice
 from flwr_slfac.split.periods import Periods
 from flwr_slfac.split.protocol import Begin, TrainReply
-from flwr_slfac.split.server_fronts import (
-    Mean,
-    ServerFronts,
-    require_front,
-)
+from flwr_slfac.split.server_fronts import Mean, ServerFronts
+from flwr_slfac.split.whole_fronts import require_front
 from flwr_slfac.states import State, in_dtypes_of, same_state
 
 

@@ -140,9 +140,8 @@ class Round:
         return arrived
 
     def _first(self, keys: list[int], begin: Begin) -> dict[int, TrainRequest]:
-        devices = dict.fromkeys(keys, -1)
-        if self._asks_first:
-            devices = self._link.devices(keys)
+        asks = self._asks_first
+        devices = self._link.devices(keys) if asks else dict.fromkeys(keys, -1)
         requests = {}
         for key, device in devices.items():
             own = self._fronts.begin(device, begin)
@@ -250,15 +249,16 @@ class Round:
             stream = streams[device]
             decoded = self._inbox.take(stream.key)
             try:
-                batches[device] = stream.end.receive(arrived[stream.key], decoded, step)
+                batch = stream.end.receive(arrived[stream.key], decoded, step)
+                batches[device] = self._fronts.lift(device, batch, step)
             except (DeviceError, DivergedError) as error:
                 self._drop(device, error, step)
         gradients = {}
         for device, (gradient, loss) in self._step(step, batches).items():
             stream = streams[device]
             stream.learned(loss, batches[device].num_examples)
-            self._run.side.size.learn(batches[device].activations)
-            gradients[stream.key] = gradient
+            gradients[stream.key] = own = self._fronts.lower(device, gradient)
+            self._run.side.size.learn(own)
         return gradients
 
     def _coded(

@@ -21,9 +21,10 @@ from flwr_slfac.split.link import Link
 from flwr_slfac.split.protocol import Begin
 from flwr_slfac.split.results import RoundResult
 from flwr_slfac.split.round import Progress, Round
-from flwr_slfac.split.server_fronts import ServerFronts, WholeFronts
+from flwr_slfac.split.server_fronts import ServerFronts
 from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.split.server_run import ServerRun
+from flwr_slfac.split.whole_fronts import WholeFronts
 from flwr_slfac.traffic import Traffic
 
 
@@ -75,7 +76,9 @@ class Rounds:
         self._features = (*cut_features, *fronts.cut_features)
         memories = [(feature, feature.memory()) for feature in self._features]
         limits = Limits(max_elements=limits) if isinstance(limits, int) else limits
-        size = CutSize(limits, getattr(server.back, "example_shape", None))
+        size = CutSize(
+            limits, getattr(server.back, "example_shape", None), *fronts.shapes
+        )
         side = ServerSide(down, memories, size, server.where)
         self._run = ServerRun(server, fronts, traffic, side, on_device_error)
 
@@ -102,6 +105,7 @@ class Rounds:
             **server.replica.settings(),
             "lightweight": self._run.fronts.setting,
             "cut_features": self._features,
+            **self._run.fronts.settings(),
             # Folders of runs without one were saved before there was the setting.
             **({"pipeline_depth": 1} if pipeline_depth else {}),
         }

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flwr_slfac.split.device import Device, OptimizerFactory, SchedulerFactory
+from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory, TrainedFront
 
 
 class Tuning:
@@ -104,7 +104,7 @@ class Tuning:
         }
 
 
-def tuning_of(device: Device, parameters: Iterable[nn.Parameter]) -> Tuning:
+def tuning_of(device: TrainedFront, parameters: Iterable[nn.Parameter]) -> Tuning:
     """Return what trains the front of a device."""
     d = device
     return Tuning(parameters, d.optimizer, d.scheduler, d.scheduler_per, d.clip_norm)

@@ -53,9 +53,9 @@ class Run:
         ]
         setting = Lightweight(prune=0.5, gradient_bits=8, activation_dropout=0.1)
         self.codec = Identity()
-        self.fronts = fronts_for(setting, "parallel", self.codec, self.codec)
-        self.history = History()
         server = ServerHalf(back, nn.CrossEntropyLoss(), sgd)
+        self.fronts = fronts_for(setting, server, self.codec, self.codec)
+        self.history = History()
         traffic = self.history.traffic
         self.rounds = Rounds(server, self.codec, traffic, Limits(), self.fronts)
         self.link = LocalLink([DeviceHalf(d, i) for i, d in enumerate(devices)])

@@ -22,6 +22,7 @@ from flwr_slfac.split import (
 from flwr_slfac.split.protocol import TrainAnswer
 from tests.flower.app.splitapp.task import (
     Job,
+    build_cuts,
     build_device,
     build_model,
     build_setting,
@@ -100,6 +101,7 @@ def train_in_process(
         down=parse_codec(job.down),
         proximal_mu=proximal_mu,
         lightweight=build_setting(job),
+        cuts=build_cuts(job),
         pipeline_depth=job.pipeline_depth,
         make_link=partial(LossyLink, losses=losses or {}, tell=tell),
     )

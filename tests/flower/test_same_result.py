@@ -63,6 +63,8 @@ JOBS = (
         scheme="sflv2",
         lightweight={"aggregate_every": 2, "period": "step"},
     ),
+    Job("cuts", live_cache=0, cuts={"0": "front.0", "2": "front.1"}),
+    Job("cuts, copies", scheme="sflv1", up="float16", cuts={"1": "front.0"}),
     Job(
         "lightweight relay",
         scheme="sequential",

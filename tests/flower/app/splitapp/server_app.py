@@ -23,6 +23,7 @@ from splitapp.killer import Killer
 from splitapp.strategies import build_strategy
 from splitapp.task import (
     Job,
+    build_cuts,
     build_model,
     build_setting,
     build_test_set,
@@ -89,6 +90,7 @@ def train(job: Job, grid: Grid, folder: Path, result: dict[str, Any]) -> None:
         pipeline_depth=job.pipeline_depth,
         on_device_error=job.on_device_error,  # type: ignore[arg-type]
         lightweight=build_setting(job),
+        cuts=build_cuts(job),
         checkpoint=job.checkpoint,
         resume=job.resume,
         callbacks=[Killer(job.killed, 2)] if job.killed else [],

@@ -14,11 +14,13 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import TensorDataset
 
-from flwr_slfac import Device, Lightweight, cut
+from flwr_slfac import Device, DeviceCuts, Lightweight, cut
 
 SIZES = (24, 16, 20, 32)  # training examples of devices 0 to 3, then again
 BATCH_SIZE = 8
 NUM_CLASSES = 4
+OPTIMIZER = partial(SGD, lr=0.1, momentum=0.9)
+SCHEDULER = partial(StepLR, step_size=1, gamma=0.5)
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Job:
     bad: str = ""
     on_device_error: str = "drop"
     lightweight: dict[str, Any] = field(default_factory=dict)
+    cuts: dict[str, str] = field(default_factory=dict)  # by partition id
     around: str = ""
     mods: list[str] = field(default_factory=list)
     configure: bool = False
@@ -83,6 +86,13 @@ def build_setting(job: Job) -> Lightweight | None:
     if fields.get("prune") == "odd":
         fields["prune"] = lambda _, profile: 0.4 * (profile["partition-id"] % 2)
     return Lightweight(**fields)
+
+
+def build_cuts(job: Job) -> DeviceCuts | None:
+    """Return the job's cuts of devices' own."""
+    at = {int(device): name for device, name in job.cuts.items()}
+    how = OPTIMIZER, SCHEDULER, "round", job.keep_optimizer
+    return DeviceCuts(build_model(job.seed), "front", at, *how) if at else None
 
 
 class Net(nn.Module):
@@ -132,9 +142,9 @@ def build_test_set(partition: int) -> TensorDataset:
 def build_device(job: Job, partition: int) -> Device:
     """Build a device; its optimizer's state and schedule outlive a round."""
     return Device(
-        cut(build_model(job.seed), at="front").front,
-        optimizer=partial(SGD, lr=0.1, momentum=0.9),
-        scheduler=partial(StepLR, step_size=1, gamma=0.5),
+        cut(build_model(job.seed), at=job.cuts.get(str(partition), "front")).front,
+        optimizer=OPTIMIZER,
+        scheduler=SCHEDULER,
         keep_optimizer=job.keep_optimizer,
         train_set=build_data(SIZES[partition % 4], partition),
         test_set=build_test_set(partition),
