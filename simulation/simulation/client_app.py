@@ -10,10 +10,11 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from flwr_slfac import Device, client_app, cut
+from simulation.cut_choice import choose_cuts
 from simulation.data import device_data, epochs_for
 from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
-from simulation.world import build_model
+from simulation.world import build_model, make_profiles
 
 
 @cache
@@ -22,10 +23,16 @@ def _scenario(config: tuple[tuple[str, object], ...]) -> Scenario:
 
 
 @cache
-def _front(config: tuple[tuple[str, object], ...]) -> nn.Module:
-    """Return the front; every device is given a copy of it to change."""
+def _cuts(config: tuple[tuple[str, object], ...]) -> dict[int, str]:
+    """Return the cuts of devices' own."""
     scenario = _scenario(config)
-    return cut(build_model(scenario), at=scenario.training.cut).front
+    return choose_cuts(scenario, make_profiles(scenario))
+
+
+@cache
+def _front(config: tuple[tuple[str, object], ...], at: str) -> nn.Module:
+    """Return the front of a cut; every device is given a copy of it to change."""
+    return cut(build_model(_scenario(config)), at=at).front
 
 
 def device(context: Context) -> Device:
@@ -37,7 +44,7 @@ def device(context: Context) -> Device:
     partition, count = int(node["partition-id"]), int(node["num-partitions"])
     train = device_data(scenario, partition, count)
     return Device(
-        front=copy.deepcopy(_front(config)),
+        front=copy.deepcopy(_front(config, _cuts(config).get(partition, own.cut))),
         optimizer=partial(SGD, lr=own.learning_rate, momentum=own.momentum),
         train_set=train,
         batch_size=own.batch_size,

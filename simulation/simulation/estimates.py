@@ -7,11 +7,11 @@ import numpy as np
 from simulation.channel import Channel, typical_bit_per_s
 from simulation.profiles import Profile
 from simulation.scenario import Scenario
-from simulation.work import StepWork
+from simulation.work import DeviceWork
 
 
 def estimated_round_s(
-    scenario: Scenario, profiles: Sequence[Profile], channel: Channel, work: StepWork
+    scenario: Scenario, profiles: Sequence[Profile], channel: Channel, work: DeviceWork
 ) -> list[float]:
     """Return seconds of computing and sending, uncompressed, while all send at once.
 
@@ -23,7 +23,7 @@ def estimated_round_s(
         N devices.
     channel : Channel
         What carries their bytes.
-    work : StepWork
+    work : DeviceWork
         Counts operations and smashed data.
 
     Returns
@@ -32,19 +32,22 @@ def estimated_round_s(
         N numbers.
     """
     training = scenario.training
-    forward, backward, _ = work.flops(training.batch_size)
-    crossing = 8.0 * work.smashed_bytes(training.batch_size)
     up, down = (
         np.maximum(typical_bit_per_s(medium, len(profiles)), 1e-9)
         for medium in (channel.up, channel.down)
     )
-    return [
-        training.num_steps
-        * (
-            forward / profile.forward_flop_per_s
-            + backward / profile.backward_flop_per_s
-            + crossing / float(up[device])
-            + crossing / float(down[device])
+    seconds = []
+    for device, profile in enumerate(profiles):
+        own = work.of(device)
+        forward, backward, _ = own.flops(training.batch_size)
+        crossing = 8.0 * own.smashed_bytes(training.batch_size)
+        seconds.append(
+            training.num_steps
+            * (
+                forward / profile.forward_flop_per_s
+                + backward / profile.backward_flop_per_s
+                + crossing / float(up[device])
+                + crossing / float(down[device])
+            )
         )
-        for device, profile in enumerate(profiles)
-    ]
+    return seconds

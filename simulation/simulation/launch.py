@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flwr_slfac import SettingError
 from flwr_slfac.errors import TrainingError
+from simulation.cut_choice import choose_cuts
 from simulation.data import require_shape
 from simulation.run_settings import OVERRIDES, RunSettings, find
 from simulation.typed_texts import typed
@@ -71,7 +72,9 @@ def config_of(scenario: str, settings: Mapping[str, str | int | float]) -> Confi
     run = RunSettings.of(config).scenario
     require_lockstep(run)
     require_shape(run)
-    require_memory(run, make_profiles(run), make_cuts_of_model(run))
+    profiles = make_profiles(run)
+    at = choose_cuts(run, profiles)
+    require_memory(run, profiles, make_cuts_of_model(run), at)
     return config
 
 

@@ -21,7 +21,7 @@ from flwr_slfac.split import (
 )
 from simulation.clock import RoundRecord
 from simulation.notes import DeviceNotes
-from simulation.work import StepWork
+from simulation.work import DeviceWork
 
 Foresee = Callable[[RoundRecord, int, int], dict[int, str]]
 
@@ -37,8 +37,8 @@ class Observed:
         The round.
     scheme : str
         As in `flwr_slfac.split`.
-    work : StepWork
-        Counts the operations of a step.
+    work : DeviceWork
+        Counts the operations of each device's steps.
     shares : dict of int to float
         By device: share of the front's operations that lightweight training leaves, as
         the device told last; entered anew when it tells.
@@ -56,7 +56,7 @@ class Observed:
         link: Link,
         server_round: int,
         scheme: str,
-        work: StepWork,
+        work: DeviceWork,
         shares: dict[int, float],
         foresee: Foresee | None,
     ) -> None:
@@ -79,7 +79,7 @@ class Observed:
     def record(self) -> RoundRecord | None:
         """Return the round as the clock takes it; None if nobody answered a step."""
         devices = [
-            own.as_round(self._work, self._shares.get(own.device, 1.0))
+            own.as_round(self._work.of(own.device), self._shares.get(own.device, 1.0))
             for own in self.notes
         ]
         if not devices:

@@ -58,3 +58,12 @@ def small_resnet(channels: int = 3) -> nn.Module:
 def digits_resnet() -> nn.Module:
     """Return the same network on the 1 x 8 x 8 images of scikit-learn's digits."""
     return small_resnet(channels=1)
+
+
+def large_digits_resnet() -> nn.Module:
+    """Return the network on digits enlarged to 32 x 32, as costly as on photographs."""
+    model = nn.Sequential()
+    model.add_module("enlarge", nn.Upsample(scale_factor=4))
+    for name, module in small_resnet(channels=1).named_children():
+        model.add_module(name, module)
+    return model

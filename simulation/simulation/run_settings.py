@@ -13,6 +13,7 @@ from simulation.scenario_training import Training
 OVERRIDES = {
     "scheme": "scheme",
     "cut": "cut",
+    "device-cuts": "device_cuts",
     "codec-up": "codec_up",
     "codec-down": "codec_down",
     "lightweight": "lightweight",

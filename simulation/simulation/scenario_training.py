@@ -32,6 +32,9 @@ class Training:
         As in `simulation.clock.Clock`; what is trained for real runs in lock-step.
     cut : str
         The module after which the model is cut.
+    device_cuts : str
+        ``"fastest"``, or ``module:function`` of one's own, for cuts of devices' own,
+        none behind `cut`; see `cut_choice`. Empty for one cut for all.
     learning_rate, momentum : float
         Of SGD, on both sides; the rate falls to 0 over the rounds, by a cosine.
     codec_up, codec_down : str
@@ -55,6 +58,7 @@ class Training:
     sampling: str = "random"
     waits: str = "lockstep"
     cut: str = "layer1"
+    device_cuts: str = ""
     learning_rate: float = 0.1
     momentum: float = 0.9
     codec_up: str = ""
@@ -75,6 +79,15 @@ class Training:
         require_positive("learning_rate", self.learning_rate)
         require_between("momentum", self.momentum, 0, 1)
         require_policy(self.sampling)
+        if self.device_cuts not in ("", "fastest") and self.device_cuts.count(":") != 1:
+            raise SettingError(
+                f"device_cuts is {self.device_cuts!r}; use 'fastest' or "
+                "'module:function'"
+            )
+        if self.device_cuts and self.lightweight:
+            raise SettingError(
+                "device_cuts and lightweight do not go together yet; set one of them"
+            )
         for name in ("codec_up", "codec_down"):
             if text := getattr(self, name):
                 _named(name, lambda text=text: as_codec(text))

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -12,14 +12,15 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flwr_slfac import Halves, SettingError, SplitFed, accuracy, cut
+from flwr_slfac import DeviceCuts, Halves, SettingError, SplitFed, accuracy, cut
 from simulation.chosen import Chosen
+from simulation.cut_choice import choose_cuts
 from simulation.data import central_test, require_shape
 from simulation.run_folder import write_run
 from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
 from simulation.virtual import VirtualTime
-from simulation.work import StepWork, require_memory
+from simulation.work import DeviceWork, require_memory
 from simulation.world import build_model, make_cuts_of_model, make_profiles
 
 logger = logging.getLogger("flwr")
@@ -39,13 +40,15 @@ def main(grid: Grid, context: Context) -> None:
     scenario = run.scenario
     own, profiles = scenario.training, make_profiles(scenario)
     require_shape(scenario)
-    require_memory(scenario, profiles, make_cuts_of_model(scenario))
+    at = choose_cuts(scenario, profiles)
+    require_memory(scenario, profiles, make_cuts_of_model(scenario), at)
     shape = scenario.model.input_shape
     example = torch.zeros(own.batch_size, *shape)
     halves = cut(build_model(scenario), at=own.cut, example=example)
     profiles = profiles[: num_nodes(grid, len(profiles), scenario)]
-    virtual = VirtualTime.of(scenario, profiles, StepWork(halves, shape))
-    strategy = make_strategy(scenario, virtual, halves)
+    work = DeviceWork(halves.model, own.cut, at, shape)
+    virtual = VirtualTime.of(scenario, profiles, work)
+    strategy = make_strategy(scenario, virtual, halves, at)
     try:
         strategy.start(
             grid,
@@ -59,9 +62,13 @@ def main(grid: Grid, context: Context) -> None:
             logger.info("Report: %s", folder / "report.html")
 
 
-def make_strategy(scenario: Scenario, virtual: VirtualTime, halves: Halves) -> SplitFed:
+def make_strategy(
+    scenario: Scenario, virtual: VirtualTime, halves: Halves, at: Mapping[int, str]
+) -> SplitFed:
     """Return what trains: SplitFed around FedAvg among those that a policy chooses."""
     own = scenario.training
+    sgd = partial(SGD, lr=own.learning_rate, momentum=own.momentum)
+    schedule = partial(CosineAnnealingLR, T_max=own.num_rounds)
     return SplitFed(
         # Functions of their own: strategies are copied to be tried, a clock is not.
         Chosen(
@@ -70,12 +77,13 @@ def make_strategy(scenario: Scenario, virtual: VirtualTime, halves: Halves) -> S
         ),
         back=halves.back,
         loss=CrossEntropyLoss(),
-        optimizer=partial(SGD, lr=own.learning_rate, momentum=own.momentum),
-        scheduler=partial(CosineAnnealingLR, T_max=own.num_rounds),
+        optimizer=sgd,
+        scheduler=schedule,
         scheme=own.scheme,  # type: ignore[arg-type]
         up=own.codec_up or None,
         down=own.codec_down or None,
         lightweight=own.make_lightweight(),
+        cuts=DeviceCuts(halves.model, own.cut, at, sgd, schedule) if at else None,
         transport="messages",
         seed=scenario.seed,
         callbacks=[virtual],

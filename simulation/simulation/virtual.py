@@ -21,7 +21,7 @@ from simulation.profiles import Profile
 from simulation.results import DeviceRow, RoundRow, device_rows
 from simulation.sampling import Candidate, find_policy
 from simulation.scenario import Scenario
-from simulation.work import StepWork
+from simulation.work import DeviceWork
 from simulation.world import make_availability, make_channel, make_clock
 
 logger = logging.getLogger("flwr")
@@ -40,8 +40,8 @@ class VirtualTime:
         The devices, their network, and what is trained.
     profiles : sequence of Profile
         Its devices.
-    work : StepWork
-        Counts the operations of a step.
+    work : DeviceWork
+        Counts the operations of each device's steps.
     estimated_s : sequence of float
         By device, what a round may take it; for sampling before it had one.
 
@@ -66,7 +66,7 @@ class VirtualTime:
         self,
         scenario: Scenario,
         profiles: Sequence[Profile],
-        work: StepWork,
+        work: DeviceWork,
         estimated_s: Sequence[float],
     ) -> None:
         require_lockstep(scenario)
@@ -87,7 +87,7 @@ class VirtualTime:
 
     @classmethod
     def of(
-        cls, scenario: Scenario, profiles: Sequence[Profile], work: StepWork
+        cls, scenario: Scenario, profiles: Sequence[Profile], work: DeviceWork
     ) -> "VirtualTime":
         """Return one that estimates rounds before it has seen any."""
         channel = make_channel(scenario, profiles)

@@ -1,12 +1,12 @@
 """What a step takes of each half of a cut model: counted operations, least memory."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flwr_slfac import CutPoint, Halves
+from flwr_slfac import CutPoint, Halves, cut
 from flwr_slfac.lightweight import step_cost
 from flwr_slfac.report import readable_bytes
 from simulation.plan_costs import least_memory_bytes
@@ -73,10 +73,46 @@ class StepWork:
         return self._known[num_examples]
 
 
+class DeviceWork:
+    """Operations of a step of each device, at its own cut.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; not changed.
+    common : str
+        The cut of devices that have none of their own.
+    at : mapping of int to str
+        Cuts of devices' own.
+    input_shape : tuple of int
+        Of one example.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        common: str,
+        at: Mapping[int, str],
+        input_shape: tuple[int, ...],
+    ) -> None:
+        self._common, self._at = common, dict(at)
+        self._works = {
+            name: StepWork(cut(model, at=name), input_shape)
+            for name in {common, *self._at.values()}
+        }
+
+    def of(self, device: int) -> StepWork:
+        """Return the operations of a device's steps."""
+        return self._works[self._at.get(device, self._common)]
+
+
 def require_memory(
-    scenario: Scenario, profiles: Sequence[Profile], cuts: Sequence[CutPoint]
-) -> CutPoint:
-    """Return the cut that is trained, if every device can hold its front.
+    scenario: Scenario,
+    profiles: Sequence[Profile],
+    cuts: Sequence[CutPoint],
+    at: Mapping[int, str],
+) -> None:
+    """Make sure that every device can hold its front.
 
     Parameters
     ----------
@@ -86,6 +122,8 @@ def require_memory(
         Its devices.
     cuts : sequence of CutPoint
         All legal cuts of its model.
+    at : mapping of int to str
+        Cuts of devices' own.
 
     Raises
     ------
@@ -109,12 +147,12 @@ def require_memory(
                 f"needs {readable_bytes(need[least])} with batches of {batch}; take "
                 "smaller batches, another model, or other devices",
             )
-        if memory < need[chosen.name]:
+        own = at.get(device, chosen.name)
+        if memory < need[own]:
             fits = ", ".join(name for name in need if need[name] <= memory)
             raise scenario.error(
                 "training.cut",
-                f"is {wanted!r}, whose front needs "
-                f"{readable_bytes(need[chosen.name])} with batches of {batch}, and "
+                f"is {own if device in at else wanted!r}, whose front needs "
+                f"{readable_bytes(need[own])} with batches of {batch}, and "
                 f"{has} ({profile.tier}); cuts that it can hold: {fits}",
             )
-    return chosen

@@ -10,10 +10,11 @@ pytest.importorskip("simpy", reason="the clock needs flwr-slfac[simulation]")
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 from simulation.client_app import device
+from simulation.cut_choice import choose_cuts
 from simulation.run_settings import RunSettings
 from simulation.server_app import central_evaluation, make_strategy
 from simulation.virtual import VirtualTime
-from simulation.work import StepWork
+from simulation.work import DeviceWork
 from simulation.world import build_model, make_profiles
 
 from flwr_slfac import SplitFed, client_app, cut
@@ -93,10 +94,10 @@ def train(
     scenario = RunSettings.of(config).scenario
     profiles = make_profiles(scenario)
     halves = cut(build_model(scenario), at=scenario.training.cut)
-    virtual = VirtualTime.of(
-        scenario, profiles, StepWork(halves, scenario.model.input_shape)
-    )
-    strategy = make_strategy(scenario, virtual, halves)
+    at, shape = choose_cuts(scenario, profiles), scenario.model.input_shape
+    work = DeviceWork(halves.model, scenario.training.cut, at, shape)
+    virtual = VirtualTime.of(scenario, profiles, work)
+    strategy = make_strategy(scenario, virtual, halves, at)
 
     def own(context: Context) -> object:
         node = Context(0, 0, context.node_config, RecordDict(), config)

@@ -94,7 +94,7 @@ def test_imports_run_one_way() -> None:
         ("scenario",),
         ("world", "run_settings", "data"),
         ("work",),
-        ("notes", "estimates"),
+        ("notes", "estimates", "cut_choice"),
         ("observed", "results"),
         ("pictures", "virtual", "report_page", "chosen"),
         ("run_folder", "launch", "comparison"),

@@ -143,7 +143,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         ),
         (["run", "quick", "--set", "scheme=fast"], r"run configuration: scheme 'fast'"),
         (["compare", "quick", "--settings", "a=1"], r"settings 'a=1' have no name"),
-        (["run", "heterogeneous-cuts"], r"training.waits is 'arrival'"),
+        (["run", "quick", "--set", "device-cuts=best"], r"device_cuts is 'best'"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before(
@@ -152,6 +152,17 @@ def test_what_cannot_be_run_is_refused_before(
     """A command that would fail is refused with its reason before Flower is started."""
     assert main(words) == 1
     assert re.search(reason, capsys.readouterr().err)
+
+
+def test_devices_that_do_not_wait_are_for_the_clock_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scenario whose devices go on as they are served is refused before it trains."""
+    path = tmp_path / "t.toml"
+    text = (SCENARIOS / "quick.toml").read_text()
+    path.write_text(text.replace("[training]", '[training]\nwaits = "arrival"', 1))
+    assert main(["run", str(path)]) == 1
+    assert "training.waits is 'arrival'" in capsys.readouterr().err
 
 
 def test_a_device_that_holds_no_front_is_refused(tmp_path: Path) -> None:
