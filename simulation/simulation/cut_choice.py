@@ -101,7 +101,7 @@ def choose_cuts(scenario: Scenario, profiles: Sequence[Profile]) -> dict[int, st
         If it cannot be found.
     """
     own = scenario.training
-    if not own.device_cuts:
+    if own.device_cuts == "none":
         return {}
     choose, cuts = find_choice(own.device_cuts), _candidates(scenario)
     fleet = Fleet.of(profiles, make_channel(scenario, profiles))

@@ -33,8 +33,8 @@ class Training:
     cut : str
         The module after which the model is cut.
     device_cuts : str
-        ``"fastest"``, or ``module:function`` of one's own, for cuts of devices' own,
-        none behind `cut`; see `cut_choice`. Empty for one cut for all.
+        ``"none"`` for one cut for all; ``"fastest"``, or ``module:function`` of one's
+        own, for cuts of devices' own, none behind `cut`: see `cut_choice`.
     learning_rate, momentum : float
         Of SGD, on both sides; the rate falls to 0 over the rounds, by a cosine.
     codec_up, codec_down : str
@@ -58,7 +58,7 @@ class Training:
     sampling: str = "random"
     waits: str = "lockstep"
     cut: str = "layer1"
-    device_cuts: str = ""
+    device_cuts: str = "none"
     learning_rate: float = 0.1
     momentum: float = 0.9
     codec_up: str = ""
@@ -79,12 +79,13 @@ class Training:
         require_positive("learning_rate", self.learning_rate)
         require_between("momentum", self.momentum, 0, 1)
         require_policy(self.sampling)
-        if self.device_cuts not in ("", "fastest") and self.device_cuts.count(":") != 1:
+        known = self.device_cuts in ("none", "fastest")
+        if not known and self.device_cuts.count(":") != 1:
             raise SettingError(
-                f"device_cuts is {self.device_cuts!r}; use 'fastest' or "
+                f"device_cuts is {self.device_cuts!r}; use 'none', 'fastest' or "
                 "'module:function'"
             )
-        if self.device_cuts and self.lightweight:
+        if self.device_cuts != "none" and self.lightweight:
             raise SettingError(
                 "device_cuts and lightweight do not go together yet; set one of them"
             )
