@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flwr_slfac.cutting import cut, cut_between
+from flwr_slfac.cutting import Halves, cut, cut_between
 from flwr_slfac.errors import CutError, SettingError
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory, require_positive
 from flwr_slfac.split.tuning import Tuning
@@ -79,16 +79,36 @@ class DeviceCuts:
                 raise SettingError(
                     f"cuts are given to device {device!r}; name devices by partition id"
                 )
+        _ = self.names, self._middles
+
+    @cached_property
+    def _halves(self) -> Halves:
+        """The halves of the common cut."""
         try:
-            _ = self.names
+            return cut(self.model, self.common, self.example)
         except CutError as error:
             raise SettingError(f"common={self.common!r}: {error}") from error
-        _ = self._middles
+
+    def require_fit(self, back: nn.Module) -> None:
+        """Refuse a back that begins at another cut.
+
+        Raises
+        ------
+        SettingError
+            If it does, as far as it tells.
+        """
+        own = self._halves.back.begins_after
+        other = getattr(back, "begins_after", own)
+        if other != own:
+            raise SettingError(
+                f"the back begins after {other}, and the common cut of cuts= lies "
+                f"after {own}; give SplitFed and DeviceCuts the same model and cut"
+            )
 
     @cached_property
     def names(self) -> frozenset[str]:
         """The keys of the front of the common cut."""
-        return frozenset(cut(self.model, self.common, self.example).front.state_dict())
+        return frozenset(self._halves.front.state_dict())
 
     @cached_property
     def _middles(self) -> dict[str, nn.Module]:

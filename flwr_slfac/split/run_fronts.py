@@ -34,7 +34,7 @@ def fronts_for(
     ------
     SettingError
         If a relay is asked for means of fronts within a round, or lightweight training
-        for cuts of devices' own.
+        for cuts of devices' own, or these are cuts of another model.
     """
     relay = server.scheme == "sequential"
     if cuts is not None and lightweight is not None:
@@ -43,6 +43,7 @@ def fronts_for(
             "devices hold unlike parts of it that the server trains on; set one of them"
         )
     if cuts is not None:
+        cuts.require_fit(server.back)
         return CutFronts(cuts, server.where)
     if lightweight is None:
         return WholeFronts()

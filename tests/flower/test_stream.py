@@ -14,6 +14,7 @@ JOBS = (
     Job("plain", up="waterfill(nrmse=0.2)", down="waterfill(nrmse=0.5)"),
     Job("relay", scheme="sequential", configure=True, mods=["message_size_mod"]),
     Job("pipeline", pipeline_depth=1, up="waterfill(nrmse=0.2)"),
+    Job("cuts", up="float16", cuts={"0": "front.0"}),
     # Device 1 is lost at step 1 of round 1, and takes part in round 2 again.
     Job("raises", faults=[Fault(1, 1, 1, "raise")]),
     Job("raises-ahead", faults=[Fault(1, 1, 1, "raise")], pipeline_depth=1),
