@@ -230,7 +230,7 @@ class FlowerRounds:
         SettingError
             If there are some.
         """
-        whole = isinstance(self._fronts, WholeFronts)
+        whole = isinstance(self._fronts, WholeFronts) and not self._fronts.in_parts
         if not whole and not sampled.sends_offered:
             raise SettingError(
                 "the strategy sends devices another front than the one that it was "

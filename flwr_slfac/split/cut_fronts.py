@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from flwr_slfac.errors import DeviceError, SettingError
-from flwr_slfac.lightweight.pruning import CutMask, FullCutMask
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing import Batch
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory, has_batch_norm
@@ -18,9 +17,8 @@ from flwr_slfac.split.device_front import DeviceFront
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.place import Moment, Place
 from flwr_slfac.split.protocol import Begin, TrainReply
-from flwr_slfac.split.server_fronts import ServerFronts
-from flwr_slfac.split.whole_fronts import require_front
-from flwr_slfac.states import State, in_dtypes_of
+from flwr_slfac.split.whole_fronts import WholeFronts
+from flwr_slfac.states import State
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class _Middle:
         return sent["front"], keeps
 
 
-class CutFronts(ServerFronts):
+class CutFronts(WholeFronts):
     """Hands each device the layers up to its own cut, and trains the others for it.
 
     Parameters
@@ -112,10 +110,10 @@ class CutFronts(ServerFronts):
     in_parts = True
 
     def __init__(self, cuts: DeviceCuts, where: torch.device | str = "cpu") -> None:
-        self.full = {}
+        super().__init__()
         self.shapes = cuts.shapes()
         self._cuts, self._where = cuts, where
-        self._given: dict[int, State] = {}
+        self._given_to: dict[int, State] = {}
         self._middles: dict[int, _Middle] = {}
         # By device, what outlives a round of its middle.
         self._kept: dict[int, dict[str, Any]] = {}
@@ -133,8 +131,7 @@ class CutFronts(ServerFronts):
                 f"the front is not that of the common cut of cuts=: {odd[0]!r} is in "
                 "one of them only; give SplitFed and DeviceCuts the same model and cut"
             )
-        self.full = served
-        return served
+        return super().take(served)
 
     def prepare(
         self,
@@ -146,14 +143,10 @@ class CutFronts(ServerFronts):
         """Let the middles of the last round go."""
         self._middles = {}
 
-    def aggregates(self, server_round: int) -> bool:
-        """Return True."""
-        return True
-
     def begin(self, device: int, begin: Begin) -> Begin:
         """Return what a device is told at the start of training."""
         begin = self._split(device, begin)
-        self._given[device] = begin.front or {}
+        self._given_to[device] = begin.front or {}
         if device in self._middles:
             self._middles[device].start()
         return begin
@@ -213,13 +206,6 @@ class CutFronts(ServerFronts):
         middle = self._middles.get(device)
         return gradient if middle is None else middle.lower(gradient)
 
-    def forget(self, device: int) -> None:
-        """No front stays on a device."""
-
-    def at_cut(self, device: int) -> CutMask:
-        """Return all channels."""
-        return FullCutMask()
-
     def receive(self, device: int, reply: TrainReply) -> State | None:
         """Return the front that came back, with what the server trained of it.
 
@@ -228,26 +214,14 @@ class CutFronts(ServerFronts):
         DeviceError
             If none came, or one that cannot be averaged.
         """
-        if reply.front is None:
-            raise DeviceError(f"device {device} did not send its front")
-        require_front(device, reply.front, self._given[device])
+        self._given = self._given_to[device]
+        front = super().receive(device, reply)
         middle = self._middles.pop(device, None)
-        if middle is None:
-            return reply.front
+        if middle is None or front is None:
+            return front
         trained, self._kept[device] = middle.finish()
-        whole = {**reply.front, **trained}
+        whole = {**front, **trained}
         return {name: whole[name] for name in self.full}
-
-    def complete(
-        self, parts: Mapping[int, State], num_examples: Mapping[int, int]
-    ) -> Mapping[int, State]:
-        """Return the fronts: they are whole."""
-        return parts
-
-    def advance(self, averaged: State) -> State:
-        """Return the mean in the front's own dtypes."""
-        self.full = in_dtypes_of(averaged, self.full)
-        return self.full
 
     def state(self) -> dict[str, Any]:
         """Return what middles keep between rounds."""

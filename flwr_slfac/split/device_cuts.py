@@ -138,7 +138,7 @@ class DeviceCuts:
         how = self.optimizer, self.scheduler, self.scheduler_per, self.clip_norm
         tuning = Tuning(self.model.parameters(), *how).settings()
         at = {device: self.at[device] for device in sorted(self.at)}
-        return {"cuts": at, "cuts_keep_optimizer": self.keep_optimizer, **tuning}
+        return {"at": at, "keep_optimizer": self.keep_optimizer, **tuning}
 
     def __str__(self) -> str:
         counts = {n: list(self.at.values()).count(n) for n in self._middles}
