@@ -17,7 +17,7 @@ from flwr_slfac.split.device_front import DeviceFront
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.place import Moment, Place
 from flwr_slfac.split.protocol import Begin, TrainReply
-from flwr_slfac.split.whole_fronts import WholeFronts
+from flwr_slfac.split.whole_fronts import WholeFronts, require_front
 from flwr_slfac.states import State
 
 
@@ -212,7 +212,7 @@ class CutFronts(WholeFronts):
         Raises
         ------
         DeviceError
-            If none came, or one that cannot be averaged.
+            If none came, or one that cannot be averaged, the server's layers included.
         """
         self._given = self._given_to[device]
         front = super().receive(device, reply)
@@ -221,6 +221,7 @@ class CutFronts(WholeFronts):
             return front
         trained, self._kept[device] = middle.finish()
         whole = {**front, **trained}
+        require_front(device, whole, self.full)
         return {name: whole[name] for name in self.full}
 
     def state(self) -> dict[str, Any]:

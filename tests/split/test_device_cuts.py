@@ -431,3 +431,26 @@ def test_feedback_keeps_its_residual_at_the_own_cut() -> None:
     codec = Feedback(TopK(0.3))
     result, _ = train(OWN, up=codec, down=codec, num_rounds=3, evaluate=False)
     assert all(not r.lost for r in result.rounds)
+
+
+def test_layers_that_diverge_behind_the_cut_do_not_enter_the_mean() -> None:
+    """A last step that takes a middle to infinity loses its device."""
+
+    def infinite(parameters: Any) -> torch.optim.Optimizer:
+        return SGD(parameters, lr=float("inf"))
+
+    halves = cut(net(), at=COMMON)
+    at = {0: "layer0"}
+    fronts = [cut(net(), at=at.get(i, COMMON)).front for i in range(2)]
+    devices = [Device(f, sgd, images(4, i), batch_size=4) for i, f in enumerate(fronts)]
+    server = ServerHalf(halves.back, CrossEntropyLoss(), sgd)
+    result = train_locally(
+        devices,
+        halves.front.state_dict(),
+        server,
+        num_rounds=1,
+        cuts=DeviceCuts(net(), COMMON, at, infinite),
+        on_device_error="drop",
+    )
+    assert "NaN or infinity" in result.rounds[0].lost[0]
+    assert all(bool(t.isfinite().all()) for t in result.front.values())
