@@ -1,0 +1,213 @@
+"""Which samples are predicted, and from how much of what is remembered of them.
+
+The newest rows of a batch's samples predict it, each channel times a gain in [0, 1]:
+the least-squares fit over the batch. A gain above 1 would let the difference between
+two machines' arithmetic grow from epoch to epoch. A sample whose prediction is off by
+no more than the error that is allowed it anyway is not sent at all; one that another
+sample could predict as well is sent whole.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flwr_slfac.codec.base import work_dtype
+from flwr_slfac.codec.layout import channel_dim
+from flwr_slfac.codec.temporal.header import PLAIN, PREDICTED, SAME, Modes
+
+__all__ = ["Choice", "Prediction", "num_channels_of", "predict"]
+
+Reals = npt.NDArray[np.float64]
+
+_LAST_GAIN = 255
+# A gain is a byte; what it saves is estimated, so it has to be clearly more.
+_GAIN_BITS = 16.0
+# What is left over is less smooth than a sample, and harder to code at equal energy: by
+# tests/bench/results/temporal.md it pays from about this share of the energy down.
+_MOST_LEFT = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Rows that predict a batch.
+
+    Parameters
+    ----------
+    rows : Tensor (n, ...)
+        Of the remembered rows, times the gains; zero where a sample is sent whole.
+    modes : ndarray of uint8 (n,)
+        How each sample is coded.
+    gains : ndarray of uint8 (C,), optional
+        See `header.Samples`.
+    clamps : bool
+        Whether negative values are set to 0.
+    """
+
+    rows: torch.Tensor
+    modes: Modes
+    gains: Modes | None
+    clamps: bool
+
+    @classmethod
+    def of(
+        cls,
+        remembered: torch.Tensor,
+        modes: Modes,
+        gains: Modes | None,
+        dtype: torch.dtype,
+        *,
+        clamps: bool,
+    ) -> "Prediction":
+        """Return the rows that follow from what is remembered, the same on any side.
+
+        Parameters
+        ----------
+        remembered : Tensor of float32 (n, ...)
+            The samples' newest rows.
+        modes, gains, clamps
+            See the class.
+        dtype : torch.dtype
+            Of the tensor to predict.
+        """
+        rows = remembered.to(work_dtype(dtype))
+        if gains is not None:
+            factors = torch.from_numpy(gains.astype(np.float64) / _LAST_GAIN)
+            rows = rows * _along_channels(factors.to(rows.dtype), rows.ndim)
+        is_plain = torch.from_numpy(modes == PLAIN)
+        if is_plain.any():
+            rows = rows.clone()
+            rows[is_plain] = 0
+        return cls(rows, modes, gains, clamps)
+
+    @property
+    def is_sent(self) -> torch.Tensor:
+        """Of which samples anything is sent."""
+        return torch.from_numpy(self.modes != SAME)
+
+    def left_over(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what is to be coded of a batch, in its dtype."""
+        limit = torch.finfo(x.dtype).max
+        left = x.to(self.rows.dtype) - self.rows
+        return left[self.is_sent].clamp_(-limit, limit).to(x.dtype)
+
+    def completed(self, decoded: torch.Tensor) -> torch.Tensor:
+        """Return the batch that comes of what was decoded of it."""
+        out = self.rows.clone()
+        out[self.is_sent] += decoded.to(out.dtype)
+        limit = torch.finfo(decoded.dtype).max
+        return out.clamp_(0 if self.clamps else -limit, limit).to(decoded.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How a batch is predicted, and what that leaves over.
+
+    Parameters
+    ----------
+    prediction : Prediction
+        The rows.
+    left : float
+        Energy of what is left over and sent, as a share of the batch's.
+    aim : float, optional
+        Relative error of what is sent that makes the batch's the one that is wanted,
+        but for clamping; None if none is wanted, or nothing is left.
+    """
+
+    prediction: Prediction
+    left: float
+    aim: float | None
+
+
+def predict(
+    x: torch.Tensor,
+    remembered: torch.Tensor,
+    known: npt.NDArray[np.bool_],
+    error: float | None,
+) -> Choice | None:
+    """Choose how each sample of a batch is coded; None to send all of them whole.
+
+    Parameters
+    ----------
+    x : Tensor (n, ...)
+        The batch, on the CPU.
+    remembered : Tensor of float32 (n, ...)
+        The samples' newest rows.
+    known : ndarray of bool (n,)
+        Which samples have one.
+    error : float, optional
+        Relative error of the whole batch that is wanted; None where only what is
+        predicted exactly needs not to be sent.
+    """
+    if not known.any():
+        return None
+    # Relative to the largest value, so that no square overflows.
+    scale = max(float(x.abs().max()), float(remembered.abs().max())) or 1.0
+    planes, before = _planes(x) / scale, _planes(remembered) / scale
+    whole = _energies(planes).sum(1)
+    total = float(whole.sum())
+    share = 0.0 if error is None else error**2 * total / len(x)
+    noise = share / max(planes[0].size, 1) * planes.shape[2]
+    gains = _gains(planes[known], before[known], noise)
+    modes = np.where(known, PREDICTED, PLAIN).astype(np.uint8)
+    clamps = bool(x.min() >= 0)
+    first = Prediction.of(remembered, modes, gains, x.dtype, clamps=clamps)
+    left = _energies(planes - _planes(first.rows) / scale).sum(1)
+    modes = np.where(known & (left <= _MOST_LEFT * whole), PREDICTED, PLAIN)
+    modes = np.where(known & (left <= share), SAME, modes).astype(np.uint8)
+    if (modes == PLAIN).all():
+        return None
+    prediction = Prediction.of(remembered, modes, gains, x.dtype, clamps=clamps)
+    left = np.where(modes == PLAIN, whole, left)
+    sent, off = float(left[modes != SAME].sum()), float(left[modes == SAME].sum())
+    aim = None
+    if error is not None and sent > 0:
+        aim = math.sqrt((share * len(x) - off) / sent)
+    return Choice(prediction, sent / total if total else 0.0, aim)
+
+
+def _gains(x: Reals, before: Reals, noise: float) -> Modes | None:
+    """Return the least-squares gain of each channel; None where all may be 1."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fitted = (x * before).sum((0, 2)) / (before * before).sum((0, 2))
+    gains = np.rint(np.clip(np.nan_to_num(fitted, nan=1.0), 0, 1) * _LAST_GAIN)
+    if (gains == _LAST_GAIN).all():
+        return None
+    with_gains = _energies(x - before * (gains / _LAST_GAIN)[:, None]) + noise
+    without = _energies(x - before) + noise
+    num_values = x.shape[0] * x.shape[2]
+    ratios = without.sum(0) / np.maximum(with_gains.sum(0), np.finfo(np.float64).tiny)
+    saved = num_values / 2 * np.log2(np.maximum(ratios, np.finfo(np.float64).tiny))
+    if saved.sum() <= _GAIN_BITS * len(gains):
+        return None
+    codes: Modes = gains.astype(np.uint8)
+    return codes
+
+
+def num_channels_of(shape: tuple[int, ...]) -> int:
+    """Return how many channels have a gain."""
+    dim = channel_dim(len(shape))
+    return 1 if dim is None else shape[dim]
+
+
+def _planes(x: torch.Tensor) -> Reals:
+    """Return (n, C, S) in float64; NumPy sums in one order on any number of threads."""
+    dim = channel_dim(x.ndim)
+    rows = x.unsqueeze(1) if dim is None else x.movedim(dim, 1)
+    planes: Reals = rows.reshape(len(x), rows.shape[1], -1).double().numpy()
+    return planes
+
+
+def _energies(planes: Reals) -> Reals:
+    energies: Reals = np.einsum("ncs,ncs->nc", planes, planes)
+    return energies
+
+
+def _along_channels(factors: torch.Tensor, num_dims: int) -> torch.Tensor:
+    dim = channel_dim(num_dims)
+    shape = [1] * num_dims
+    if dim is not None:
+        shape[dim] = -1
+    return factors.reshape(shape)
