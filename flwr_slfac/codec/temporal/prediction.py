@@ -2,9 +2,9 @@
 
 The newest rows of a batch's samples predict it, each channel times a gain in [0, 1]:
 the least-squares fit over the batch. A gain above 1 would let the difference between
-two machines' arithmetic grow from epoch to epoch. A sample whose prediction is off by
-no more than the error that is allowed it anyway is not sent at all; one that another
-sample could predict as well is sent whole.
+two machines' arithmetic grow from epoch to epoch. A sample of which more is left over
+than it has itself is sent whole. One of which no more is left over than the error that
+it is to have is not sent at all, which leaves more of the error to the others.
 """
 
 import math
@@ -25,9 +25,11 @@ Reals = npt.NDArray[np.float64]
 _LAST_GAIN = 255
 # A gain is a byte; what it saves is estimated, so it has to be clearly more.
 _GAIN_BITS = 16.0
-# What is left over is less smooth than a sample, and harder to code at equal energy: by
-# tests/bench/results/temporal.md it pays from about this share of the energy down.
-_MOST_LEFT = 0.4
+# A batch may have that much more than the squared error which is wanted if none of it
+# is then sent: codecs hit what they aim at within some percent.
+_SLACK = 1.1
+# Its squares have a sum in float64.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,28 +146,54 @@ def predict(
     if not known.any():
         return None
     # Relative to the largest value, so that no square overflows.
-    scale = max(float(x.abs().max()), float(remembered.abs().max())) or 1.0
-    planes, before = _planes(x) / scale, _planes(remembered) / scale
+    scale = float(x.abs().max()) or 1.0
+    planes, before = _scaled(x, scale), _scaled(remembered, scale)
     whole = _energies(planes).sum(1)
     total = float(whole.sum())
-    share = 0.0 if error is None else error**2 * total / len(x)
-    noise = share / max(planes[0].size, 1) * planes.shape[2]
-    gains = _gains(planes[known], before[known], noise)
+    allowed = 0.0 if error is None else error**2 * total
+    noise = allowed / x.numel() * planes.shape[2]
+    alike = known & (_energies(planes - before).sum(1) <= whole)
+    fitted = alike if alike.any() else known
+    gains = _gains(planes[fitted], before[fitted], noise)
     modes = np.where(known, PREDICTED, PLAIN).astype(np.uint8)
     clamps = bool(x.min() >= 0)
     first = Prediction.of(remembered, modes, gains, x.dtype, clamps=clamps)
-    left = _energies(planes - _planes(first.rows) / scale).sum(1)
-    modes = np.where(known & (left <= _MOST_LEFT * whole), PREDICTED, PLAIN)
-    modes = np.where(known & (left <= share), SAME, modes).astype(np.uint8)
+    left = _energies(planes - _scaled(first.rows, scale)).sum(1)
+    modes = np.where(known & (left <= whole), PREDICTED, PLAIN)
+    left = np.where(modes == PLAIN, whole, left)
+    level = _level(left, allowed)
+    is_same = (modes == PREDICTED) & (left <= level)
+    modes = np.where(is_same, SAME, modes).astype(np.uint8)
     if (modes == PLAIN).all():
         return None
     prediction = Prediction.of(remembered, modes, gains, x.dtype, clamps=clamps)
-    left = np.where(modes == PLAIN, whole, left)
-    sent, off = float(left[modes != SAME].sum()), float(left[modes == SAME].sum())
+    sent, off = float(left[~is_same].sum()), float(left[is_same].sum())
     aim = None
     if error is not None and sent > 0:
-        aim = math.sqrt((share * len(x) - off) / sent)
+        aim = 1.0 if math.isinf(level) else math.sqrt((allowed - off) / sent)
     return Choice(prediction, sent / total if total else 0.0, aim)
+
+
+def _level(left: Reals, allowed: float) -> float:
+    """Return the error of each sample that is sent, by reverse water-filling.
+
+    Samples of which no more than that is left over are not sent; infinity if no sample
+    needs to be.
+
+    Parameters
+    ----------
+    left : ndarray (n,)
+        Energy left over, by sample.
+    allowed : float
+        Energy of the error that the batch may have.
+    """
+    rising = np.sort(left)
+    if float(rising.sum()) <= _SLACK * allowed:
+        return math.inf
+    before = np.concatenate([[0.0], np.cumsum(rising)[:-1]])
+    levels = (allowed - before) / np.arange(len(left), 0, -1)
+    # Up to the level they are not sent, so it rises; from there on it falls.
+    return float(levels.max())
 
 
 def _gains(x: Reals, before: Reals, noise: float) -> Modes | None:
@@ -178,8 +206,11 @@ def _gains(x: Reals, before: Reals, noise: float) -> Modes | None:
     with_gains = _energies(x - before * (gains / _LAST_GAIN)[:, None]) + noise
     without = _energies(x - before) + noise
     num_values = x.shape[0] * x.shape[2]
-    ratios = without.sum(0) / np.maximum(with_gains.sum(0), np.finfo(np.float64).tiny)
-    saved = num_values / 2 * np.log2(np.maximum(ratios, np.finfo(np.float64).tiny))
+    tiny = np.finfo(np.float64).tiny
+    with_log, without_log = (
+        np.log2(np.maximum(energy.sum(0), tiny)) for energy in (with_gains, without)
+    )
+    saved = num_values / 2 * (without_log - with_log)
     if saved.sum() <= _GAIN_BITS * len(gains):
         return None
     codes: Modes = gains.astype(np.uint8)
@@ -192,12 +223,17 @@ def num_channels_of(shape: tuple[int, ...]) -> int:
     return 1 if dim is None else shape[dim]
 
 
-def _planes(x: torch.Tensor) -> Reals:
-    """Return (n, C, S) in float64; NumPy sums in one order on any number of threads."""
+def _scaled(x: torch.Tensor, scale: float) -> Reals:
+    """Return (n, C, S) over a scale in float64, as far as its squares have sums.
+
+    In NumPy, which sums in one order on any number of threads.
+    """
     dim = channel_dim(x.ndim)
     rows = x.unsqueeze(1) if dim is None else x.movedim(dim, 1)
     planes: Reals = rows.reshape(len(x), rows.shape[1], -1).double().numpy()
-    return planes
+    with np.errstate(over="ignore"):
+        scaled: Reals = np.clip(planes / scale, -_LARGEST, _LARGEST)
+    return scaled
 
 
 def _energies(planes: Reals) -> Reals:
