@@ -33,7 +33,7 @@ from flwr_slfac.split import ServerHalf, train_locally
 from tests.bench.datasets import load_dataset
 from tests.models import resnet18
 
-NUM_DEVICES, BATCH, WIDTH, NUM_IMAGES, NUM_ROUNDS = 2, 32, 16, 1000, 8
+NUM_DEVICES, BATCH, WIDTH, NUM_IMAGES, NUM_ROUNDS = 2, 32, 16, 600, 8
 ARMS = {
     "plain": "waterfill(nrmse=0.1)",
     "temporal": "temporal(inner=waterfill(nrmse=0.1))",
