@@ -4,8 +4,8 @@ Layout: 4 bytes little-endian length of a JSON text, the text, then one `Identit
 frame per tensor; one that is held in several places is there once. In the JSON a tensor
 is ``{"$tensor": i}``, a complex one ``{"$complex": {"$tensor": i}}``, bytes are
 ``{"$bytes": hex}``, a tuple is ``{"$tuple": [...]}`` and a dict
-``{"$dict": [[key, value], ...]}``, so that keys keep their type (an optimizer's state has
-integer keys).
+``{"$dict": [[key, value], ...]}``, so that keys keep their type (an optimizer's state
+has integer keys).
 """
 
 import json
