@@ -22,6 +22,7 @@ from flwr_slfac.codec import (
     encode,
     parse_codec,
 )
+from flwr_slfac.codec.temporal import memory as temporal_memory
 from flwr_slfac.codec.temporal.header import PLAIN, SAME, Header
 from flwr_slfac.codec.wire import Frame, pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, EncodeError, SettingError
@@ -59,6 +60,7 @@ class Dictionary:
         self.sizes: list[int] = []
         self.inner: Memory = {}
         self.bits, self.max_bytes = bits, max_bytes
+        self.most_frames = 2**14
 
     def decode(self, data: bytes) -> torch.Tensor:
         """Decode a frame and remember its samples."""
@@ -108,6 +110,7 @@ class Dictionary:
         self.sizes.append(each * len(rows))
         self.drop(lambda: [] in self.frames, lambda: self.frames.index([]))
         self.drop(lambda: self.num_bytes() > self.max_bytes, lambda: 0)
+        self.drop(lambda: len(self.frames) > self.most_frames, lambda: 0)
 
     def drop(self, is_to: Callable[[], bool], which: Callable[[], int]) -> None:
         """Drop frames while there is reason to."""
@@ -135,12 +138,17 @@ class Dictionary:
 @pytest.mark.parametrize("inner", INNERS)
 @pytest.mark.parametrize(("shape", "bits"), SHAPES)
 def test_a_stream_is_that_of_a_dictionary(
-    inner: str, shape: tuple[int, ...], bits: int
+    inner: str,
+    shape: tuple[int, ...],
+    bits: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Bit for bit, under a limit that drops samples, in any order of samples."""
+    """Bit for bit, under limits that drop samples, in any order of samples."""
     limit = 6 * (8 * 48 * bits // 8)
     codec = Temporal(parse_codec(inner), max_bytes=limit, bits=bits)
     slow = Dictionary(bits, limit)
+    slow.most_frames = 9
+    monkeypatch.setattr(temporal_memory, "_MOST_FRAMES", slow.most_frames)
     here, there = Memory(), Memory()
     values = normal(60, *shape[1:])
     draw = random.Random(5)

@@ -56,12 +56,15 @@ class Temporal(Codec):
     numbers cross in the frame. A sample is sent whole, or what its prediction leaves
     over, or not at all where that is no more than the error it may have. A frame for
     which prediction does not pay is the inner codec's and some bytes. The relative
-    error is that of an inner codec that aims at one, `Waterfill` by `nrmse`: then the
-    error stays and the bytes fall. With others the bytes stay and the error falls.
+    error is within a tenth of that of an inner codec which aims at one, `Waterfill` by
+    `nrmse`: the error stays and the bytes fall. With others the bytes stay and the
+    error falls, by no stated bound. NaN and infinity are refused.
 
     Each frame names the version of the memory that it counts on, a digest of all frames
-    before; a decoder with another one refuses it, see `SampleMemory`. Without samples,
-    or with an empty tensor, a frame stands alone and nothing is remembered.
+    before; a decoder with another one refuses it, see `SampleMemory`. Machines that
+    decode the inner frames alike remember the same bits; where last bits differ, what
+    they remember does too, by as little, since no gain is above 1. Without samples, or
+    with an empty tensor, a frame stands alone and nothing is remembered.
 
     Parameters
     ----------

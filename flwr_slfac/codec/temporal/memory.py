@@ -8,8 +8,8 @@ row is::
     frame 1: rows of samples 2 0 3               4 -> frame 0, row 0 ...
     frame 2: rows of samples 1 7 5
 
-A frame of which no row is the newest any more is let go. Above the limit of memory the
-oldest frame is, with the samples whose newest rows are in it.
+A frame of which no row is the newest any more is let go. Above the limit of memory, or
+of frames, the oldest frame is, with the samples whose newest rows are in it.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,8 @@ _ROWS, _RANGES = "temporal.rows.", "temporal.ranges."
 _MOST_BYTES = "temporal.most_bytes"
 # An index entry is three int64; besides there are a version and two numbers.
 _INDEX_BYTES, _FIXED_BYTES = 24, 32
+# Our choice: 131,072 samples in batches of 8; a step takes time for each frame.
+_MOST_FRAMES = 2**14
 _LARGEST_HALF = 65504.0
 # Half of float32's largest, so that no range of a row overflows.
 _LARGEST = 1.7e38
@@ -168,9 +170,12 @@ class SampleMemory:
         self._write(frame, rows.to(torch.float32), bits)
         self._memory[_VERSION] = torch.tensor(list(version), dtype=torch.uint8)
         self._keep(index, set(index[1].tolist()))
-        while self.num_bytes > self.max_bytes and (frames := self._frames()):
+        while (frames := self._frames()) and self._is_too_much(len(frames)):
             index = index[:, index[1] != min(frames)]
             self._keep(index, set(frames) - {min(frames)})
+
+    def _is_too_much(self, num_frames: int) -> bool:
+        return num_frames > _MOST_FRAMES or self.num_bytes > self.max_bytes
 
     def _keep(self, index: npt.NDArray[np.int64], frames: set[int]) -> None:
         self._memory[_INDEX] = torch.from_numpy(np.ascontiguousarray(index))
