@@ -3,7 +3,9 @@
 ::
 
     codec        the codec: around another one, which codes what is left over
+    candidate    a batch coded one way, of which the smaller is sent
     prediction   which samples are predicted, from how much of what is remembered
+    sums         energies that this is chosen by
     header       samples, predictions and versions as bytes
     memory       what both sides remember of samples
 """

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Codec, Hints, Memory
@@ -10,6 +9,7 @@ from flwr_slfac.codec.coding import sections_of, tensor_of
 from flwr_slfac.codec.packing import num_packed_bytes
 from flwr_slfac.codec.temporal.header import MODE_BITS, Ids, Samples
 from flwr_slfac.codec.temporal.prediction import Choice, Prediction
+from flwr_slfac.codec.temporal.sums import energy
 from flwr_slfac.codec.wire import Frame
 
 __all__ = ["CLAMPING", "Candidate", "code"]
@@ -31,8 +31,8 @@ class Candidate:
     ----------
     sections : list of bytes or memoryview
         Of the inner codec.
-    whole : Tensor (n, ...)
-        The batch as both sides then have it.
+    left : Tensor
+        What they are of.
     memory : dict of str to Tensor
         The encoder's, the samples of this frame still left out.
     prediction : Prediction, optional
@@ -40,7 +40,7 @@ class Candidate:
     """
 
     sections: list[bytes | memoryview]
-    whole: torch.Tensor
+    left: torch.Tensor
     memory: Memory
     prediction: Prediction | None = None
 
@@ -62,26 +62,39 @@ class Candidate:
         ways = how.modes, how.gains, how.clamps
         return Samples(ids, bits, version, max_bytes, *ways)
 
+    def decoded(self, x: torch.Tensor, inner: Codec) -> torch.Tensor:
+        """Return the batch as both sides then have it, and take note of it in memory.
+
+        Parameters
+        ----------
+        x : Tensor (n, ...)
+            The batch.
+        inner : Codec
+            Whose sections these are.
+        """
+        decoded, how = self.left, self.prediction
+        if len(self.left):
+            decoded = _mirrored(self.left, inner, self.sections, self.memory)
+        if how is None:
+            return decoded
+        whole = how.completed(decoded)
+        if how.clamps and len(self.left):
+            after = x[how.is_sent] - whole[how.is_sent]
+            self.memory[CLAMPING] = _clamping(self.left - decoded, after)
+        return whole
+
 
 def code(
     x: torch.Tensor, inner: Codec, hints: Hints, choice: Choice | None = None
 ) -> Candidate:
-    """Code a batch one way, with a copy of the memory, and decode it as others will."""
+    """Code a batch one way, with a copy of the memory."""
     memory = dict(hints.memory)
     prediction = None if choice is None else choice.prediction
     left = x if prediction is None else prediction.left_over(x)
     sections: list[bytes | memoryview] = []
-    decoded = left
     if len(left):
         sections = list(sections_of(left, inner, Hints(hints.role, hints.seed, memory)))
-        decoded = _mirrored(left, inner, sections, memory)
-    if prediction is None:
-        return Candidate(sections, decoded, memory)
-    whole = prediction.completed(decoded)
-    if prediction.clamps and len(left):
-        after = x[prediction.is_sent] - whole[prediction.is_sent]
-        memory[CLAMPING] = _clamping(left - decoded, after)
-    return Candidate(sections, whole, memory, prediction)
+    return Candidate(sections, left, memory, prediction)
 
 
 def _mirrored(
@@ -106,9 +119,6 @@ def _mirrored(
 def _clamping(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Return which share of a squared error is left after clamping."""
     scale = float(before.abs().max()) or 1.0
-    sums = [
-        float(np.square(error.double().numpy() / scale).sum())
-        for error in (before, after)
-    ]
+    sums = energy(before, scale), energy(after, scale)
     share = sums[1] / sums[0] if sums[0] else 1.0
     return torch.tensor(min(max(share, _LEAST_CLAMPING), 1.0), dtype=torch.float64)

@@ -148,7 +148,8 @@ class Temporal(Codec):
         header = Header(inner.codec_id, said).to_bytes()
         sections = [header, *coded.sections]
         after = _version(version, x.dtype, tuple(x.shape), sections)
-        SampleMemory(coded.memory).put(ids, coded.whole, self.bits, after)
+        whole = coded.decoded(x, inner)
+        SampleMemory(coded.memory).put(ids, whole, self.bits, after)
         # Only now, so that whatever failed before has changed nothing.
         hints.memory.clear()
         hints.memory.update(coded.memory)

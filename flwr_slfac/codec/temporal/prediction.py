@@ -17,19 +17,13 @@ import torch
 from flwr_slfac.codec.base import work_dtype
 from flwr_slfac.codec.layout import channel_dim
 from flwr_slfac.codec.temporal.header import PLAIN, PREDICTED, SAME, Modes
+from flwr_slfac.codec.temporal.sums import LAST_GAIN, Reals, Sums, scaled
 
 __all__ = ["Choice", "Prediction", "num_channels_of", "predict"]
 
-Reals = npt.NDArray[np.float64]
-
-_LAST_GAIN = 255
-# A gain is a byte; what it saves is estimated, so it has to be clearly more.
-_GAIN_BITS = 16.0
 # A batch may have that much more than the squared error which is wanted if none of it
 # is then sent: codecs hit what they aim at within some percent.
 _SLACK = 1.1
-# Its squares have a sum in float64.
-_LARGEST = 1e100
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +70,7 @@ class Prediction:
         """
         rows = remembered.to(work_dtype(dtype))
         if gains is not None:
-            factors = torch.from_numpy(gains.astype(np.float64) / _LAST_GAIN)
+            factors = torch.from_numpy(gains.astype(np.float64) / LAST_GAIN)
             rows = rows * _along_channels(factors.to(rows.dtype), rows.ndim)
         is_plain = torch.from_numpy(modes == PLAIN)
         if is_plain.any():
@@ -146,19 +140,14 @@ def predict(
     if not known.any():
         return None
     # Relative to the largest value, so that no square overflows.
-    scale = float(x.abs().max()) or 1.0
-    planes, before = _scaled(x, scale), _scaled(remembered, scale)
-    whole = _energies(planes).sum(1)
+    scale = float(x.abs().max()) or float(remembered.abs().max()) or 1.0
+    sums = Sums.of(scaled(x, scale), scaled(remembered, scale))
+    whole = sums.whole.sum(1)
     total = float(whole.sum())
     allowed = 0.0 if error is None else error**2 * total
-    noise = allowed / x.numel() * planes.shape[2]
-    alike = known & (_energies(planes - before).sum(1) <= whole)
-    fitted = alike if alike.any() else known
-    gains = _gains(planes[fitted], before[fitted], noise)
-    modes = np.where(known, PREDICTED, PLAIN).astype(np.uint8)
-    clamps = bool(x.min() >= 0)
-    first = Prediction.of(remembered, modes, gains, x.dtype, clamps=clamps)
-    left = _energies(planes - _scaled(first.rows, scale)).sum(1)
+    alike = known & (sums.left().sum(1) <= whole)
+    gains = sums[alike if alike.any() else known].gains(allowed / x.numel())
+    left = sums.left(gains).sum(1)
     modes = np.where(known & (left <= whole), PREDICTED, PLAIN)
     left = np.where(modes == PLAIN, whole, left)
     level = _level(left, allowed)
@@ -166,6 +155,7 @@ def predict(
     modes = np.where(is_same, SAME, modes).astype(np.uint8)
     if (modes == PLAIN).all():
         return None
+    clamps = bool(x.min() >= 0)
     prediction = Prediction.of(remembered, modes, gains, x.dtype, clamps=clamps)
     sent, off = float(left[~is_same].sum()), float(left[is_same].sum())
     aim = None
@@ -196,49 +186,10 @@ def _level(left: Reals, allowed: float) -> float:
     return float(levels.max())
 
 
-def _gains(x: Reals, before: Reals, noise: float) -> Modes | None:
-    """Return the least-squares gain of each channel; None where all may be 1."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fitted = (x * before).sum((0, 2)) / (before * before).sum((0, 2))
-    gains = np.rint(np.clip(np.nan_to_num(fitted, nan=1.0), 0, 1) * _LAST_GAIN)
-    if (gains == _LAST_GAIN).all():
-        return None
-    with_gains = _energies(x - before * (gains / _LAST_GAIN)[:, None]) + noise
-    without = _energies(x - before) + noise
-    num_values = x.shape[0] * x.shape[2]
-    tiny = np.finfo(np.float64).tiny
-    with_log, without_log = (
-        np.log2(np.maximum(energy.sum(0), tiny)) for energy in (with_gains, without)
-    )
-    saved = num_values / 2 * (without_log - with_log)
-    if saved.sum() <= _GAIN_BITS * len(gains):
-        return None
-    codes: Modes = gains.astype(np.uint8)
-    return codes
-
-
 def num_channels_of(shape: tuple[int, ...]) -> int:
     """Return how many channels have a gain."""
     dim = channel_dim(len(shape))
     return 1 if dim is None else shape[dim]
-
-
-def _scaled(x: torch.Tensor, scale: float) -> Reals:
-    """Return (n, C, S) over a scale in float64, as far as its squares have sums.
-
-    In NumPy, which sums in one order on any number of threads.
-    """
-    dim = channel_dim(x.ndim)
-    rows = x.unsqueeze(1) if dim is None else x.movedim(dim, 1)
-    planes: Reals = rows.reshape(len(x), rows.shape[1], -1).double().numpy()
-    with np.errstate(over="ignore"):
-        scaled: Reals = np.clip(planes / scale, -_LARGEST, _LARGEST)
-    return scaled
-
-
-def _energies(planes: Reals) -> Reals:
-    energies: Reals = np.einsum("ncs,ncs->nc", planes, planes)
-    return energies
 
 
 def _along_channels(factors: torch.Tensor, num_dims: int) -> torch.Tensor:
