@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -55,12 +55,16 @@ class Case:
         Whether images are cropped and flipped at random.
     rests : bool
         Whether the front is not trained.
+    groups : bool
+        Whether GroupNorm takes the place of BatchNorm, whose mean and variance are
+        another batch's in each epoch.
     """
 
     dataset: str
     falls: bool = True
     augments: bool = False
     rests: bool = False
+    groups: bool = False
 
 
 CASES = {
@@ -69,6 +73,7 @@ CASES = {
     "cifar10, constant rate": Case("cifar10", falls=False),
     "cifar10, augmented": Case("cifar10", augments=True),
     "cifar10, front at rest": Case("cifar10", rests=True),
+    "the same with GroupNorm": Case("cifar10", rests=True, groups=True),
 }
 
 
@@ -125,6 +130,8 @@ def train(case: Case, up: str, seed: int) -> dict[str, Any]:
     model = resnet18(
         num_classes=data.num_classes, in_channels=data.train_x.shape[1], width=WIDTH
     )
+    if case.groups:
+        _use_group_norm(model)
     halves = cut(model, at="layer1")
     optimizer = partial(SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
     scheduler = partial(CosineAnnealingLR, T_max=NUM_ROUNDS) if case.falls else None
@@ -170,6 +177,13 @@ def train(case: Case, up: str, seed: int) -> dict[str, Any]:
         "raw": sum(row.raw_bytes for each in rows for row in each),
         "seconds": seconds,
     }
+
+
+def _use_group_norm(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(4, child.num_features))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
