@@ -38,7 +38,7 @@ INNER = {
     "codec": (
         ("wire", "layout", "packing", "kernels"),
         ("transforms",),
-        ("slfac", "waterfill"),
+        ("slfac", "waterfill", "temporal"),
     ),
     "lightweight": (("activations", "pruning", "quantization"), ("setting", "cost")),
     "lightweight.pruning": (("dependency",), ("masks", "importance", "shrink")),

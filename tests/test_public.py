@@ -25,12 +25,15 @@ PUBLIC = {
     """,
     "flwr_slfac.codec": """
         SLFAC BFloat16 Codec EasyQuant Feedback Float16 Frame Hints Identity
-        Integers Memory PowerQuant RandTopK Role SplitFC TopK Uniform Waterfill
-        as_codec decode encode format_codec parse_codec register registered
-        restart
+        Integers Memory PowerQuant RandTopK Role SampleMemory SplitFC Temporal TopK
+        Uniform Waterfill as_codec decode encode format_codec parse_codec register
+        registered restart
     """,
     "flwr_slfac.codec.slfac": """
         SLFAC
+    """,
+    "flwr_slfac.codec.temporal": """
+        SampleMemory Temporal
     """,
     "flwr_slfac.codec.transforms": """
         Basis forward_rows inverse_rows order_1d order_2d parse_basis
@@ -80,7 +83,7 @@ PUBLIC = {
         Batch Decoded Decoder DeviceEnd Encoded ServerEnd ServerSide require_places
     """,
     "flwr_slfac.split.features": """
-        CutFeature Dropout Passage ServerMemory feature_fields feature_of
+        CutFeature Dropout Passage Recall ServerMemory feature_fields feature_of
         passages register_feature
     """,
     "flwr_slfac.status": """

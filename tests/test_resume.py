@@ -232,3 +232,25 @@ def test_a_resumed_run_is_the_run_that_was_not_broken_off(
     again = case.run(folder, resume=True)
     assert_same_run(whole, again)
     assert again.central_rounds == []
+
+
+def test_samples_begin_anew_where_devices_forgot_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server remembers, the nodes are new: nobody is lost, and the log says so."""
+    case = Case(settings={"up": "temporal(inner=waterfill(nrmse=0.2))"})
+    case.run(tmp_path, breaks_off_in=3, resume=True)
+    resumed = case.run(tmp_path, resume=True)
+    assert [report.lost for report in resumed.split.reports] == [{}] * 4
+    assert "what their codecs remember start anew on devices 0, 1, 2" in caplog.text
+    through = case.run()
+    for rows in zip(
+        *(
+            run.split.traffic.rows(server_round=3, phase="train", directions=("up",))
+            for run in (through, resumed)
+        ),
+        strict=True,
+    ):
+        # Nothing of before predicts; as many frames cross.
+        assert rows[0].num_messages == rows[1].num_messages
+        assert rows[0].num_bytes != rows[1].num_bytes

@@ -21,6 +21,7 @@ from flwr_slfac.codec.settings import as_codec, format_codec, parse_codec
 from flwr_slfac.codec.slfac import SLFAC
 from flwr_slfac.codec.sparse import RandTopK, TopK
 from flwr_slfac.codec.splitfc import SplitFC
+from flwr_slfac.codec.temporal import SampleMemory, Temporal
 from flwr_slfac.codec.uniform import Uniform
 from flwr_slfac.codec.waterfill import Waterfill
 from flwr_slfac.codec.wire import Frame
@@ -40,7 +41,9 @@ __all__ = [
     "PowerQuant",
     "RandTopK",
     "Role",
+    "SampleMemory",
     "SplitFC",
+    "Temporal",
     "TopK",
     "Uniform",
     "Waterfill",

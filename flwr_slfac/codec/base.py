@@ -47,6 +47,7 @@ class Hints:
     role: Role = "activation"
     seed: int = 0
     memory: Memory = field(default_factory=dict)
+    samples: Sequence[int] | None = None
 
 
 class Codec(ABC):
@@ -77,6 +78,7 @@ class Codec(ABC):
     carries_nonfinite: ClassVar[bool] = False
     skips_empty: ClassVar[bool] = False
     context: ClassVar[Context] = "batch"
+    needs_samples: ClassVar[bool] = False
 
     @abstractmethod
     def encode_sections(
@@ -129,6 +131,24 @@ class Codec(ABC):
         DecodeError
             If any section is not valid.
         """
+
+    @property
+    def relative_error(self) -> float | None:
+        """The relative error that it aims at, None if it aims at none.
+
+        Of a tensor ``x``, ``norm(x - decoded) / norm(x)``.
+        """
+        return None
+
+    def aiming_at(self, relative_error: float) -> "Codec":
+        """Return the same codec with another aim; itself if it aims at no error.
+
+        Parameters
+        ----------
+        relative_error : float
+            In (0, 1).
+        """
+        return self
 
     def config(self) -> dict[str, Any]:
         """Return the settings as a dict that survives JSON."""

@@ -30,6 +30,7 @@ def encode(
     role: Role = "activation",
     seed: int = 0,
     memory: Memory | None = None,
+    samples: Sequence[int] | None = None,
 ) -> bytes:
     """Turn a tensor into one self-describing frame.
 
@@ -39,7 +40,7 @@ def encode(
         Strided, on any device; gradients are not tracked through the codec.
     codec : Codec
         How to code it.
-    role, seed, memory
+    role, seed, memory, samples
         See `Hints`.
 
     Returns
@@ -77,7 +78,7 @@ def encode(
     tensor = tensor.detach()
     if not codec.carries_nonfinite:
         _require_finite(tensor, codec)
-    hints = Hints(role, seed, {} if memory is None else memory)
+    hints = Hints(role, seed, {} if memory is None else memory, samples)
     with torch.no_grad():
         sections = sections_of(tensor, codec, hints)
     return pack_frame(codec.codec_id, tensor.dtype, tensor.shape, sections)

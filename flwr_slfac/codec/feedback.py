@@ -42,7 +42,7 @@ class Feedback(Codec):
     Parameters
     ----------
     inner : Codec or str
-        The codec, or its text; not a `Feedback` itself.
+        The codec, or its text; not a `Feedback` itself, and not `Temporal`.
 
     Raises
     ------
@@ -64,9 +64,10 @@ class Feedback(Codec):
     def __post_init__(self) -> None:
         if isinstance(self.inner, str):
             object.__setattr__(self, "inner", parse_codec(self.inner))
-        if not isinstance(self.inner, Codec) or isinstance(self.inner, Feedback):
+        if not isinstance(self.inner, Codec) or not _is_inside(type(self.inner)):
             raise SettingError(
-                f"inner is {self.inner!r}; give a codec other than feedback"
+                f"inner is {self.inner!r}; give a codec other than feedback and "
+                "temporal"
             )
 
     def config(self) -> dict[str, Any]:
@@ -103,13 +104,18 @@ class Feedback(Codec):
             inner = find_codec(name)
         except SettingError as error:
             raise DecodeError(str(error)) from error
-        if inner is None or issubclass(inner, Feedback):
+        if inner is None or not _is_inside(inner):
             raise DecodeError(f"codec {name!r} is not known inside 'feedback'")
         within = Frame(name, frame.dtype, frame.shape, frame.sections[1:])
         found = tensor_of(within, inner, memory, device)
         if inner.carries_nonfinite and not is_finite(found):
             raise DecodeError(f"codec {cls.codec_id!r} carries no NaN and no infinity")
         return found
+
+
+def _is_inside(inner: type[Codec]) -> bool:
+    """Say whether a codec may be inside: one that has no loop of its own."""
+    return not (issubclass(inner, Feedback) or inner.needs_samples)
 
 
 def _residual_of(tensor: torch.Tensor, memory: Memory) -> torch.Tensor:

@@ -28,6 +28,7 @@ from flwr_slfac.split.protocol import (
     TrainRequest,
 )
 from flwr_slfac.split.reading import BatchReader, first_input
+from flwr_slfac.split.recalled_samples import recalled_samples
 
 
 @dataclass(frozen=True)
@@ -233,9 +234,8 @@ class DeviceHalf:
         """Open this device's end of the stream for training or evaluation."""
         place = Place(begin.seed, begin.server_round, self.partition)
         trains = batches is not None
-        memory = recalled(
-            (self.kept or {}).get("memory", {}), self._front.channels_sent
-        )
+        kept = (self.kept or {}).get("memory", {})
+        memory = recalled_samples(recalled(kept, self._front.channels_sent), begin)
         features = [f for f in begin.cut_features if trains or f.in_evaluation]
         end = DeviceEnd(begin.up, features, place, memory)
         steps = None

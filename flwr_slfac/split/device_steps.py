@@ -153,7 +153,8 @@ class DeviceSteps:
         out = self._front.forward(inputs, self._place.at(step), again=again)
         sent = self._end.apply(out, step)
         self._graphs[step] = self._front.handle(sent)
-        return self._end.send(sent, targets, step, out)
+        samples = self.batches.order.indices(step)
+        return self._end.send(sent, targets, step, out, samples)
 
     def _revive(self) -> None:
         """Run the last forward again if its update is still to come, and it is lost."""

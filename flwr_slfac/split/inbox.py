@@ -7,7 +7,8 @@ from itertools import islice
 
 from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import Decoded, Decoder, ServerSide
-from flwr_slfac.split.protocol import Smashed
+from flwr_slfac.split.protocol import Begin, Smashed
+from flwr_slfac.split.recalled_samples import RecalledSamples
 
 # Our choice: one in work and one done for each thread keeps all busy, and what is
 # decoded may take many times the memory of its frames.
@@ -23,17 +24,30 @@ class Inbox:
         What is common to all devices.
     pool : CodecPool
         Where they are decoded.
+    samples : RecalledSamples
+        What decoders remember from round to round.
     """
 
-    def __init__(self, side: ServerSide, pool: CodecPool) -> None:
-        self._side, self._pool = side, pool
+    def __init__(
+        self, side: ServerSide, pool: CodecPool, samples: RecalledSamples
+    ) -> None:
+        self._side, self._pool, self._samples = side, pool, samples
         self._decoders: dict[int, Decoder] = {}
         self._decoded: dict[int, Future[Decoded]] = {}
 
+    def begin(self, key: int, device: int, begin: Begin) -> Begin:
+        """Recall a device's samples; return what it is told at the start of a round."""
+        told, memory = self._samples.begin(device, begin)
+        self._decoders[key] = Decoder(self._side, memory)
+        return told
+
+    def end(self, key: int, device: int) -> None:
+        """Remember a device's samples: it has done its last step of the round."""
+        self._samples.end(device, self._decoders[key].memory)
+
     def put(self, key: int, smashed: Smashed) -> None:
         """Take what the device of a key sent."""
-        decoder = self._decoders.setdefault(key, Decoder(self._side))
-        self._decoded[key] = decoder.submit(smashed, self._pool)
+        self._decoded[key] = self._decoders[key].submit(smashed, self._pool)
 
     def take(self, key: int) -> Future[Decoded]:
         """Return what becomes of it."""

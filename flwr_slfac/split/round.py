@@ -7,14 +7,13 @@ from functools import partial
 
 from torch import Tensor
 
-from flwr_slfac.codec import restart
 from flwr_slfac.errors import DeviceError, DivergedError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.blame import Answer, step_or_blame, step_without_faults
 from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import Batch, ServerEnd
 from flwr_slfac.split.inbox import Inbox
-from flwr_slfac.split.lasting import recalled, remembered
+from flwr_slfac.split.lasting import recalled
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.outbox import coded_gradients
 from flwr_slfac.split.periods import Meeting
@@ -65,10 +64,10 @@ class Round:
         self._server, self._fronts = run.server, run.fronts
         self._accounts = Accounts(run.traffic, begin.server_round, "train")
         self._relay = run.server.scheme == "sequential"
-        self._asks_first = self._relay or run.fronts.needs_devices
+        self._asks_first = self._relay or run.needs_devices(begin)
         self._streams: dict[int, Stream] = {}
         self._meeting = Meeting(run.fronts, self._accounts)
-        self._inbox, self._pool = Inbox(run.side, pool), pool
+        self._inbox, self._pool = Inbox(run.side, pool, run.samples), pool
         self._result = RoundResult()
 
     def train(self, keys: list[int]) -> RoundResult:
@@ -145,6 +144,7 @@ class Round:
         requests = {}
         for key, device in devices.items():
             own = self._fronts.begin(device, begin)
+            own = self._inbox.begin(key, device, own)
             self._accounts.begun(device, own)
             requests[key] = TrainRequest(0, begin=own)
         return requests
@@ -233,10 +233,8 @@ class Round:
 
     def _finish(self, stream: Stream, reply: TrainReply) -> None:
         """Take a device's last reply."""
-        if lasting := restart(stream.end.down):
-            channels = self._fronts.at_cut(stream.device)
-            self._run.lasting[stream.device] = remembered(lasting, channels)
-        self._run.kept[stream.device] = reply.kept
+        self._run.remember(stream.device, stream.end.down, reply)
+        self._inbox.end(stream.key, stream.device)
         front = self._fronts.receive(stream.device, reply)
         self._accounts.finished(stream.device, reply, front)
         self._result.finished[stream.key] = stream.result(reply, front)

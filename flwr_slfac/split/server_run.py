@@ -6,10 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from flwr_slfac.codec import Memory
+from flwr_slfac.codec import Memory, restart
 from flwr_slfac.split.crossing import ServerSide
+from flwr_slfac.split.lasting import remembered
 from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.own_losses import Loss
+from flwr_slfac.split.protocol import Begin, TrainReply
+from flwr_slfac.split.recalled_samples import RecalledSamples
 from flwr_slfac.split.server_fronts import ServerFronts
 from flwr_slfac.split.server_half import ServerHalf
 from flwr_slfac.traffic import Traffic
@@ -33,6 +36,8 @@ class ServerRun:
         What becomes of a device at fault.
     lasting : dict of int to dict
         Of gradient codecs, by device: what outlives a round, a residual for example.
+    samples : RecalledSamples
+        Of the activations' codec, by device: samples that it remembers.
     kept : dict of int to tuple of str
         By device, what it said it keeps for the next round, as in `lasting.KEPT`.
     """
@@ -43,7 +48,29 @@ class ServerRun:
     side: ServerSide
     on_device_error: OnDeviceError = "raise"
     lasting: dict[int, Memory] = field(default_factory=dict)
+    samples: RecalledSamples = field(default_factory=RecalledSamples)
     kept: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def needs_devices(self, begin: Begin) -> bool:
+        """Say whether devices must be known by partition id before a round begins."""
+        return self.fronts.needs_devices or begin.up.needs_samples
+
+    def remember(self, device: int, down: Memory, reply: TrainReply) -> None:
+        """Keep what outlives a round of the gradient's codec, and what a device said.
+
+        Parameters
+        ----------
+        device : int
+            Partition id.
+        down : dict of str to Tensor
+            What the codec remembers.
+        reply : TrainReply
+            The device's last one in the round.
+        """
+        if lasting := restart(down):
+            channels = self.fronts.at_cut(device)
+            self.lasting[device] = remembered(lasting, channels)
+        self.kept[device] = reply.kept
 
     def state(self) -> dict[str, Any]:
         """Return, between rounds, what the next one goes on from; no weights."""
@@ -54,6 +81,7 @@ class ServerRun:
             "features": [memory.state() for _, memory in self.side.features],
             "elements_per_example": self.side.size.elements_per_example,
             "lasting": {d: dict(self.lasting[d]) for d in sorted(self.lasting)},
+            "samples": self.samples.state(),
             "kept": {d: self.kept[d] for d in sorted(self.kept)},
         }
 
@@ -67,6 +95,8 @@ class ServerRun:
             memory.load(own)
         self.side.size.elements_per_example = state["elements_per_example"]
         self.lasting.update(state["lasting"])
+        # Of a run that was saved before samples were remembered there are none.
+        self.samples.load(state.get("samples", {}))
 
 
 def _state_of(loss: Loss) -> dict[str, Any] | None:

@@ -1,10 +1,11 @@
 """Training state to bytes and back, bit-exactly and without pickle.
 
 Layout: 4 bytes little-endian length of a JSON text, the text, then one `Identity`
-frame per tensor. In the JSON a tensor is ``{"$tensor": i}``, a complex one
-``{"$complex": {"$tensor": i}}``, bytes are ``{"$bytes": hex}``, a tuple is
-``{"$tuple": [...]}`` and a dict ``{"$dict": [[key, value], ...]}``, so that keys keep
-their type (an optimizer's state has integer keys).
+frame per tensor; one that is held in several places is there once. In the JSON a tensor
+is ``{"$tensor": i}``, a complex one ``{"$complex": {"$tensor": i}}``, bytes are
+``{"$bytes": hex}``, a tuple is ``{"$tuple": [...]}`` and a dict
+``{"$dict": [[key, value], ...]}``, so that keys keep their type (an optimizer's state
+has integer keys).
 """
 
 import json
@@ -17,6 +18,8 @@ from flwr_slfac.codec import Identity, decode, encode
 from flwr_slfac.errors import DecodeError, SettingError
 
 _LENGTH = struct.Struct("<I")
+# Tensors that were packed, by id, which is theirs as long as they are held here.
+_Seen = dict[int, tuple[torch.Tensor, int]]
 
 
 def pack_state(state: Any) -> bytes:
@@ -33,7 +36,7 @@ def pack_state(state: Any) -> bytes:
     {'lr': 0.1, 0: (tensor([1., 1.]), None)}
     """
     frames: list[bytes] = []
-    text = json.dumps(_flatten(state, frames)).encode()
+    text = json.dumps(_flatten(state, frames, {})).encode()
     sizes = [_LENGTH.pack(len(frame)) for frame in frames]
     parts = [part for pair in zip(sizes, frames, strict=True) for part in pair]
     return b"".join([_LENGTH.pack(len(text)), text, *parts])
@@ -69,24 +72,28 @@ def _take(view: memoryview, start: int) -> tuple[memoryview, int]:
     return view[start + _LENGTH.size : end], end
 
 
-def _flatten(value: Any, frames: list[bytes]) -> Any:
+def _flatten(value: Any, frames: list[bytes], seen: _Seen) -> Any:
     if isinstance(value, torch.Tensor) and value.is_complex():
-        return {"$complex": _flatten(torch.view_as_real(value.resolve_conj()), frames)}
+        parts = torch.view_as_real(value.resolve_conj())
+        return {"$complex": _flatten(parts, frames, seen)}
     if isinstance(value, torch.Tensor):
-        frames.append(encode(value, Identity()))
-        return {"$tensor": len(frames) - 1}
+        if id(value) not in seen:
+            frames.append(encode(value, Identity()))
+            seen[id(value)] = value, len(frames) - 1
+        return {"$tensor": seen[id(value)][1]}
     if isinstance(value, dict):
         return {
             "$dict": [
-                [_flatten(k, frames), _flatten(v, frames)] for k, v in value.items()
+                [_flatten(k, frames, seen), _flatten(v, frames, seen)]
+                for k, v in value.items()
             ]
         }
     if isinstance(value, bytes):
         return {"$bytes": value.hex()}
     if isinstance(value, tuple):
-        return {"$tuple": [_flatten(v, frames) for v in value]}
+        return {"$tuple": [_flatten(v, frames, seen) for v in value]}
     if isinstance(value, list):
-        return [_flatten(v, frames) for v in value]
+        return [_flatten(v, frames, seen) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise SettingError(

@@ -123,6 +123,12 @@ CASES = (
     ),
     Case("feedback(inner=topk(fraction=0.25))", bounds.largest_kept),
     Case("feedback(inner=uniform(bits=4))", bounds.half_step(4)),
+    Case("temporal(inner=uniform(bits=4))", bounds.half_step(4)),
+    Case(
+        "temporal(inner=waterfill(nrmse=0.2), bits=8)",
+        bounds.relative_error(0.2),
+        exact_bytes=False,
+    ),
 )
 
 

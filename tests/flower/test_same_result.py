@@ -22,6 +22,13 @@ JOBS = (
     Job("float16", up="float16", down="bfloat16"),
     Job("slfac", up="slfac(theta=0.8)", down="slfac"),
     Job("waterfill", up="waterfill(nrmse=0.2)", down="waterfill(nrmse=0.5)"),
+    Job("samples", up="temporal(inner=waterfill(nrmse=0.2))", num_rounds=3),
+    Job(
+        "samples without a cache",
+        up="temporal(inner=waterfill(nrmse=0.2), bits=8)",
+        num_rounds=3,
+        live_cache=0,
+    ),
     Job(
         "streams without a cache",
         up="waterfill(nrmse=0.2)",

@@ -18,9 +18,16 @@ JOBS = (
     # Device 1 is lost at step 1 of round 1, and takes part in round 2 again.
     Job("raises", faults=[Fault(1, 1, 1, "raise")]),
     Job("raises-ahead", faults=[Fault(1, 1, 1, "raise")], pipeline_depth=1),
+    # Device 1 forgets what it learned of samples in round 2, and so does the server.
+    Job(
+        "samples",
+        up="temporal(inner=waterfill(nrmse=0.2))",
+        num_rounds=3,
+        faults=[Fault(1, 2, 1, "raise")],
+    ),
 )
 # What was sent ahead is trained on.
-LOSSES = {"raises": {(1, 1): 1}, "raises-ahead": {(1, 1): 2}}
+LOSSES = {"raises": {(1, 1): 1}, "raises-ahead": {(1, 1): 2}, "samples": {(1, 2): 1}}
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sflv1": {"scheme": "sflv1", "up": "slfac", "down": "uniform(bits=4)"},
     "sflv2": {"scheme": "sflv2", "up": "waterfill(bits=3,coder='fast')"},
     "relay": {"scheme": "sequential", "down": "randtopk(fraction=0.3)"},
+    "temporal": {"up": "temporal(inner=waterfill(nrmse=0.2))"},
     "feedback": {"down": "feedback(inner=topk(fraction=0.2))"},
     "dropout": {
         "up": "waterfill(nrmse=0.2)",

@@ -324,6 +324,18 @@ def test_state_survives_as_bytes() -> None:
         pack_state({"x": object()})
 
 
+def test_a_tensor_in_several_places_is_stored_once() -> None:
+    """What a codec remembers before and after a step is mostly the same."""
+    large, other = torch.randn(1000), torch.randn(1000)
+    state = {"now": {"a": large, "b": other}, "before": {"a": large}}
+    data = pack_state(state)
+    assert len(data) < 9000
+    back = unpack_state(data)
+    assert torch.equal(back["now"]["a"], large)
+    assert torch.equal(back["before"]["a"], large)
+    assert torch.equal(back["now"]["b"], other)
+
+
 @pytest.mark.parametrize("cut_at", [0, 3, 10, 60])
 def test_damaged_state_is_refused(cut_at: int) -> None:
     """Truncated state bytes raise DecodeError, never another exception."""

@@ -13,7 +13,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 from flwr_slfac import CheckpointError, Lightweight, SettingError, load_checkpoint
-from flwr_slfac.codec import Feedback, TopK
+from flwr_slfac.codec import Feedback, Temporal, TopK, Uniform, Waterfill
 from flwr_slfac.split import LocalLink, LocalResult, TrainRequest, train_locally
 from tests.split.builders import assert_same, devices, halves, server
 from tests.split.test_lightweight import net
@@ -88,6 +88,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "feedback both ways": {
         "run": {"up": Feedback(TopK(0.2)), "down": Feedback(TopK(0.2))}
+    },
+    "samples": {"run": {"up": Temporal(Waterfill(nrmse=0.2))}},
+    "samples in a relay": {
+        "scheme": "sequential",
+        "run": {"up": Temporal(Uniform(4), bits=8)},
     },
     "dropout": {"model": partial(halves, dropout=0.3)},
     "no evaluation": {"run": {"evaluate": False}},

@@ -28,6 +28,7 @@ SETTINGS = {
     "sflv2": {"scheme": "sflv2"},
     "relay": {"scheme": "sequential"},
     "waterfill": {"up": "waterfill(nrmse=0.2)", "down": "waterfill(nrmse=0.5)"},
+    "temporal": {"up": "temporal(inner=waterfill(nrmse=0.2))"},
     "lightweight": {
         "lightweight": Lightweight(
             prune=0.4, gradient_bits=8, update_bits=8, activation_dropout=0.3,

@@ -9,7 +9,7 @@ a value (Gish and Pierce 1968), and within less at low rates (Sullivan 1996).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -146,6 +146,19 @@ class Waterfill(Codec):
                     f"{name} is {value!r}; give a number above 0 and "
                     f"{'below' if name != 'bits' else 'up to'} {limits[name]:g}"
                 )
+
+    @property
+    def relative_error(self) -> float | None:
+        """The error that `nrmse` asks for; None for another target."""
+        if self.bits is not None or self.step is not None:
+            return None
+        return _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
+
+    def aiming_at(self, relative_error: float) -> "Waterfill":
+        """Return the codec with another `nrmse`, if that is its target."""
+        if self.relative_error is None:
+            return self
+        return replace(self, nrmse=relative_error)
 
     def encode_sections(
         self, tensor: torch.Tensor, hints: Hints

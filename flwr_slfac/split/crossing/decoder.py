@@ -43,11 +43,18 @@ class Decoder:
     ----------
     side : ServerSide
         What is common to all devices.
+    memory : dict of str to Tensor, optional
+        What it remembers of earlier rounds.
+
+    Attributes
+    ----------
+    memory : dict of str to Tensor
+        What it remembers now.
     """
 
-    def __init__(self, side: ServerSide) -> None:
+    def __init__(self, side: ServerSide, memory: Memory | None = None) -> None:
         self._side = side
-        self._memory: Memory = {}
+        self.memory: Memory = {} if memory is None else memory
 
     def submit(self, smashed: Smashed, pool: CodecPool) -> Future[Decoded]:
         """Have a batch decoded; see `decode`."""
@@ -69,7 +76,7 @@ class Decoder:
         # a short frame of activations cannot claim many.
         targets = self._decode(smashed.targets, {}, len(smashed.targets))
         limit = self._side.size.limit(len(targets))
-        sent = self._decode(smashed.activations, self._memory, limit)
+        sent = self._decode(smashed.activations, self.memory, limit)
         return Decoded(sent, targets, limit, time.perf_counter() - start)
 
     def _decode(self, frame: bytes, memory: Memory, limit: int) -> torch.Tensor:

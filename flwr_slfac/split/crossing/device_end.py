@@ -76,6 +76,7 @@ class DeviceEnd:
         targets: torch.Tensor,
         step: int,
         activations: torch.Tensor,
+        samples: torch.Tensor,
     ) -> Smashed:
         """Code a training batch.
 
@@ -89,15 +90,17 @@ class DeviceEnd:
             The step of the round, from 0.
         activations : Tensor
             What `apply` was given.
+        samples : Tensor of int64
+            Which of the device's examples they are.
         """
-        return self._encode(sent, targets, step, activations, "up", self._up)
+        return self._encode(sent, targets, step, activations, "up", self._up, samples)
 
     def send_test(
         self, activations: torch.Tensor, targets: torch.Tensor, index: int
     ) -> Smashed:
         """Apply features to a test batch and code it on its own, without a memory."""
         sent = self.apply(activations, index)
-        return self._encode(sent, targets, index, activations, "test-up", None)
+        return self._encode(sent, targets, index, activations, "test-up", None, None)
 
     def _encode(
         self,
@@ -107,6 +110,7 @@ class DeviceEnd:
         activations: torch.Tensor,
         role: str,
         memory: Memory | None,
+        samples: torch.Tensor | None,
     ) -> Smashed:
         start = time.perf_counter()
         smashed = Smashed(
@@ -116,6 +120,7 @@ class DeviceEnd:
                 role="activation",
                 seed=self._place.at(step).seed_of(role),
                 memory=memory,
+                samples=None if samples is None else samples.tolist(),
             ),
             targets=encode_targets(targets),
             num_examples=len(targets),

@@ -231,17 +231,24 @@ def _require_finite(activations: torch.Tensor, moment: Moment) -> None:
 
 
 def require_places(features: Sequence[CutFeature], *codecs: Codec) -> None:
-    """Refuse codecs that keep a residual by place where the places change.
+    """Refuse codecs that remember values by place where the places change.
 
     Raises
     ------
     SettingError
-        If a codec has error feedback and a feature sends other places at each step.
+        If a codec has error feedback or remembers samples, and a feature sends other
+        places at each step.
     """
+    samples = any(codec.needs_samples for codec in codecs)
     feedback = any(isinstance(codec, Feedback) for codec in codecs)
     moving = [f.feature_id for f in features if f.moves_places]
     if feedback and moving:
         raise SettingError(
             f"error feedback keeps what was lost place by place, and {moving[0]} at "
             "the cut sends other places at each step; use one of them"
+        )
+    if samples and moving:
+        raise SettingError(
+            "the codec 'temporal' predicts a sample's values place by place, and "
+            f"{moving[0]} at the cut sends other places at each step; use one of them"
         )

@@ -10,11 +10,13 @@ from flwr_slfac.split.features.base import (
     register_feature,
 )
 from flwr_slfac.split.features.dropout import Dropout
+from flwr_slfac.split.features.recall import Recall
 
 __all__ = [
     "CutFeature",
     "Dropout",
     "Passage",
+    "Recall",
     "ServerMemory",
     "feature_fields",
     "feature_of",
