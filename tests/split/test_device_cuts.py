@@ -17,7 +17,15 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import TensorDataset
 
 from flwr_slfac import Device, DeviceCuts, Lightweight, SettingError, cut
-from flwr_slfac.codec import Float16, TopK, decode, encode
+from flwr_slfac.codec import (
+    Codec,
+    Feedback,
+    Float16,
+    Temporal,
+    TopK,
+    decode,
+    encode,
+)
 from flwr_slfac.cutting import cut_between
 from flwr_slfac.errors import DeviceError
 from flwr_slfac.split import Batch, LocalLink, ServerHalf, TrainReply, train_locally
@@ -424,13 +432,16 @@ def test_a_middle_that_cannot_take_one_example_says_so() -> None:
         )
 
 
-def test_feedback_keeps_its_residual_at_the_own_cut() -> None:
-    """Error feedback works at unlike cuts, each residual of its cut's shape."""
-    from flwr_slfac.codec import Feedback
-
-    codec = Feedback(TopK(0.3))
-    result, _ = train(OWN, up=codec, down=codec, num_rounds=3, evaluate=False)
+@pytest.mark.parametrize(
+    ("up", "down"),
+    [(Feedback(TopK(0.3)), Feedback(TopK(0.3))), (Temporal(Float16()), Float16())],
+)
+def test_codecs_with_a_memory_keep_it_at_the_own_cut(up: Codec, down: Codec) -> None:
+    """What a codec keeps of a device has the shape of its own cut."""
+    result, _ = train(OWN, up=up, down=down, num_rounds=3, evaluate=False)
     assert all(not r.lost for r in result.rounds)
+    losses = [r.loss for r in result.rounds]
+    assert losses[-1] < losses[0]
 
 
 def test_layers_that_diverge_behind_the_cut_do_not_enter_the_mean() -> None:
