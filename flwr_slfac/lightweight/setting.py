@@ -10,6 +10,7 @@ from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.device_config import FULL_BITS, DeviceConfig
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice
+from flwr_slfac.lightweight.pruning.schedule import gradual_share
 from flwr_slfac.lightweight.pruning.selection import CutChoice, Scope, require_ratio
 from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET
 
@@ -33,6 +34,11 @@ class Lightweight:
         callable is given the round, from 1, and the device's profile
         (`Device.profile`, with ``"partition-id"`` added), so that unlike devices carry
         unlike shares.
+    prune_rounds : int (default: 0)
+        Rounds n over which `prune`, a number or a callable, is reached, from the whole
+        front in the first round: after t rounds the share is
+        ``prune (1 - (1 - t / n)^3)`` (Zhu and Gupta, "To prune, or not to prune",
+        2017), as of the last choice of the masks. 0: it is reached at once.
     structured : bool (default: True)
         True: whole channels leave convolutions, linear layers and norms, and the
         device runs a smaller network. False: single weights are zero; that saves bytes
@@ -105,9 +111,13 @@ class Lightweight:
     0.3
     >>> Lightweight(prune=lambda server_round, profile: 0.5).share(1, {})
     0.5
+    >>> gradual = Lightweight(prune=0.5, prune_rounds=2)
+    >>> [gradual.share(server_round, {}) for server_round in (1, 2, 3, 4)]
+    [0.0, 0.4375, 0.5, 0.5]
     """
 
     prune: Prune = 0.0
+    prune_rounds: int = 0
     structured: bool = True
     criterion: Criterion | Literal["increase"] = "weight"
     scope: Scope = "layer"
@@ -136,6 +146,7 @@ class Lightweight:
                 )
             for share in schedule:
                 require_ratio(share)
+        self._require_gradual()
         criteria = (*get_args(Criterion), "increase")
         require_choice("criterion", self.criterion, criteria)
         require_choice("scope", self.scope, get_args(Scope))
@@ -157,6 +168,18 @@ class Lightweight:
             self.dropout_per or "batch",
         )
         self.device_config  # noqa: B018 - checks the rest
+
+    def _require_gradual(self) -> None:
+        """Refuse a schedule of no rounds, or on top of one by the user."""
+        if self.prune_rounds == 0 and not isinstance(self.prune_rounds, bool):
+            return
+        require_count("prune_rounds", self.prune_rounds)
+        if isinstance(self.prune, Sequence):
+            raise SettingError(
+                f"prune={self.prune!r} gives a share for each round, and "
+                f"prune_rounds={self.prune_rounds} would, too; give one number, or "
+                "leave prune_rounds out"
+            )
 
     @property
     def device_config(self) -> DeviceConfig:
@@ -243,7 +266,7 @@ class Lightweight:
         else:
             share = self._schedule[min(server_round, len(self._schedule)) - 1]
         require_ratio(share)
-        return float(share)
+        return gradual_share(share, server_round - 1, self.prune_rounds)
 
     def aggregates(self, server_round: int, last_round: int | None) -> bool:
         """Say whether fronts are aggregated at the end of a round, from 1."""

@@ -108,6 +108,14 @@ CASES: dict[str, dict[str, Any]] = {
             )
         },
     },
+    "pruned gradually": {
+        "model": net,
+        "run": {
+            "lightweight": Lightweight(
+                prune=0.5, prune_rounds=3, criterion="increase", update_bits=8
+            )
+        },
+    },
     "fronts that stay": {
         "model": net,
         "run": {"lightweight": Lightweight(gradient_bits=8, aggregate_every=2)},
