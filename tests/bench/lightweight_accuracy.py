@@ -50,8 +50,6 @@ TOGETHER = {
     "aggregate_every": 2,
 }
 STEPS_OF_5 = {"aggregate_every": 5, "period": "step"}
-# Zhu and Gupta's schedule (2017), from the whole front to 0.3 in the fifth round.
-GRADUAL = [0.3 * (1 - (1 - t / 4) ** 3) for t in range(5)]
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "together": TOGETHER,
@@ -74,7 +72,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
         for every in (1, 5, 10, 30)
     },
     "together, I 1 round": {**TOGETHER, "aggregate_every": 1},
-    "together gradually, I 5 steps": {**TOGETHER, **STEPS_OF_5, "prune": GRADUAL},
+    "together gradually, I 5 steps": {**TOGETHER, **STEPS_OF_5, "prune_rounds": 4},
 }
 
 
