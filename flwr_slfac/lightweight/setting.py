@@ -87,18 +87,19 @@ class Lightweight:
         Whether the examples of a batch lose the same units. By default they do not
         under codecs that code each map for itself (`SLFAC`) or each value, and do
         under others.
-    aggregate_every : int (default: 1)
-        I, in the unit of `period`.
-    period : {"round", "step"} (default: "round")
-        "round": fronts are aggregated in every I-th round, and in the last. In between
-        they stay on the devices and do not cross the network. A device that missed an
-        aggregation begins with the aggregated front. Under scheme ``sequential`` with
-        I > 1 the front is not handed on: each device trains its own until they are
-        aggregated. "step": within a round, too, fronts are averaged after every I-th
-        step, over the devices that have further steps in it; see
-        `flwr_slfac.split.periods`. Optimizers keep their moments, and the wrapped
-        strategy aggregates at the end of each round as it does without. Not in the
-        relay of ``sequential``, where one device trains at a time.
+    aggregate_every : int, optional
+        I, in the unit of `period`. By default fronts are aggregated at the end of each
+        round and at no other time.
+    period : {"step", "round"} (default: "step")
+        "step": within a round, too, fronts are averaged after every I-th step, over
+        the devices that have further steps in it; see `flwr_slfac.split.periods`.
+        Optimizers keep their moments, and the wrapped strategy aggregates at the end of
+        each round as it does without. Not in the relay of ``sequential``, where one
+        device trains at a time. "round": fronts are aggregated in every I-th round, and
+        in the last. In between they stay on the devices and do not cross the network. A
+        device that missed an aggregation begins with the aggregated front. Under scheme
+        ``sequential`` with I > 1 the front is not handed on: each device trains its own
+        until they are aggregated.
 
     Raises
     ------
@@ -132,8 +133,8 @@ class Lightweight:
     activation_dropout: float = 0.0
     dropout_unit: Unit | None = None
     dropout_per: Per | None = None
-    aggregate_every: int = 1
-    period: Literal["round", "step"] = "round"
+    aggregate_every: int | None = None
+    period: Literal["step", "round"] = "step"
 
     def __post_init__(self) -> None:
         if not callable(self.prune):
@@ -151,9 +152,10 @@ class Lightweight:
         require_choice("criterion", self.criterion, criteria)
         require_choice("scope", self.scope, get_args(Scope))
         require_choice("at_cut", self.at_cut, get_args(CutChoice))
-        require_choice("period", self.period, ("round", "step"))
-        for name in ("remask_every", "aggregate_every"):
-            require_count(name, getattr(self, name))
+        require_choice("period", self.period, ("step", "round"))
+        require_count("remask_every", self.remask_every)
+        if self.aggregate_every is not None:
+            require_count("aggregate_every", self.aggregate_every)
         if not 0 <= self.gradient_decay < 1:
             raise SettingError(
                 f"gradient_decay is {self.gradient_decay!r}; give a number in [0, 1)"
@@ -234,12 +236,12 @@ class Lightweight:
     @property
     def period_steps(self) -> int:
         """Steps between two averages of fronts within a round; 0 for none there."""
-        return self.aggregate_every if self.period == "step" else 0
+        return (self.aggregate_every or 0) if self.period == "step" else 0
 
     @property
     def period_rounds(self) -> int:
         """Rounds between two aggregations by the strategy."""
-        return self.aggregate_every if self.period == "round" else 1
+        return (self.aggregate_every or 1) if self.period == "round" else 1
 
     @property
     def unlike_shares(self) -> bool:

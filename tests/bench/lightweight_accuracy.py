@@ -2,7 +2,7 @@
 
 Usage: python -m tests.bench.lightweight_accuracy [--plan short|long]
        [--datasets cifar10 mnist] [--partitions iid dirichlet] [--seeds 0 1 2]
-       [--arms plain together ...] [--out FILE] [--markdown FILE]
+       [--arms plain together ...] [--against plain] [--out FILE] [--markdown FILE]
 
 Quarter-width VGG-19-BN without its dropout, cut after its second pooling (CIFAR-10
 subset), and ResNet-18 cut after `layer1` (MNIST), ten devices in one process, scheme
@@ -48,6 +48,7 @@ TOGETHER = {
     "gradient_bits": 8,
     "activation_dropout": 0.1,
     "aggregate_every": 2,
+    "period": "round",
 }
 STEPS_OF_5 = {"aggregate_every": 5, "period": "step"}
 ARMS: dict[str, dict[str, Any] | None] = {
@@ -61,7 +62,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "rho 0.3 by weight": {"prune": 0.3},
     **{f"{bits} bits": {"gradient_bits": bits} for bits in (8, 4)},
     **{f"p {p}": {"activation_dropout": p} for p in (0.1, 0.3)},
-    **{f"I {every}": {"aggregate_every": every} for every in (2, 5)},
+    **{f"I {every}": {"aggregate_every": every, "period": "round"} for every in (2, 5)},
     "I 5 steps": STEPS_OF_5,
     **{
         f"together, I {every} steps": {
@@ -71,7 +72,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
         }
         for every in (1, 5, 10, 30)
     },
-    "together, I 1 round": {**TOGETHER, "aggregate_every": 1},
+    "together, I 1 round": {**TOGETHER, "aggregate_every": 1, "period": "round"},
     "together gradually, I 5 steps": {**TOGETHER, **STEPS_OF_5, "prune_rounds": 4},
 }
 
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--partitions", nargs="+", default=["iid", "dirichlet"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--against", choices=list(ARMS), default="plain")
     parser.add_argument("--out", type=Path, default=Path("lightweight.jsonl"))
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--threads", type=int, default=1)
@@ -149,9 +151,10 @@ def main() -> None:
                         file.write(json.dumps(row) + "\n")
                     print(json.dumps(row), flush=True)
                     done.append(row)
-    print(table(done))
+    text = table(done, options.against)
+    print(text)
     if options.markdown:
-        options.markdown.write_text(table(done) + "\n")
+        options.markdown.write_text(text + "\n")
 
 
 def build(dataset: str, num_classes: int, channels: int) -> nn.Module:
@@ -258,11 +261,11 @@ def split(
             return [torch.tensor(rng.permutation(part)) for part in parts]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return means over seeds, and the difference to plain of the same seeds."""
+def table(rows: list[dict[str, Any]], against: str) -> str:
+    """Return means over seeds, and the difference to an arm with the same seeds."""
     lines = [
-        "| dataset | partition | setting | seeds | accuracy | minus plain | standard "
-        "error | FLOPs | front MB up, down | smashed MB up, down |",
+        f"| dataset | partition | setting | seeds | accuracy | minus {against} "
+        "| standard error | FLOPs | front MB up, down | smashed MB up, down |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for dataset in DATASETS:
@@ -272,13 +275,13 @@ def table(rows: list[dict[str, Any]]) -> str:
                 for r in rows
                 if (r["dataset"], r["partition"]) == (dataset, partition)
             ]
-            plain = {r["seed"]: r["accuracy"] for r in own if r["arm"] == "plain"}
+            base = {r["seed"]: r["accuracy"] for r in own if r["arm"] == against}
             for arm in ARMS:
-                mine = [r for r in own if r["arm"] == arm and r["seed"] in plain]
+                mine = [r for r in own if r["arm"] == arm and r["seed"] in base]
                 if not mine:
                     continue
                 accuracy = [r["accuracy"] for r in mine]
-                gaps = [r["accuracy"] - plain[r["seed"]] for r in mine]
+                gaps = [r["accuracy"] - base[r["seed"]] for r in mine]
                 error = statistics.stdev(gaps) / len(gaps) ** 0.5 if gaps[1:] else 0.0
                 lines.append(
                     f"| {dataset} | {partition} | {arm} | {len(mine)} "

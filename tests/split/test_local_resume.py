@@ -96,7 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model": net,
         "run": {
             "lightweight": Lightweight(
-                prune=0.4, update_bits=4, error_feedback=True, period="step"
+                prune=0.4, update_bits=4, error_feedback=True, aggregate_every=1
             )
         },
     },
@@ -118,7 +118,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "fronts that stay": {
         "model": net,
-        "run": {"lightweight": Lightweight(gradient_bits=8, aggregate_every=2)},
+        "run": {
+            "lightweight": Lightweight(
+                gradient_bits=8, aggregate_every=2, period="round"
+            )
+        },
     },
 }
 

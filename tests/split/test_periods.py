@@ -477,6 +477,26 @@ def test_eight_bits_take_a_quarter_of_the_bytes() -> None:
     assert whole["model-down"] == pytest.approx(3 * down, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("setting", "steps", "rounds"),
+    [
+        (Lightweight(), 0, 1),
+        (Lightweight(aggregate_every=5), 5, 1),
+        (Lightweight(aggregate_every=1), 1, 1),
+        (Lightweight(aggregate_every=5, period="round"), 0, 5),
+        (Lightweight(period="round"), 0, 1),
+    ],
+)
+def test_a_period_is_of_steps_unless_rounds_are_asked_for(
+    setting: Lightweight, steps: int, rounds: int
+) -> None:
+    """Without a length there is no mean within a round, and one at the end of each."""
+    assert (setting.period_steps, setting.period_rounds) == (steps, rounds)
+    assert setting.device_config.period_steps == steps
+    aggregated = [r for r in range(1, 8) if setting.aggregates(r, 7)]
+    assert aggregated == sorted({*range(rounds, 8, rounds), 7})
+
+
 def test_what_means_cannot_go_with_is_refused_before_training() -> None:
     """A relay and a pipeline are refused by name; so are sizes that are none."""
     for scheme, more, named in (
