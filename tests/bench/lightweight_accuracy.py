@@ -282,11 +282,13 @@ def table(rows: list[dict[str, Any]], against: str) -> str:
                     continue
                 accuracy = [r["accuracy"] for r in mine]
                 gaps = [r["accuracy"] - base[r["seed"]] for r in mine]
-                error = statistics.stdev(gaps) / len(gaps) ** 0.5 if gaps[1:] else 0.0
+                error = "-"
+                if gaps[1:]:
+                    error = f"{statistics.stdev(gaps) / len(gaps) ** 0.5:.2f}"
                 lines.append(
                     f"| {dataset} | {partition} | {arm} | {len(mine)} "
                     f"| {statistics.mean(accuracy):.2f} "
-                    f"| {statistics.mean(gaps):+.2f} | {error:.2f} "
+                    f"| {statistics.mean(gaps):+.2f} | {error} "
                     f"| {statistics.mean(r['flops'] for r in mine):.2f} "
                     f"| {_megabytes(mine, 'front')} | {_megabytes(mine, 'smashed')} |"
                 )
