@@ -369,7 +369,7 @@ def test_a_run_that_ended_early_for_fronts_that_stay_is_not_gone_on_with(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its last aggregation is none of the longer run's: the one before is taken."""
-    setting = {"lightweight": Lightweight(prune=0.4, aggregate_every=2)}
+    setting = {"lightweight": Lightweight(prune=0.4, aggregate_every=2, period="round")}
     case = Case(settings=setting, model=net, num_rounds=6)
     folder = tmp_path / "run"
     case.run(folder, num_rounds=5)
@@ -599,7 +599,7 @@ def test_what_a_callback_remembers_is_resumed(tmp_path: Path) -> None:
 
 def test_no_round_ends_a_run_while_fronts_are_on_devices(tmp_path: Path) -> None:
     """With fronts that stay, the next aggregation is waited for."""
-    setting = {"lightweight": Lightweight(prune=0.4, aggregate_every=3)}
+    setting = {"lightweight": Lightweight(prune=0.4, aggregate_every=3, period="round")}
     case = Case(settings=setting, model=net, num_rounds=9)
     stop = StopEarly("train/devices", patience=1, min_delta=1)
     ended = case.run(tmp_path, callbacks=(stop,))

@@ -56,8 +56,8 @@ PUBLIC = {
         ChannelMask Channels CutMask ElementMask FullCutMask FullMask Group Mask
         Member PartialCutMask Role average_coordinates channel_groups
         channel_scores choose_channels choose_elements element_scores
-        fill_unheld increase keep_pruned_zero prunable_shapes restore_unheld
-        shrink update_as_gradient
+        fill_unheld gradual_share increase keep_pruned_zero prunable_shapes
+        restore_unheld shrink update_as_gradient
     """,
     "flwr_slfac.lightweight.pruning.dependency": """
         channel_groups

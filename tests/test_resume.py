@@ -207,7 +207,9 @@ CASES = {
         model=net,
     ),
     "fronts that stay": Case(
-        settings={"lightweight": light(aggregate_every=2)}, model=net, num_rounds=6
+        settings={"lightweight": light(aggregate_every=2, period="round")},
+        model=net,
+        num_rounds=6,
     ),
 }
 

@@ -69,7 +69,7 @@ class Saving:
         Where the run is saved; without one it is not.
     every : int
         Rounds between two checkpoints. Where fronts stay on the devices for some
-        rounds (``Lightweight(aggregate_every=...)``) the next round that aggregates is
+        rounds (``Lightweight(period="round")``) the next round that aggregates is
         waited for. After the last round there is one in any case.
     keep : int
         How many of the newest stay.

@@ -10,6 +10,7 @@ from flwr_slfac.errors import SettingError
 from flwr_slfac.lightweight.device_config import FULL_BITS, DeviceConfig
 from flwr_slfac.lightweight.dropout import Per, Unit, require_dropout
 from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice
+from flwr_slfac.lightweight.pruning.schedule import gradual_share
 from flwr_slfac.lightweight.pruning.selection import CutChoice, Scope, require_ratio
 from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET
 
@@ -33,6 +34,11 @@ class Lightweight:
         callable is given the round, from 1, and the device's profile
         (`Device.profile`, with ``"partition-id"`` added), so that unlike devices carry
         unlike shares.
+    prune_rounds : int (default: 0)
+        Rounds n over which `prune`, a number or a callable, is reached, from the whole
+        front in the first round: after t rounds the share is
+        ``prune (1 - (1 - t / n)^3)`` (Zhu and Gupta, "To prune, or not to prune",
+        2017), as of the last choice of the masks. 0: it is reached at once.
     structured : bool (default: True)
         True: whole channels leave convolutions, linear layers and norms, and the
         device runs a smaller network. False: single weights are zero; that saves bytes
@@ -81,18 +87,19 @@ class Lightweight:
         Whether the examples of a batch lose the same units. By default they do not
         under codecs that code each map for itself (`SLFAC`) or each value, and do
         under others.
-    aggregate_every : int (default: 1)
-        I, in the unit of `period`.
-    period : {"round", "step"} (default: "round")
-        "round": fronts are aggregated in every I-th round, and in the last. In between
-        they stay on the devices and do not cross the network. A device that missed an
-        aggregation begins with the aggregated front. Under scheme ``sequential`` with
-        I > 1 the front is not handed on: each device trains its own until they are
-        aggregated. "step": within a round, too, fronts are averaged after every I-th
-        step, over the devices that have further steps in it; see
-        `flwr_slfac.split.periods`. Optimizers keep their moments, and the wrapped
-        strategy aggregates at the end of each round as it does without. Not in the
-        relay of ``sequential``, where one device trains at a time.
+    aggregate_every : int, optional
+        I, in the unit of `period`. By default fronts are aggregated at the end of each
+        round and at no other time.
+    period : {"step", "round"} (default: "step")
+        "step": within a round, too, fronts are averaged after every I-th step, over
+        the devices that have further steps in it; see `flwr_slfac.split.periods`.
+        Optimizers keep their moments, and the wrapped strategy aggregates at the end of
+        each round as it does without. Not in the relay of ``sequential``, where one
+        device trains at a time. "round": fronts are aggregated in every I-th round, and
+        in the last. In between they stay on the devices and do not cross the network. A
+        device that missed an aggregation begins with the aggregated front. Under scheme
+        ``sequential`` with I > 1 the front is not handed on: each device trains its own
+        until they are aggregated.
 
     Raises
     ------
@@ -105,9 +112,13 @@ class Lightweight:
     0.3
     >>> Lightweight(prune=lambda server_round, profile: 0.5).share(1, {})
     0.5
+    >>> gradual = Lightweight(prune=0.5, prune_rounds=2)
+    >>> [gradual.share(server_round, {}) for server_round in (1, 2, 3, 4)]
+    [0.0, 0.4375, 0.5, 0.5]
     """
 
     prune: Prune = 0.0
+    prune_rounds: int = 0
     structured: bool = True
     criterion: Criterion | Literal["increase"] = "weight"
     scope: Scope = "layer"
@@ -122,8 +133,8 @@ class Lightweight:
     activation_dropout: float = 0.0
     dropout_unit: Unit | None = None
     dropout_per: Per | None = None
-    aggregate_every: int = 1
-    period: Literal["round", "step"] = "round"
+    aggregate_every: int | None = None
+    period: Literal["step", "round"] = "step"
 
     def __post_init__(self) -> None:
         if not callable(self.prune):
@@ -136,13 +147,15 @@ class Lightweight:
                 )
             for share in schedule:
                 require_ratio(share)
+        self._require_gradual()
         criteria = (*get_args(Criterion), "increase")
         require_choice("criterion", self.criterion, criteria)
         require_choice("scope", self.scope, get_args(Scope))
         require_choice("at_cut", self.at_cut, get_args(CutChoice))
-        require_choice("period", self.period, ("round", "step"))
-        for name in ("remask_every", "aggregate_every"):
-            require_count(name, getattr(self, name))
+        require_choice("period", self.period, ("step", "round"))
+        require_count("remask_every", self.remask_every)
+        if self.aggregate_every is not None:
+            require_count("aggregate_every", self.aggregate_every)
         if not 0 <= self.gradient_decay < 1:
             raise SettingError(
                 f"gradient_decay is {self.gradient_decay!r}; give a number in [0, 1)"
@@ -157,6 +170,18 @@ class Lightweight:
             self.dropout_per or "batch",
         )
         self.device_config  # noqa: B018 - checks the rest
+
+    def _require_gradual(self) -> None:
+        """Refuse a schedule of no rounds, or on top of one by the user."""
+        if self.prune_rounds == 0 and not isinstance(self.prune_rounds, bool):
+            return
+        require_count("prune_rounds", self.prune_rounds)
+        if isinstance(self.prune, Sequence):
+            raise SettingError(
+                f"prune={self.prune!r} gives a share for each round, and "
+                f"prune_rounds={self.prune_rounds} would, too; give one number, or "
+                "leave prune_rounds out"
+            )
 
     @property
     def device_config(self) -> DeviceConfig:
@@ -211,12 +236,12 @@ class Lightweight:
     @property
     def period_steps(self) -> int:
         """Steps between two averages of fronts within a round; 0 for none there."""
-        return self.aggregate_every if self.period == "step" else 0
+        return (self.aggregate_every or 0) if self.period == "step" else 0
 
     @property
     def period_rounds(self) -> int:
         """Rounds between two aggregations by the strategy."""
-        return self.aggregate_every if self.period == "round" else 1
+        return (self.aggregate_every or 1) if self.period == "round" else 1
 
     @property
     def unlike_shares(self) -> bool:
@@ -243,7 +268,7 @@ class Lightweight:
         else:
             share = self._schedule[min(server_round, len(self._schedule)) - 1]
         require_ratio(share)
-        return float(share)
+        return gradual_share(share, server_round - 1, self.prune_rounds)
 
     def aggregates(self, server_round: int, last_round: int | None) -> bool:
         """Say whether fronts are aggregated at the end of a round, from 1."""

@@ -101,7 +101,7 @@ class ProximalTerm(GradientRule):
             raise SettingError(
                 "proximal-mu was 0 when the front was sent that this device goes on "
                 "with, so it has not kept what the term pulls to; change proximal-mu "
-                "only in rounds that send fronts, or set aggregate_every=1"
+                "only in rounds that send fronts, or leave aggregate_every out"
             )
         self.load(states[self.name], where)
 

@@ -101,9 +101,16 @@ class MaskChoice:
             self._shares[device] = self._setting.share(self._chosen_in, profile)
         share = self._shares[device]
         if share not in self._by_share:
-            mask = FullMask() if share == 0 else self._choose(share, full)
+            mask = self._whole(full) if share == 0 else self._choose(share, full)
             self._by_share[share] = mask, mask.to_bytes()
         return self._by_share[share]
+
+    def _whole(self, full: State) -> Mask:
+        """Return the whole front's mask; growth is counted from here if not yet."""
+        if self._setting.criterion == "increase" and self.channels is not None:
+            scores = channel_scores(self.channels, full)
+            self._first_scores = self._first_scores or scores
+        return FullMask()
 
     def _choose(self, share: float, full: State) -> Mask:
         setting, gradients = self._setting, self._gradients

@@ -56,7 +56,7 @@ class Fronts(ServerFronts):
     ) -> None:
         self.setting, self.last_round = setting, last_round
         self.full = {}
-        self.hands_on = relay and setting.aggregate_every == 1
+        self.hands_on = relay and setting.period_rounds == 1
         self.unlike_parts = setting.unlike_shares
         p, unit, per = (
             setting.activation_dropout,

@@ -1,13 +1,16 @@
 """What lightweight training costs in accuracy, one reduction at a time and together.
 
-Usage: python -m tests.bench.lightweight_accuracy [--datasets cifar10 mnist]
-       [--partitions iid dirichlet] [--seeds 0 1 2] [--arms plain together ...]
-       [--out FILE] [--markdown FILE]
+Usage: python -m tests.bench.lightweight_accuracy [--plan short|long]
+       [--datasets cifar10 mnist] [--partitions iid dirichlet] [--seeds 0 1 2]
+       [--arms plain together ...] [--against plain] [--out FILE] [--markdown FILE]
 
 Quarter-width VGG-19-BN without its dropout, cut after its second pooling (CIFAR-10
 subset), and ResNet-18 cut after `layer1` (MNIST), ten devices in one process, scheme
 `parallel`, identity codec; images come from SLFAC_DATA_DIR. Every finished run is
 appended to FILE as JSON, and runs that are there are not repeated.
+
+The short plan has rounds of a few steps, with periods in rounds; the long one has
+rounds of 50 steps, with periods in steps.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +33,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import TensorDataset
 
 from flwr_slfac import Device, Lightweight, cut
-from flwr_slfac.split import ServerHalf, train_locally
+from flwr_slfac.split import LocalLink, ServerHalf, TrainRequest, train_locally
+from flwr_slfac.split.local_run import LocalResult
+from flwr_slfac.split.protocol import TrainAnswer, TrainReply
+from flwr_slfac.states import State
 from tests.bench.datasets import load_dataset
 from tests.models import resnet18, vgg19_bn
 
@@ -41,7 +48,9 @@ TOGETHER = {
     "gradient_bits": 8,
     "activation_dropout": 0.1,
     "aggregate_every": 2,
+    "period": "round",
 }
+STEPS_OF_5 = {"aggregate_every": 5, "period": "step"}
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "together": TOGETHER,
@@ -53,7 +62,18 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "rho 0.3 by weight": {"prune": 0.3},
     **{f"{bits} bits": {"gradient_bits": bits} for bits in (8, 4)},
     **{f"p {p}": {"activation_dropout": p} for p in (0.1, 0.3)},
-    **{f"I {every}": {"aggregate_every": every} for every in (2, 5)},
+    **{f"I {every}": {"aggregate_every": every, "period": "round"} for every in (2, 5)},
+    "I 5 steps": STEPS_OF_5,
+    **{
+        f"together, I {every} steps": {
+            **TOGETHER,
+            **STEPS_OF_5,
+            "aggregate_every": every,
+        }
+        for every in (1, 5, 10, 30)
+    },
+    "together, I 1 round": {**TOGETHER, "aggregate_every": 1, "period": "round"},
+    "together gradually, I 5 steps": {**TOGETHER, **STEPS_OF_5, "prune_rounds": 4},
 }
 
 
@@ -69,18 +89,47 @@ class Plan:
 
 PLANS = {
     # In long rounds fronts drift apart, those of plain training too.
-    "cifar10": Plan(10_000, 1000, 2, "features.13"),
-    "mnist": Plan(4000, 6, 50, "layer1"),
+    "short": {
+        "cifar10": Plan(10_000, 1000, 2, "features.13"),
+        "mnist": Plan(4000, 6, 50, "layer1"),
+    },
+    "long": {
+        "cifar10": Plan(10_000, 8, 50, "features.13"),
+        "mnist": Plan(4000, 3, 50, "layer1"),
+    },
 }
+DATASETS = ["cifar10", "mnist"]
+
+
+class CountingLink(LocalLink):
+    """Counts the bytes of whole fronts, which the ledger leaves to transports."""
+
+    down = up = 0
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Count fronts both ways."""
+        for request in requests.values():
+            begun = request.begin.front if request.begin else None
+            type(self).down += _num_bytes(begun) + _num_bytes(request.front)
+        answers = super().train(requests)
+        replies = [a for a in answers.values() if isinstance(a, TrainReply)]
+        type(self).up += sum(_num_bytes(r.front) for r in replies)
+        return answers
+
+
+def _num_bytes(front: State | None) -> int:
+    return sum(t.nbytes for t in front.values()) if front else 0
 
 
 def main() -> None:
     """Train every arm on every dataset and partition with every seed."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--datasets", nargs="+", default=list(PLANS))
+    parser.add_argument("--plan", choices=list(PLANS), default="short")
+    parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--partitions", nargs="+", default=["iid", "dirichlet"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--against", choices=list(ARMS), default="plain")
     parser.add_argument("--out", type=Path, default=Path("lightweight.jsonl"))
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--threads", type=int, default=1)
@@ -92,22 +141,20 @@ def main() -> None:
         for partition in options.partitions:
             for dataset in options.datasets:
                 for arm in options.arms:
-                    key = {
-                        "dataset": dataset,
-                        "partition": partition,
-                        "arm": arm,
-                        "seed": seed,
-                    }
+                    names = "dataset", "partition", "arm", "seed"
+                    key = dict(zip(names, (dataset, partition, arm, seed), strict=True))
                     if any(key.items() <= row.items() for row in done):
                         continue
-                    row = {**key, **train(dataset, partition, arm, seed)}
+                    plan = PLANS[options.plan][dataset]
+                    row = {**key, **train(dataset, partition, arm, seed, plan)}
                     with options.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(json.dumps(row), flush=True)
                     done.append(row)
-    print(table(done))
+    text = table(done, options.against)
+    print(text)
     if options.markdown:
-        options.markdown.write_text(table(done) + "\n")
+        options.markdown.write_text(text + "\n")
 
 
 def build(dataset: str, num_classes: int, channels: int) -> nn.Module:
@@ -122,9 +169,11 @@ def build(dataset: str, num_classes: int, channels: int) -> nn.Module:
     return resnet18(num_classes=num_classes, in_channels=channels, width=16)
 
 
-def train(dataset: str, partition: str, arm: str, seed: int) -> dict[str, float]:
+def train(
+    dataset: str, partition: str, arm: str, seed: int, plan: Plan
+) -> dict[str, float]:
     """Train once; return accuracy, seconds and what a step costs on a device."""
-    plan, setting = PLANS[dataset], ARMS[arm]
+    setting = ARMS[arm]
     data = load_dataset(Path(os.environ["SLFAC_DATA_DIR"]), dataset)
     rng = np.random.default_rng(seed)
     images = rng.permutation(len(data.train_y))[: plan.num_images]
@@ -153,6 +202,7 @@ def train(dataset: str, partition: str, arm: str, seed: int) -> dict[str, float]
         scheme="parallel",
         scheduler=scheduler,
     )
+    link = type("Link", (CountingLink,), {"down": 0, "up": 0})
     start = time.perf_counter()
     result = train_locally(
         devices,
@@ -162,22 +212,33 @@ def train(dataset: str, partition: str, arm: str, seed: int) -> dict[str, float]
         seed=seed,
         evaluate=False,
         lightweight=None if setting is None else Lightweight(**setting),
+        make_link=link,
     )
     seconds = time.perf_counter() - start
     whole = halves.load(result.front, server.snapshot()).eval()
     with torch.no_grad():
         scores = torch.cat([whole(x) for x in data.test_x.split(256)])
-    costs = result.rounds[-1].costs
-    step = costs[min(costs)] if costs else None
+    moved = result.traffic.num_bytes
     return {
         "accuracy": 100 * float((scores.argmax(1) == data.test_y).double().mean()),
-        "flops": 1.0
-        if step is None
-        else (step.forward_flops + step.backward_flops)
-        / (step.plain_forward_flops + step.plain_backward_flops),
+        "flops": _share_of_flops(result),
         "smashed": 1 / result.traffic.compression_ratio(phase="train"),
         "seconds": seconds,
+        "loss": result.rounds[-1].loss,
+        "front_up": link.up + moved(directions=["model-up"]),
+        "front_down": link.down + moved(directions=["model-down"]),
+        "smashed_up": moved(directions=["up", "targets"]),
+        "smashed_down": moved(directions=["down"]),
     }
+
+
+def _share_of_flops(result: LocalResult) -> float:
+    """Return devices' FLOPs as a share of plain training's, a mean over rounds."""
+    costs = [cost for r in result.rounds for cost in r.costs.values()]
+    if not costs:
+        return 1.0
+    done = sum(c.forward_flops + c.backward_flops for c in costs)
+    return done / sum(c.plain_forward_flops + c.plain_backward_flops for c in costs)
 
 
 def split(
@@ -200,36 +261,47 @@ def split(
             return [torch.tensor(rng.permutation(part)) for part in parts]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return means over seeds, and the difference to plain of the same seeds."""
+def table(rows: list[dict[str, Any]], against: str) -> str:
+    """Return means over seeds, and the difference to an arm with the same seeds."""
     lines = [
-        "| dataset | partition | setting | seeds | accuracy | sd | minus plain "
-        "| FLOPs | smashed |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| dataset | partition | setting | seeds | accuracy | minus {against} "
+        "| standard error | FLOPs | front MB up, down | smashed MB up, down |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for dataset in PLANS:
+    for dataset in DATASETS:
         for partition in ("iid", "dirichlet"):
             own = [
                 r
                 for r in rows
                 if (r["dataset"], r["partition"]) == (dataset, partition)
             ]
-            plain = {r["seed"]: r["accuracy"] for r in own if r["arm"] == "plain"}
+            base = {r["seed"]: r["accuracy"] for r in own if r["arm"] == against}
             for arm in ARMS:
-                mine = [r for r in own if r["arm"] == arm and r["seed"] in plain]
+                mine = [r for r in own if r["arm"] == arm and r["seed"] in base]
                 if not mine:
                     continue
                 accuracy = [r["accuracy"] for r in mine]
-                gaps = [r["accuracy"] - plain[r["seed"]] for r in mine]
-                spread = statistics.stdev(gaps) if len(gaps) > 1 else 0.0
+                gaps = [r["accuracy"] - base[r["seed"]] for r in mine]
+                error = "-"
+                if gaps[1:]:
+                    error = f"{statistics.stdev(gaps) / len(gaps) ** 0.5:.2f}"
                 lines.append(
                     f"| {dataset} | {partition} | {arm} | {len(mine)} "
-                    f"| {statistics.mean(accuracy):.2f} | {spread:.2f} "
-                    f"| {statistics.mean(gaps):+.2f} "
+                    f"| {statistics.mean(accuracy):.2f} "
+                    f"| {statistics.mean(gaps):+.2f} | {error} "
                     f"| {statistics.mean(r['flops'] for r in mine):.2f} "
-                    f"| {statistics.mean(r['smashed'] for r in mine):.2f} |"
+                    f"| {_megabytes(mine, 'front')} | {_megabytes(mine, 'smashed')} |"
                 )
     return "\n".join(lines)
+
+
+def _megabytes(rows: list[dict[str, Any]], what: str) -> str:
+    """Return mean bytes up and down, of all devices and rounds."""
+    up, down = (
+        statistics.mean(r[f"{what}_{direction}"] for r in rows) / 1e6
+        for direction in ("up", "down")
+    )
+    return f"{up:.2f}, {down:.2f}"
 
 
 if __name__ == "__main__":

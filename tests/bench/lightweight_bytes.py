@@ -118,13 +118,20 @@ def main() -> None:
     every = crossed(None, options.rounds, Identity(), 1)
     for period in (2, 5):
         light = crossed(
-            Lightweight(aggregate_every=period), options.rounds, Identity(), 1
+            Lightweight(aggregate_every=period, period="round"),
+            options.rounds,
+            Identity(),
+            1,
         )
         ratio = _front(light) / _front(every)
         setting = f"I = {period}, {options.rounds} rounds"
         print(f"| front both ways | {setting} | {ratio:.3f} |", flush=True)
     together = Lightweight(
-        prune=0.3, gradient_bits=8, activation_dropout=0.1, aggregate_every=2
+        prune=0.3,
+        gradient_bits=8,
+        activation_dropout=0.1,
+        aggregate_every=2,
+        period="round",
     )
     light = crossed(together, options.rounds, Identity(), 1)
     setting = "rho 0.3, 8 bits, p 0.1, I 2"

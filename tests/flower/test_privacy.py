@@ -50,7 +50,7 @@ JOBS = (
         "kept fronts",
         scheme="sflv1",
         mods=["fixedclipping_mod"],
-        lightweight={"aggregate_every": 2},
+        lightweight={"aggregate_every": 2, "period": "round"},
         **dp(FIXED),
     ),
     Job(

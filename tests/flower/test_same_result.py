@@ -44,6 +44,7 @@ JOBS = (
             "gradient_bits": 8,
             "activation_dropout": 0.3,
             "aggregate_every": 2,
+            "period": "round",
         },
     ),
     Job(
@@ -51,7 +52,12 @@ JOBS = (
         scheme="sflv1",
         num_rounds=3,
         live_cache=0,
-        lightweight={"prune": "odd", "saved_bits": 8, "aggregate_every": 2},
+        lightweight={
+            "prune": "odd",
+            "saved_bits": 8,
+            "aggregate_every": 2,
+            "period": "round",
+        },
     ),
     Job(
         "period of steps",

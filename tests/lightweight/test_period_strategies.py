@@ -49,4 +49,4 @@ def test_strategies_that_do_more_are_refused_by_name(kind: type[Strategy]) -> No
     """What ranks, clips or adds noise would be passed by within the round."""
     with pytest.raises(SettingError, match=r"within a round .*period='round'"):
         around(kind(), STEPS)
-    around(kind(), Lightweight(aggregate_every=5))
+    around(kind(), Lightweight(aggregate_every=5, period="round"))

@@ -43,7 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dropout": {
         "up": "waterfill(nrmse=0.2)",
         "lightweight": Lightweight(
-            prune=0.4, activation_dropout=0.3, aggregate_every=2
+            prune=0.4, activation_dropout=0.3, aggregate_every=2, period="round"
         ),
     },
 }

@@ -209,7 +209,9 @@ def test_the_proximal_term_pulls_to_the_front_of_the_last_aggregation(
         builders.server(back, scheme, optimizer=plain),
         num_rounds=3,
         proximal_mu=mu,
-        lightweight=Lightweight(aggregate_every=3, update_bits=update_bits),
+        lightweight=Lightweight(
+            aggregate_every=3, period="round", update_bits=update_bits
+        ),
         make_link=make_link,
         evaluate=False,
     )
@@ -234,7 +236,7 @@ def test_the_proximal_term_pulls_to_the_front_of_the_last_aggregation(
 def test_a_proximal_term_in_the_midst_of_a_period_is_refused() -> None:
     """A device that kept no anchor says so instead of pulling to its own front."""
     front, back = builders.halves(norm=False)
-    fronts = Fronts(Lightweight(aggregate_every=3), relay=False)
+    fronts = Fronts(Lightweight(aggregate_every=3, period="round"), relay=False)
     rounds = Rounds(builders.server(back), Identity(), Traffic(), 10**6, fronts)
     whole = fronts.take(front.state_dict())
     link = LocalLink([DeviceHalf(builders.devices(front, [8])[0], 0)])

@@ -60,12 +60,13 @@ SETTINGS = {
     "unlike": Lightweight(prune=by_partition, gradient_bits=8, remask_every=2),
     "quantized": Lightweight(gradient_bits=4, error_feedback=True),
     "dropped": Lightweight(activation_dropout=0.3, dropout_unit="element"),
-    "rare": Lightweight(aggregate_every=2, update_bits=6),
+    "rare": Lightweight(aggregate_every=2, period="round", update_bits=6),
     "all": Lightweight(
         prune=[0.5, 0.25],
         gradient_bits=8,
         activation_dropout=0.25,
         aggregate_every=2,
+        period="round",
         saved_bits=8,
     ),
 }
@@ -383,7 +384,7 @@ def test_each_coordinate_is_the_mean_over_its_holders() -> None:
 
 def test_fronts_cross_only_where_they_are_aggregated() -> None:
     """With I = 2 over five rounds: down in 1, 3, 5 and up in 2, 4 and the last."""
-    run(Lightweight(aggregate_every=2), num_rounds=5)
+    run(Lightweight(aggregate_every=2, period="round"), num_rounds=5)
     down = {(k, b.server_round) for k, b in Witness.last.begins if b.front is not None}
     assert down == {(k, r) for k in range(3) for r in (1, 3, 5)}
     up = [k for k, reply in Witness.last.replies if reply.front is not None]
@@ -392,7 +393,7 @@ def test_fronts_cross_only_where_they_are_aggregated() -> None:
 
 def test_the_global_front_is_that_of_the_last_aggregation() -> None:
     """In between nothing changes it; devices are tested with their own fronts."""
-    result = run(Lightweight(aggregate_every=3), num_rounds=3)
+    result = run(Lightweight(aggregate_every=3, period="round"), num_rounds=3)
     assert [r.aggregates for r in result.rounds] == [False, False, True]
     assert len({e["loss"] for e in result.evaluations}) == 3
 
@@ -403,7 +404,9 @@ def test_a_device_that_lost_its_front_gets_the_global_one() -> None:
     class Wiping(Witness):
         wiped: ClassVar = {2: 1}
 
-    result = run(Lightweight(aggregate_every=3), make_link=Wiping, num_rounds=3)
+    result = run(
+        Lightweight(aggregate_every=3, period="round"), make_link=Wiping, num_rounds=3
+    )
     sent = [
         (key, begin.server_round)
         for key, begin in Witness.last.begins
@@ -658,7 +661,7 @@ def test_a_pruned_run_is_that_of_the_smaller_network() -> None:
 def test_only_who_missed_an_aggregation_gets_the_front_again() -> None:
     """Devices that were not sampled keep theirs, up to the next aggregation."""
     front, back = net()
-    setting = Lightweight(aggregate_every=3)
+    setting = Lightweight(aggregate_every=3, period="round")
     fronts = Fronts(setting, relay=False)
     fronts.replace(front.state_dict())
     server = builders.server(back)

@@ -101,7 +101,7 @@ CASES: dict[str, dict[str, Any]] = {
         "model": net,
         "run": {
             "lightweight": Lightweight(
-                prune=0.4, update_bits=4, error_feedback=True, period="step"
+                prune=0.4, update_bits=4, error_feedback=True, aggregate_every=1
             )
         },
     },
@@ -113,9 +113,21 @@ CASES: dict[str, dict[str, Any]] = {
             )
         },
     },
+    "pruned gradually": {
+        "model": net,
+        "run": {
+            "lightweight": Lightweight(
+                prune=0.5, prune_rounds=3, criterion="increase", update_bits=8
+            )
+        },
+    },
     "fronts that stay": {
         "model": net,
-        "run": {"lightweight": Lightweight(gradient_bits=8, aggregate_every=2)},
+        "run": {
+            "lightweight": Lightweight(
+                gradient_bits=8, aggregate_every=2, period="round"
+            )
+        },
     },
 }
 

@@ -72,6 +72,8 @@ SETTINGS = {
     "weights": steps_of_2(prune=0.5, structured=False, update_bits=4),
     "unlike": steps_of_2(prune=by_partition, update_bits=8),
     "unlike, whole": steps_of_2(prune=by_partition),
+    "gradually": steps_of_2(prune=0.5, prune_rounds=2, gradient_bits=8),
+    "weights, gradually": steps_of_2(prune=0.5, prune_rounds=2, structured=False),
 }
 
 
@@ -129,9 +131,14 @@ def train(
     return result, dict(server.back.state_dict())
 
 
-def masks_of(setting: Lightweight, full: dict[str, Tensor], device: int) -> Mask:
-    """Return what a device holds of a front in the first choice."""
-    share = setting.share(1, {"partition-id": device})
+def masks_of(
+    setting: Lightweight, full: dict[str, Tensor], device: int, server_round: int
+) -> Mask:
+    """Return what a device holds of a front in a round."""
+    share = setting.share(server_round, {"partition-id": device})
+    if setting.prune_rounds:
+        # One of 8 parts of the way is left after the first of two rounds.
+        assert share == (0 if server_round == 1 else 0.5 * 7 / 8)
     if not share:
         return FullMask()
     if not setting.structured:
@@ -238,7 +245,8 @@ def slow_loop(
     residuals: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(devices))}
     for server_round in (1, 2):
         slow = [
-            SlowDevice(i, d, masks_of(setting, full, i)) for i, d in enumerate(devices)
+            SlowDevice(i, d, masks_of(setting, full, i, server_round))
+            for i, d in enumerate(devices)
         ]
         for each in slow:
             each.residual = dict(residuals[each.number])
@@ -467,6 +475,26 @@ def test_eight_bits_take_a_quarter_of_the_bytes() -> None:
     # 11 steps: two means within the round, and the round's end.
     assert whole["model-up"] == pytest.approx(3 * once["model-up"], rel=0.05)
     assert whole["model-down"] == pytest.approx(3 * down, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("setting", "steps", "rounds"),
+    [
+        (Lightweight(), 0, 1),
+        (Lightweight(aggregate_every=5), 5, 1),
+        (Lightweight(aggregate_every=1), 1, 1),
+        (Lightweight(aggregate_every=5, period="round"), 0, 5),
+        (Lightweight(period="round"), 0, 1),
+    ],
+)
+def test_a_period_is_of_steps_unless_rounds_are_asked_for(
+    setting: Lightweight, steps: int, rounds: int
+) -> None:
+    """Without a length there is no mean within a round, and one at the end of each."""
+    assert (setting.period_steps, setting.period_rounds) == (steps, rounds)
+    assert setting.device_config.period_steps == steps
+    aggregated = [r for r in range(1, 8) if setting.aggregates(r, 7)]
+    assert aggregated == sorted({*range(rounds, 8, rounds), 7})
 
 
 def test_what_means_cannot_go_with_is_refused_before_training() -> None:

@@ -277,7 +277,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "up": parse_codec("waterfill(nrmse=0.2)"),
         "lightweight": Lightweight(
             prune=0.3, gradient_bits=8, update_bits=8, error_feedback=True,
-            activation_dropout=0.3, aggregate_every=2, saved_bits=8,
+            activation_dropout=0.3, aggregate_every=2, period="round", saved_bits=8,
         ),
     },
     "single weights pruned": {

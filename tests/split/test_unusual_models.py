@@ -102,7 +102,7 @@ SETTINGS = {
     "quantized": Lightweight(gradient_bits=8),
     "updates": Lightweight(update_bits=4),
     "fed back": Lightweight(update_bits=4, error_feedback=True),
-    "rare": Lightweight(aggregate_every=2, saved_bits=8),
+    "rare": Lightweight(aggregate_every=2, period="round", saved_bits=8),
     "pruned": Lightweight(prune=0.3),
     "masked": Lightweight(prune=0.3, structured=False, criterion="gradient"),
 }

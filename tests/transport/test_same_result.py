@@ -32,7 +32,7 @@ SETTINGS = {
     "lightweight": {
         "lightweight": Lightweight(
             prune=0.4, gradient_bits=8, update_bits=8, activation_dropout=0.3,
-            aggregate_every=2,
+            aggregate_every=2, period="round",
         ),
     },
 }  # fmt: skip

@@ -42,6 +42,7 @@ from flwr_slfac.lightweight.pruning.importance import (
     update_as_gradient,
 )
 from flwr_slfac.lightweight.pruning.masks import FullMask, Mask
+from flwr_slfac.lightweight.pruning.schedule import gradual_share
 from flwr_slfac.lightweight.pruning.selection import choose_channels, choose_elements
 from flwr_slfac.lightweight.pruning.shrink import shrink
 
@@ -64,6 +65,7 @@ __all__ = [
     "choose_elements",
     "element_scores",
     "fill_unheld",
+    "gradual_share",
     "increase",
     "keep_pruned_zero",
     "prunable_shapes",
