@@ -29,7 +29,7 @@ from tests.split.test_lightweight import Witness, by_partition, net, run
 GRADUAL = partial(Lightweight, prune=0.5, prune_rounds=2)
 
 
-@given(st.floats(0, 0.99), st.integers(0, 60), st.integers(1, 50))
+@given(st.just(0.0) | st.floats(1e-9, 0.99), st.integers(0, 60), st.integers(1, 50))
 def test_shares_are_those_of_the_formula(final: float, t: int, n: int) -> None:
     """``s_f (1 - (1 - t/n)^3)`` to the last digits; exactly s_f from t = n on."""
     share = gradual_share(final, t, n)
