@@ -112,8 +112,13 @@ HOW: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    ("scheme", "how"),
+    [
+        *((scheme, "momentum") for scheme in SCHEMES),
+        *(("parallel", how) for how in list(HOW)[1:]),
+    ],
+)
 def test_own_cuts_train_what_the_common_cut_trains(scheme: str, how: str) -> None:
     """With codecs that lose nothing, own cuts end in the common cut's bits."""
     one, back = train(None, scheme=scheme, how=HOW[how])
@@ -289,7 +294,7 @@ def _train_mismatched() -> None:
     train_locally(devices, front, server, num_rounds=1, cuts=cuts)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["sequential", "parallel"])
 def test_a_resumed_run_is_the_one_that_was_not_broken(
     tmp_path: Path, scheme: str
 ) -> None:
