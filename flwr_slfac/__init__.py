@@ -25,7 +25,7 @@ from flwr_slfac.errors import (
 )
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.report import DeviceCost, RoundReport, TensorBoard
-from flwr_slfac.split import Device, DeviceCuts
+from flwr_slfac.split import Device, DeviceCodecs, DeviceCuts
 from flwr_slfac.split.metrics import accuracy
 from flwr_slfac.status import StatusPage
 from flwr_slfac.strategy import SplitFed
@@ -43,6 +43,7 @@ __all__ = [
     "CutPoint",
     "DecodeError",
     "Device",
+    "DeviceCodecs",
     "DeviceCost",
     "DeviceCuts",
     "DeviceError",

@@ -21,6 +21,7 @@ from flwr_slfac.sampled import Sampled
 from flwr_slfac.split import (
     Begin,
     CutFeature,
+    DeviceCodecs,
     Limits,
     OnDeviceError,
     RoundResult,
@@ -67,6 +68,8 @@ class FlowerRounds:
         Smashed test data that a device sends per message.
     codec_threads : int or None
         Threads that code different devices' frames.
+    codecs : DeviceCodecs or None
+        Codecs of devices' own.
 
     Raises
     ------
@@ -91,6 +94,7 @@ class FlowerRounds:
         step_timeout_s: float,
         evaluate_bytes: int,
         codec_threads: int | None,
+        codecs: DeviceCodecs | None,
     ) -> None:
         if not step_timeout_s > 0:
             raise SettingError(f"step_timeout_s is {step_timeout_s}, not above 0")
@@ -101,7 +105,7 @@ class FlowerRounds:
         self._status = history.status
         self._up, self._down = up, down
         self._pipeline_depth = pipeline_depth
-        settings = fronts, cut_features, on_device_error, codec_threads
+        settings = fronts, cut_features, on_device_error, codec_threads, codecs
         self._rounds = Rounds(server, down, history.traffic, limits, *settings)
         self._fronts = fronts
         self._before: dict[str, torch.Tensor] = {}

@@ -23,6 +23,7 @@ from flwr_slfac.report import Callback
 from flwr_slfac.run_state import RunState
 from flwr_slfac.split import (
     CutFeature,
+    DeviceCodecs,
     DeviceCuts,
     Limits,
     Loss,
@@ -66,8 +67,8 @@ class SplitFed(Strategy):
     up, down : Codec or str (default: waterfill, ``nrmse`` 0.1 and 0.4)
         How activations and cut-layer gradients are coded; text is read by
         `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
-    lightweight, cuts : Lightweight and DeviceCuts, optional
-        What makes training lighter on the devices; cuts of devices' own.
+    lightweight, cuts, codecs : Lightweight, DeviceCuts and DeviceCodecs, optional
+        What makes training lighter on devices; cuts and codecs of devices' own.
     cut_features : sequence of CutFeature
         What else is done to the smashed data, in the order of sending.
     transport : {"auto", "messages", "stream"} or StreamTransport (default: "auto")
@@ -95,14 +96,13 @@ class SplitFed(Strategy):
 
     Attributes
     ----------
-    traffic, reports
-        Everything that crossed, as `Traffic`, and a `RoundReport` of each round.
+    traffic, reports, costs
+        All that crossed, as `Traffic`; a `RoundReport` of each round; `DeviceCost`s,
+        what each round of lightweight training cost each device.
     status : RunStatus
         How the run stands: ``status.now()``, from any thread.
     arrays : ArrayRecord or None
         The device-side model after the last completed round; zero where it is pruned.
-    costs : sequence of DeviceCost
-        Of lightweight training: what each round cost each device.
 
     Raises
     ------
@@ -128,6 +128,7 @@ class SplitFed(Strategy):
         down: Codec | str | None = None,
         lightweight: Lightweight | None = None,
         cuts: DeviceCuts | None = None,
+        codecs: DeviceCodecs | None = None,
         cut_features: Sequence[CutFeature] = (),
         transport: Transport = "auto",
         pipeline_depth: int = 0,
@@ -146,7 +147,7 @@ class SplitFed(Strategy):
     ) -> None:
         self.saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
         self._seed = int(seed)
-        codecs = codecs_of(up, down)
+        coding = codecs_of(up, down)
         self._server = ServerHalf(
             back,
             loss,
@@ -163,10 +164,10 @@ class SplitFed(Strategy):
         self.traffic, self.reports = self._history.traffic, self._history.reports
         self.costs, self.status = self._history.costs, self._history.status
         self.arrays: ArrayRecord | None = None
-        self._fronts = fronts_for(lightweight, self._server, *codecs, cuts=cuts)
+        self._fronts = fronts_for(lightweight, self._server, *coding, cuts=cuts)
         self._rounds = FlowerRounds(
             self._server,
-            *codecs,
+            *coding,
             self._fronts,
             cut_features,
             self._history,
@@ -178,6 +179,7 @@ class SplitFed(Strategy):
             step_timeout_s=step_timeout_s,
             evaluate_bytes=evaluate_bytes,
             codec_threads=codec_threads,
+            codecs=codecs,
         )
         self._wrapped = WrappedStrategy(
             strategy, self._rounds.devices, self._seed, seeded=seeded_sampling
@@ -243,7 +245,6 @@ class SplitFed(Strategy):
         if not self._started:
             raise SettingError(WRAPPED_AROUND)
         self._train_replies = []
-        # The wrapped strategy goes on from the weights that masks left out, too.
         whole = as_record(self._fronts.take(RecordState(arrays)))
         sampled = self._wrapped.sample("train", server_round, whole, config, grid)
         if not sampled.nodes:
@@ -263,8 +264,7 @@ class SplitFed(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the wrapped strategy aggregate the fronts; add what crossed."""
-        arrays, metrics = None, None
-        inner = self._wrapped.inner
+        arrays, metrics, inner = None, None, self._wrapped.inner
         if self._aggregates:
             arrays, metrics = inner.aggregate_train(server_round, self._train_replies)
         elif self.reports:

@@ -12,7 +12,8 @@ import flwr_slfac
 PUBLIC = {
     "flwr_slfac": """
         AllDevicesLostError Checkpoint CheckpointError CodecError CutError
-        CutPoint DecodeError Device DeviceCost DeviceCuts DeviceError DivergedError
+        CutPoint DecodeError Device DeviceCodecs DeviceCost DeviceCuts DeviceError
+        DivergedError
         EncodeError Halves Lightweight RoundReport SaveBest SettingError
         SlfacError SplitFed StatusPage StopEarly StreamTransport TensorBoard
         Traffic TrainingError VersionError __version__ accuracy client_app cut
@@ -71,7 +72,8 @@ PUBLIC = {
         bytes_by_direction readable_bytes run_page table_head write_page
     """,
     "flwr_slfac.split": """
-        KEPT SCHEMES Batch Begin CutFeature Description Device DeviceCuts DeviceHalf
+        KEPT SCHEMES Batch Begin CutFeature Description Device DeviceCodecs
+        DeviceCuts DeviceHalf
         DeviceResult Dropout EvaluateReply EvaluateRequest Fronts Limits Link
         LocalLink LocalResult Loss Lost Metric Moment OnDeviceError
         OptimizerFactory Passage Piece Place RoundResult Rounds SchedulerFactory

@@ -14,6 +14,7 @@ process.
 
 from flwr_slfac.split.crossing import Batch, require_places
 from flwr_slfac.split.device import Device, OptimizerFactory, SchedulerFactory
+from flwr_slfac.split.device_codecs import DeviceCodecs
 from flwr_slfac.split.device_cuts import DeviceCuts
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import (
@@ -63,6 +64,7 @@ __all__ = [
     "CutFeature",
     "Description",
     "Device",
+    "DeviceCodecs",
     "DeviceCuts",
     "DeviceHalf",
     "DeviceResult",

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from flwr_slfac.errors import DeviceError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.codec_pool import CodecPool
-from flwr_slfac.split.crossing import ServerEnd, ServerSide
+from flwr_slfac.split.crossing import ServerEnd
 from flwr_slfac.split.inbox import EvaluationInbox
-from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import (
@@ -19,8 +18,7 @@ from flwr_slfac.split.protocol import (
     Lost,
 )
 from flwr_slfac.split.results import log_lost
-from flwr_slfac.split.server_fronts import ServerFronts
-from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.split.server_run import ServerRun
 
 
 class Evaluation:
@@ -28,29 +26,16 @@ class Evaluation:
 
     Parameters
     ----------
-    server : ServerHalf
-        The back.
-    fronts : ServerFronts
-        Who is to test which front.
-    side : ServerSide
-        What the ends of all devices share.
+    run : ServerRun
+        The server's side of the run.
     accounts : Accounts
         Where what crosses is entered.
-    on_device_error : {"drop", "raise"}
-        What becomes of a device at fault.
     """
 
-    def __init__(
-        self,
-        server: ServerHalf,
-        fronts: ServerFronts,
-        side: ServerSide,
-        accounts: Accounts,
-        on_device_error: OnDeviceError,
-    ) -> None:
-        self._server, self._fronts = server, fronts
-        self._side, self._accounts = side, accounts
-        self._raises = on_device_error == "raise"
+    def __init__(self, run: ServerRun, accounts: Accounts) -> None:
+        self._run, self._accounts = run, accounts
+        self._server, self._fronts, self._side = run.server, run.fronts, run.side
+        self._raises = run.on_device_error == "raise"
         # By key: the device, and sums of metrics over its examples.
         self._devices: dict[int, int] = {}
         self._num_batches: dict[int, int] = {}
@@ -106,13 +91,14 @@ class Evaluation:
         return answers
 
     def _begins(self, link: Link, keys: list[int], begin: Begin) -> dict[int, Begin]:
-        if not self._fronts.needs_devices:
+        if not (self._fronts.needs_devices or self._run.codecs):
             return dict.fromkeys(keys, begin)
         devices = link.devices(keys)
         self._fronts.prepare(link, devices, self._accounts, None)
         begins = {}
         for key, device in devices.items():
-            begins[key] = self._fronts.begin_evaluation(device, begin)
+            own = self._fronts.begin_evaluation(device, begin)
+            begins[key], _ = self._run.coding(device, own)
             self._accounts.begun(device, begins[key])
         return begins
 

@@ -11,6 +11,7 @@ from flwr_slfac.errors import SlfacError
 from flwr_slfac.lightweight import Lightweight
 from flwr_slfac.split.crossing import require_places
 from flwr_slfac.split.device import Device
+from flwr_slfac.split.device_codecs import DeviceCodecs
 from flwr_slfac.split.device_cuts import DeviceCuts
 from flwr_slfac.split.device_half import DeviceHalf
 from flwr_slfac.split.features import CutFeature
@@ -107,6 +108,7 @@ def train_locally(
     proximal_mu: float = 0.0,
     lightweight: Lightweight | None = None,
     cuts: DeviceCuts | None = None,
+    codecs: DeviceCodecs | None = None,
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
     codec_threads: int | None = 1,
@@ -142,8 +144,8 @@ def train_locally(
         Weight of FedProx's proximal term on the devices.
     lightweight : Lightweight, optional
         What makes training lighter on the devices.
-    cuts : DeviceCuts, optional
-        Cuts of devices' own.
+    cuts, codecs : DeviceCuts and DeviceCodecs, optional
+        Cuts and codecs of devices' own.
     cut_features : sequence of CutFeature
         What else is done to the smashed data, in the order of sending.
     on_device_error : {"drop", "raise"} (default: "raise")
@@ -164,17 +166,17 @@ def train_locally(
     CheckpointError
         If something of the run cannot be stored, or all that was is damaged.
     """
-    codecs = up or Identity(), down or Identity()
+    coding = up or Identity(), down or Identity()
     saving = Saving(checkpoint, checkpoint_every, keep, resume=resume)
-    fronts = fronts_for(lightweight, server, *codecs, cuts=cuts)
+    fronts = fronts_for(lightweight, server, *coding, cuts=cuts)
     require_pipeline_depth(pipeline_depth, fronts.period_steps)
-    require_places((*cut_features, *fronts.cut_features), *codecs)
+    require_places((*cut_features, *fronts.cut_features), *coding)
     result = LocalResult(dict(front), [], [], Traffic())
-    shared = Limits(), fronts, cut_features, on_device_error, codec_threads
-    rounds = Rounds(server, codecs[1], result.traffic, *shared)
+    shared = Limits(), fronts, cut_features, on_device_error, codec_threads, codecs
+    rounds = Rounds(server, coding[1], result.traffic, *shared)
     link = make_link(halves := [DeviceHalf(d, i) for i, d in enumerate(devices)])
     link.on_device_error = on_device_error
-    told = codecs[0], RELEASE, server.min_batch, proximal_mu
+    told = coding[0], RELEASE, server.min_batch, proximal_mu
     begin = Begin(0, seed, None, *told, pipeline_depth=pipeline_depth)
     run = LocalRun(rounds, link, halves, begin, result, num_rounds, evaluates=evaluate)
     with saving.session(run) as session:

@@ -11,7 +11,7 @@ from flwr_slfac.errors import DeviceError, DivergedError
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.blame import Answer, step_or_blame, step_without_faults
 from flwr_slfac.split.codec_pool import CodecPool
-from flwr_slfac.split.crossing import Batch, ServerEnd
+from flwr_slfac.split.crossing import Batch, ServerEnd, ServerSide
 from flwr_slfac.split.inbox import Inbox
 from flwr_slfac.split.lasting import recalled
 from flwr_slfac.split.link import Link
@@ -66,6 +66,7 @@ class Round:
         self._relay = run.server.scheme == "sequential"
         self._asks_first = self._relay or run.needs_devices(begin)
         self._streams: dict[int, Stream] = {}
+        self._sides: dict[int, ServerSide] = {}
         self._meeting = Meeting(run.fronts, self._accounts)
         self._inbox, self._pool = Inbox(run.side, pool, run.samples), pool
         self._result = RoundResult()
@@ -144,6 +145,7 @@ class Round:
         requests = {}
         for key, device in devices.items():
             own = self._fronts.begin(device, begin)
+            own, self._sides[key] = self._run.coding(device, own)
             own = self._inbox.begin(key, device, own)
             self._accounts.begun(device, own)
             requests[key] = TrainRequest(0, begin=own)
@@ -221,7 +223,7 @@ class Round:
         run, begin = self._run, self._begin
         channels = self._fronts.at_cut(device)
         end = ServerEnd(
-            run.side,
+            self._sides[key],
             Place(begin.seed, begin.server_round, device),
             channels,
             self._accounts,

@@ -9,6 +9,7 @@ from flwr_slfac.codec import Codec, format_codec
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import ServerSide
+from flwr_slfac.split.device_codecs import DeviceCodecs
 from flwr_slfac.split.evaluation import Evaluation
 from flwr_slfac.split.features import CutFeature
 from flwr_slfac.split.limits import (
@@ -50,6 +51,8 @@ class Rounds:
         round with its reason, or ends the run.
     codec_threads : int or None (default: 1)
         Of `CodecPool`; no number changes a bit of what the rounds come to.
+    codecs : DeviceCodecs, optional
+        Codecs of devices' own.
 
     Raises
     ------
@@ -67,6 +70,7 @@ class Rounds:
         cut_features: Sequence[CutFeature] = (),
         on_device_error: OnDeviceError = "raise",
         codec_threads: int | None = 1,
+        codecs: DeviceCodecs | None = None,
     ) -> None:
         require_on_device_error(on_device_error)
         # Started anew in each phase, so that none of its threads outlives one.
@@ -80,7 +84,7 @@ class Rounds:
             limits, getattr(server.back, "example_shape", None), *fronts.shapes
         )
         side = ServerSide(down, memories, size, server.where)
-        self._run = ServerRun(server, fronts, traffic, side, on_device_error)
+        self._run = ServerRun(server, fronts, traffic, side, on_device_error, codecs)
 
     @property
     def run(self) -> ServerRun:
@@ -106,6 +110,7 @@ class Rounds:
             "lightweight": self._run.fronts.setting,
             "cut_features": self._features,
             **self._run.fronts.settings(),
+            **({"codecs": self._run.codecs} if self._run.codecs else {}),
             # Folders of runs without one were saved before there was the setting.
             **({"pipeline_depth": 1} if pipeline_depth else {}),
         }
@@ -172,8 +177,6 @@ class Rounds:
         """
         run, begin = self._run, replace(begin, cut_features=self._features)
         accounts = Accounts(run.traffic, begin.server_round, "evaluate")
-        evaluation = Evaluation(
-            run.server, run.fronts, run.side, accounts, run.on_device_error
-        )
         with self._pool() as pool:
+            evaluation = Evaluation(run, accounts)
             return evaluation.evaluate(link, list(keys), begin, max_bytes, pool)

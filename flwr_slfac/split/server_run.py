@@ -1,13 +1,14 @@
 """The server's side of a run, which outlives its rounds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from flwr_slfac.codec import Memory, restart
 from flwr_slfac.split.crossing import ServerSide
+from flwr_slfac.split.device_codecs import DeviceCodecs, require_forgetful
 from flwr_slfac.split.lasting import remembered
 from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.own_losses import Loss
@@ -34,6 +35,8 @@ class ServerRun:
         What the ends of all devices share.
     on_device_error : {"drop", "raise"}
         What becomes of a device at fault.
+    codecs : DeviceCodecs or None
+        Codecs of devices' own; None for the same ones for all.
     lasting : dict of int to dict
         Of gradient codecs, by device: what outlives a round, a residual for example.
     samples : RecalledSamples
@@ -47,13 +50,31 @@ class ServerRun:
     traffic: Traffic
     side: ServerSide
     on_device_error: OnDeviceError = "raise"
+    codecs: DeviceCodecs | None = None
     lasting: dict[int, Memory] = field(default_factory=dict)
     samples: RecalledSamples = field(default_factory=RecalledSamples)
     kept: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def needs_devices(self, begin: Begin) -> bool:
         """Say whether devices must be known by partition id before a round begins."""
-        return self.fronts.needs_devices or begin.up.needs_samples
+        own = self.codecs is not None
+        return self.fronts.needs_devices or begin.up.needs_samples or own
+
+    def coding(self, device: int, begin: Begin) -> tuple[Begin, ServerSide]:
+        """Return what a device is told, and the server's side, with its own codecs.
+
+        Raises
+        ------
+        SettingError
+            If its codecs, or those of all, cannot be those of one round only.
+        """
+        if self.codecs is None:
+            return begin, self.side
+        for codec in (begin.up, self.side.down):
+            require_forgetful(codec)
+        up, down = self.codecs.choose(begin.server_round, device)
+        told = begin if up is None else replace(begin, up=up)
+        return told, self.side if down is None else replace(self.side, down=down)
 
     def remember(self, device: int, down: Memory, reply: TrainReply) -> None:
         """Keep what outlives a round of the gradient's codec, and what a device said.
