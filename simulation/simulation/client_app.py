@@ -14,6 +14,7 @@ from simulation.cut_choice import choose_cuts
 from simulation.data import device_data, epochs_for
 from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
+from simulation.share_choice import choose_batches
 from simulation.world import build_model, make_profiles
 
 
@@ -30,6 +31,13 @@ def _cuts(config: tuple[tuple[str, object], ...]) -> dict[int, str]:
 
 
 @cache
+def _batches(config: tuple[tuple[str, object], ...]) -> dict[int, int]:
+    """Return the batch sizes of devices' own."""
+    scenario = _scenario(config)
+    return choose_batches(scenario, make_profiles(scenario), _cuts(config))
+
+
+@cache
 def _front(config: tuple[tuple[str, object], ...], at: str) -> nn.Module:
     """Return the front of a cut; every device is given a copy of it to change."""
     return cut(build_model(_scenario(config)), at=at).front
@@ -43,15 +51,17 @@ def device(context: Context) -> Device:
     own = scenario.training
     partition, count = int(node["partition-id"]), int(node["num-partitions"])
     train = device_data(scenario, partition, count)
+    batch_size = _batches(config).get(partition, own.batch_size)
     return Device(
         front=copy.deepcopy(_front(config, _cuts(config).get(partition, own.cut))),
         optimizer=partial(SGD, lr=own.learning_rate, momentum=own.momentum),
         train_set=train,
-        batch_size=own.batch_size,
+        batch_size=batch_size,
         scheduler=partial(CosineAnnealingLR, T_max=own.num_rounds),
-        epochs=epochs_for(len(train), own.batch_size, own.num_steps),
+        epochs=epochs_for(len(train), batch_size, own.num_steps),
         max_steps=own.num_steps,
-        drop_last=len(train) > own.batch_size,
+        drop_last=len(train) > batch_size,
+        profile={"device": partition},
     )
 
 

@@ -1,12 +1,14 @@
 """What a scenario trains: ``[training]``, ``[model]`` and ``[data]``."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from flwr_slfac import Lightweight, SettingError
 from flwr_slfac.codec import as_codec
 from flwr_slfac.split import SCHEMES
+from simulation.adaptation import require_choice
 from simulation.numbers import require_at_least, require_between, require_positive
 from simulation.sampling import require_policy
 from simulation.typed_texts import typed
@@ -35,6 +37,10 @@ class Training:
     device_cuts : str
         ``"none"`` for one cut for all; ``"fastest"``, or ``module:function`` of one's
         own, for cuts of devices' own, none behind `cut`: see `cut_choice`.
+    device_codecs, device_batches, device_pruning : str
+        ``"none"`` for the same for all; ``"alike"``, or ``module:function`` of one's
+        own, so that slow devices code more coarsely, take smaller batches or leave out
+        more channels: see `adaptation`.
     learning_rate, momentum : float
         Of SGD, on both sides; the rate falls to 0 over the rounds, by a cosine.
     codec_up, codec_down : str
@@ -59,6 +65,9 @@ class Training:
     waits: str = "lockstep"
     cut: str = "layer1"
     device_cuts: str = "none"
+    device_codecs: str = "none"
+    device_batches: str = "none"
+    device_pruning: str = "none"
     learning_rate: float = 0.1
     momentum: float = 0.9
     codec_up: str = ""
@@ -85,17 +94,32 @@ class Training:
                 f"device_cuts is {self.device_cuts!r}; use 'none', 'fastest' or "
                 "'module:function'"
             )
-        if self.device_cuts != "none" and self.lightweight:
+        if self.device_cuts != "none" and self.lightens:
             raise SettingError(
-                "device_cuts and lightweight do not go together yet; set one of them"
+                "device_cuts does not go together with lightweight or device_pruning "
+                "yet; set one of them"
             )
+        for name in ("device_codecs", "device_batches", "device_pruning"):
+            require_choice(name, getattr(self, name))
         for name in ("codec_up", "codec_down"):
             if text := getattr(self, name):
                 _named(name, lambda text=text: as_codec(text))
         _named("lightweight", self.make_lightweight)
 
-    def make_lightweight(self) -> Lightweight | None:
+    @property
+    def lightens(self) -> bool:
+        """Whether training is lightweight."""
+        return bool(self.lightweight) or self.device_pruning != "none"
+
+    def make_lightweight(
+        self, prune: Callable[..., float] | None = None
+    ) -> Lightweight | None:
         """Return what `lightweight` says; None if that is nothing.
+
+        Parameters
+        ----------
+        prune : callable, optional
+            In place of what it says of that.
 
         Raises
         ------
@@ -114,6 +138,8 @@ class Training:
                 known = ", ".join(Lightweight.__dataclass_fields__)
                 raise SettingError(f"{part!r} is no NAME=VALUE with one of {known}")
             settings[name] = typed(value)
+        if prune is not None:
+            settings["prune"] = prune
         return Lightweight(**settings) if settings else None
 
 

@@ -12,13 +12,23 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flwr_slfac import DeviceCuts, Halves, SettingError, SplitFed, accuracy, cut
+from flwr_slfac import (
+    DeviceCodecs,
+    DeviceCuts,
+    Halves,
+    SettingError,
+    SplitFed,
+    accuracy,
+    cut,
+)
 from simulation.chosen import Chosen
+from simulation.codec_choice import choose_codecs
 from simulation.cut_choice import choose_cuts
 from simulation.data import central_test, require_shape
 from simulation.run_folder import write_run
 from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
+from simulation.share_choice import choose_batches, choose_shares
 from simulation.virtual import VirtualTime
 from simulation.work import DeviceWork, require_memory
 from simulation.world import build_model, make_cuts_of_model, make_profiles
@@ -48,7 +58,8 @@ def main(grid: Grid, context: Context) -> None:
     profiles = profiles[: num_nodes(grid, len(profiles), scenario)]
     work = DeviceWork(halves.model, own.cut, at, shape)
     virtual = VirtualTime.of(scenario, profiles, work)
-    strategy = make_strategy(scenario, virtual, halves, at)
+    own_codecs = choose_codecs(scenario, profiles, work, at)
+    strategy = make_strategy(scenario, virtual, halves, at, own_codecs)
     try:
         strategy.start(
             grid,
@@ -63,10 +74,15 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def make_strategy(
-    scenario: Scenario, virtual: VirtualTime, halves: Halves, at: Mapping[int, str]
+    scenario: Scenario,
+    virtual: VirtualTime,
+    halves: Halves,
+    at: Mapping[int, str],
+    codecs: DeviceCodecs | None = None,
 ) -> SplitFed:
     """Return what trains: SplitFed around FedAvg among those that a policy chooses."""
     own = scenario.training
+    choose_batches(scenario, virtual.profiles, at)  # refused here, not by each device
     sgd = partial(SGD, lr=own.learning_rate, momentum=own.momentum)
     schedule = partial(CosineAnnealingLR, T_max=own.num_rounds)
     return SplitFed(
@@ -82,12 +98,21 @@ def make_strategy(
         scheme=own.scheme,  # type: ignore[arg-type]
         up=own.codec_up or None,
         down=own.codec_down or None,
-        lightweight=own.make_lightweight(),
+        lightweight=own.make_lightweight(prune_by_device(scenario)),
+        codecs=codecs,
         cuts=DeviceCuts(halves.model, own.cut, at, sgd, schedule) if at else None,
         transport="messages",
         seed=scenario.seed,
         callbacks=[virtual],
     )
+
+
+def prune_by_device(scenario: Scenario) -> Callable[..., float] | None:
+    """Return what tells each device's pruned share; None where all have the same."""
+    if scenario.training.device_pruning == "none":
+        return None
+    shares = choose_shares(scenario, make_profiles(scenario))
+    return lambda server_round, profile: shares.get(int(profile["device"]), 0.0)
 
 
 def central_evaluation(

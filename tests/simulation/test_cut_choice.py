@@ -104,7 +104,7 @@ def test_choices_of_ones_own_are_checked(tmp_path: Path) -> None:
         run(tmp_path / "b", f"{__name__}:nowhere")
     with pytest.raises(SettingError, match="device_cuts is 'best'"):
         Training(device_cuts="best")
-    with pytest.raises(SettingError, match="do not go together"):
+    with pytest.raises(SettingError, match="does not go together"):
         Training(device_cuts="fastest", lightweight="prune=0.3")
 
 

@@ -83,15 +83,19 @@ def cell_channel(
     return Channel(up, down, packets or Packets())
 
 
-def typical_bit_per_s(medium: OwnLinks | SharedBand, num_devices: int) -> Floats:
+def typical_bit_per_s(
+    medium: OwnLinks | SharedBand, num_devices: int, server_round: int = 1
+) -> Floats:
     """Return each device's rate while all send at once, for closed forms.
 
     Parameters
     ----------
     medium : OwnLinks or SharedBand
-        One direction of a channel; of a cell, with the fading of round 1.
+        One direction of a channel.
     num_devices : int
         Devices 0 to N - 1 send.
+    server_round : int (default: 1)
+        Whose fading a cell has.
 
     Returns
     -------
@@ -100,5 +104,6 @@ def typical_bit_per_s(medium: OwnLinks | SharedBand, num_devices: int) -> Floats
     """
     everyone = np.arange(num_devices)
     if isinstance(medium, SharedBand):
-        return medium.rates_bit_per_s(1, everyone, np.ones(num_devices), everyone)
+        loads = np.ones(num_devices)
+        return medium.rates_bit_per_s(server_round, everyone, loads, everyone)
     return np.array([medium.mean_bit_per_s(device) for device in range(num_devices)])

@@ -1,0 +1,84 @@
+"""What a slow device does less of, so that devices finish together.
+
+A choice is a small pure function of what a device's options would take it. One of your
+own, ``device_batches = "my_module:my_choice"``, takes the same arguments::
+
+    def fastest(seconds, typical_s):
+        return len(seconds) - 1
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+
+from flwr_slfac import SettingError
+
+Choice = Callable[[Sequence[float], float], int]
+
+
+def alike(seconds: Sequence[float], typical_s: float) -> int:
+    """Return the first option with which a device is done when the typical one is.
+
+    Parameters
+    ----------
+    seconds : sequence of float
+        What each option takes the device: first that of all devices, then what asks
+        less and less of it.
+    typical_s : float
+        The median over devices of what the first option takes.
+
+    Returns
+    -------
+    int
+        Its place; the last where none is fast enough.
+
+    Examples
+    --------
+    >>> alike([9.0, 6.0, 4.0, 3.0], 5.0), alike([9.0, 6.0], 5.0), alike([2.0, 1.0], 5.0)
+    (2, 1, 0)
+    """
+    fit = (place for place, own_s in enumerate(seconds) if own_s <= typical_s)
+    return next(fit, len(seconds) - 1)
+
+
+CHOICES: dict[str, Choice] = {"alike": alike}
+
+
+def require_choice(setting: str, name: str) -> None:
+    """Refuse a name that is neither "none", nor a choice, nor ``module:function``.
+
+    Raises
+    ------
+    SettingError
+        If it is not.
+    """
+    if name != "none" and name not in CHOICES and name.count(":") != 1:
+        known = ", ".join(map(repr, ("none", *CHOICES)))
+        raise SettingError(f"{setting} is {name!r}; use {known} or 'module:function'")
+
+
+def find_choice(setting: str, name: str) -> Choice:
+    """Return a choice by name; what it returns is checked.
+
+    Raises
+    ------
+    SettingError
+        If it cannot be found.
+    """
+    module, _, function = name.partition(":")
+    try:
+        own: Choice = CHOICES.get(name) or getattr(
+            importlib.import_module(module), function
+        )
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(f"{setting} {name!r} cannot be found: {error}") from error
+
+    def checked(seconds: Sequence[float], typical_s: float) -> int:
+        place = own(seconds, typical_s)
+        if place not in range(len(seconds)):
+            raise SettingError(
+                f"{setting} {name!r} chooses {place!r}; there are options 0 to "
+                f"{len(seconds) - 1}"
+            )
+        return place
+
+    return checked
