@@ -83,7 +83,15 @@ def test_the_core_knows_no_flower() -> None:
 def test_imports_run_one_way() -> None:
     """Devices and channel know no clock, the clock no plan, a plan no scenario."""
     floors = (
-        ("errors", "numbers", "draws", "tables", "row_files", "typed_texts"),
+        (
+            "errors",
+            "numbers",
+            "draws",
+            "tables",
+            "row_files",
+            "typed_texts",
+            "adaptation",
+        ),
         ("profiles", "reference", "typed_tables", "channel", "sampling"),
         ("tiers",),
         ("measured",),
@@ -94,7 +102,7 @@ def test_imports_run_one_way() -> None:
         ("scenario",),
         ("world", "run_settings", "data"),
         ("work",),
-        ("notes", "estimates", "cut_choice"),
+        ("notes", "estimates", "cut_choice", "share_choice", "codec_choice"),
         ("observed", "results"),
         ("pictures", "virtual", "report_page", "chosen"),
         ("run_folder", "launch", "comparison"),
