@@ -45,10 +45,13 @@ class RunSettings:
         With what the configuration changes in it.
     output_folder : str
         Where results go; empty for a new temporary folder.
+    listen : str
+        Where a deployed run's streams are waited for; empty for Flower's messages.
     """
 
     scenario: Scenario
     output_folder: str
+    listen: str = ""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "RunSettings":
@@ -86,4 +89,5 @@ class RunSettings:
                 scenario, training=training, seed=scenario.seed if seed < 0 else seed
             ),
             str(config.get("output-folder", "")),
+            str(config.get("listen", "")),
         )

@@ -18,6 +18,7 @@ from flwr_slfac import (
     Halves,
     SettingError,
     SplitFed,
+    StreamTransport,
     accuracy,
     cut,
 )
@@ -59,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
     work = DeviceWork(halves.model, own.cut, at, shape)
     virtual = VirtualTime.of(scenario, profiles, work)
     own_codecs = choose_codecs(scenario, profiles, work, at)
-    strategy = make_strategy(scenario, virtual, halves, at, own_codecs)
+    strategy = make_strategy(scenario, virtual, halves, at, own_codecs, run.listen)
     try:
         strategy.start(
             grid,
@@ -79,6 +80,7 @@ def make_strategy(
     halves: Halves,
     at: Mapping[int, str],
     codecs: DeviceCodecs | None = None,
+    listen: str = "",
 ) -> SplitFed:
     """Return what trains: SplitFed around FedAvg among those that a policy chooses."""
     own = scenario.training
@@ -101,7 +103,7 @@ def make_strategy(
         lightweight=own.make_lightweight(prune_by_device(scenario)),
         codecs=codecs,
         cuts=DeviceCuts(halves.model, own.cut, at, sgd, schedule) if at else None,
-        transport="messages",
+        transport=StreamTransport(listen) if listen else "messages",
         seed=scenario.seed,
         callbacks=[virtual],
     )

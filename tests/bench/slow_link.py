@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _PART_BYTES = 4096
+_AT_ONCE_S = 1e-3
 Rate = Callable[[float], float]  # from seconds since the start to bits per second
 
 
@@ -82,8 +83,13 @@ class SlowLink:
 
         delivering = asyncio.ensure_future(deliver())
         try:
-            while part := await reader.read(_PART_BYTES):
-                begins = max(self._free[way], time.monotonic())
+            while True:
+                asked = time.monotonic()
+                if not (part := await reader.read(_PART_BYTES)):
+                    break
+                came = time.monotonic()
+                # What had come already follows at once: a late wake is not the link's.
+                begins = max(self._free[way], came if came - asked > _AT_ONCE_S else 0)
                 self._free[way] = self._sent(way, begins, 8 * len(part))
                 await asyncio.sleep(max(0.0, self._free[way] - time.monotonic()))
                 under_way.put_nowait((self._free[way] + self._one_way_s, part))
