@@ -1,17 +1,15 @@
 """What devices train on, dealt out by flwr-datasets, and what the server tests on."""
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from flwr_slfac import SettingError
+from simulation.data_sources import Examples, read_examples
 from simulation.draws import generator
 from simulation.scenario import Scenario
 from simulation.scenario_training import Data
@@ -20,39 +18,10 @@ from simulation.scenario_training import Data
 _FEWEST_EXAMPLES = 4
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Inputs, classes and what else is known of each example.
-
-    Parameters
-    ----------
-    x : Tensor, shape (N, C, H, W)
-        Inputs, float32.
-    y : Tensor, shape (N,)
-        Classes, int64.
-    columns : dict of str to ndarray
-        Further columns by name, of N values each.
-    """
-
-    x: Tensor
-    y: Tensor
-    columns: dict[str, Any]
-
-    def take(self, places: Any) -> "Examples":
-        """Return the examples at these places."""
-        index = torch.as_tensor(np.asarray(places, dtype=np.int64))
-        columns = {name: own[np.asarray(places)] for name, own in self.columns.items()}
-        return Examples(self.x[index], self.y[index], columns)
-
-    def data_set(self) -> TensorDataset:
-        """Return pairs of input and class."""
-        return TensorDataset(self.x, self.y)
-
-
 @cache
 def _split(source: str, folder: Path, share: float, seed: int) -> tuple[Any, Any]:
     """Return what devices share, and what the server tests on."""
-    whole = _digits() if source == "digits" else _npz(folder / source)
+    whole = read_examples(source, folder)
     order = generator(seed, "test-split").permutation(len(whole.y))
     num_test = max(1, round(share * len(whole.y)))
     return whole.take(np.sort(order[num_test:])), whole.take(np.sort(order[:num_test]))
@@ -162,45 +131,6 @@ def _partitioner(own: Data, seed: int, num_devices: int, count: int) -> Any:
             num_devices, "label", num_shards_per_partition=own.shards, seed=seed
         )
     return dealers.NaturalIdPartitioner(own.by)
-
-
-def _digits() -> Examples:
-    """Return the 1,797 digits of 8 x 8 pixels that scikit-learn brings."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    # Pixels count from 0 to 16.
-    x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    return Examples(x, torch.tensor(labels, dtype=torch.int64), {})
-
-
-def _npz(path: Path) -> Examples:
-    """Return what an .npz holds; images of 8 bits become numbers from 0 to 1.
-
-    Raises
-    ------
-    SettingError
-        If it holds no ``x`` and ``y`` of equal length, or objects.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            columns = {name: held[name] for name in held.files}
-        images, labels = columns.pop("x"), columns.pop("y")
-    except (OSError, ValueError, KeyError) as error:
-        raise SettingError(f"data.source {path} cannot be read: {error}") from error
-    if len(images) != len(labels) or images.ndim not in (3, 4):
-        raise SettingError(
-            f"data.source {path} has x of shape {images.shape} and y of "
-            f"{labels.shape}; give N images and N classes"
-        )
-    x = torch.from_numpy(np.ascontiguousarray(images))
-    x = x.float() / 255 if images.dtype == np.uint8 else x.float()
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
-        x = x.permute(0, 3, 1, 2).contiguous()
-    rest = {name: own for name, own in columns.items() if len(own) == len(labels)}
-    return Examples(x, torch.from_numpy(labels.astype(np.int64).reshape(-1)), rest)
 
 
 def epochs_for(num_examples: int, batch_size: int, num_steps: int) -> int:

@@ -172,9 +172,13 @@ class Data:
     Parameters
     ----------
     source : str
-        ``"digits"`` of scikit-learn, or the path of an ``.npz`` with ``x`` (images,
+        ``"digits"`` of scikit-learn; the path of an ``.npz`` with ``x`` (images,
         N x C x H x W or N x H x W x C, of 8 bits or floats), ``y`` (classes) and, for
-        natural partitions, further columns.
+        natural partitions, further columns; of a folder of idx files (MNIST's form);
+        of a folder with a folder of images for each class, whose inner folders are the
+        column ``folder``; or ``hub:NAME``, a data set of the Hugging Face hub, all its
+        splits. Paths are relative to the scenario's folder and may name variables of
+        the environment: ``"$SLFAC_DATA_DIR/mnist"``.
     partition : {"iid", "dirichlet", "shard", "natural", "drawn"}
         As flwr-datasets' partitioners deal out; ``drawn``: every device draws its own,
         so that there may be more devices than data.
@@ -205,9 +209,9 @@ class Data:
     test_share: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.source != "digits" and not self.source.endswith(".npz"):
+        if not self.source.strip():
             raise SettingError(
-                f"source is {self.source!r}; give 'digits' or the path of an .npz file"
+                "source is empty; give 'digits', a path, or 'hub:' and a name"
             )
         if self.partition not in PARTITIONS:
             raise SettingError(

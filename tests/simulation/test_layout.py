@@ -100,7 +100,7 @@ def test_imports_run_one_way() -> None:
         ("plan",),
         ("plan_table",),
         ("scenario",),
-        ("world", "run_settings", "data"),
+        ("world", "run_settings", "data_sources", "data"),
         ("work",),
         ("notes", "estimates", "cut_choice", "share_choice", "codec_choice"),
         ("observed", "results"),
