@@ -75,4 +75,6 @@ def _build_middle(
     parts = {mode: last[mode].front & first[mode].back for mode in first}
     names = state_sides(trace, last)[0] & state_sides(trace, first)[1]
     ends = {mode: sides.point for mode, sides in last.items()}
-    return build_part(trace, parts, names, set(), start=first, end=ends)
+    middle = build_part(trace, parts, names, set(), start=first, end=ends)
+    middle.begins_after = trace.flows[False].label(first[False].point)
+    return middle

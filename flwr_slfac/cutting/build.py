@@ -72,8 +72,8 @@ class Half(nn.Module):
     ----------
     example_shape : tuple of int or None
         Of the back: shape of the smashed data of the example that was given to `cut`.
-    begins_after : str
-        Of the back: the outermost module that ends at the cut; empty if none does.
+    begins_after, ends_after : str
+        Of the back, of the front: the outermost module that ends at the cut.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Half(nn.Module):
         self._programs = programs
         self._sizes = sizes
         self.example_shape: tuple[int, ...] | None = None
-        self.begins_after = ""
+        self.begins_after = self.ends_after = ""
         self._others = others
         self._forwards = {mode: p.compile() for mode, p in programs.items()}
 
@@ -147,7 +147,8 @@ def build_halves(trace: Trace, plan: dict[bool, Sides]) -> tuple[Half, Half]:
     front = build_part(trace, fronts, front_names, set(), end=ends)
     taken = _leaves(fronts) | front_names
     back = build_part(trace, backs, back_names, taken, start=plan)
-    back.begins_after = trace.flows[False].label(plan[False].point)
+    cut_name = trace.flows[False].label(plan[False].point)
+    front.ends_after = back.begins_after = cut_name
     lost = trace.persistent ^ (front.state_dict().keys() | back.state_dict().keys())
     if lost:
         raise CutError(f"The halves would not keep these state keys: {sorted(lost)}.")

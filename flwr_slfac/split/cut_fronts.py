@@ -14,6 +14,7 @@ from flwr_slfac.split.crossing import Batch
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory, has_batch_norm
 from flwr_slfac.split.device_cuts import DeviceCuts
 from flwr_slfac.split.device_front import DeviceFront
+from flwr_slfac.split.features import named
 from flwr_slfac.split.link import Link
 from flwr_slfac.split.place import Moment, Place
 from flwr_slfac.split.protocol import Begin, TrainReply
@@ -175,6 +176,7 @@ class CutFronts(WholeFronts):
             begin,
             front=_only(front, front.keys() - own),
             min_batch=max(begin.min_batch, smallest),
+            cut_features=named(begin.cut_features, module),
         )
 
     def lift(self, device: int, batch: Batch, step: int) -> Batch:

@@ -11,6 +11,7 @@ from flwr_slfac.lightweight import StepCost
 from flwr_slfac.lightweight.pruning import Channels, CutMask
 from flwr_slfac.split.batches import require_batch
 from flwr_slfac.split.device import TrainedFront
+from flwr_slfac.split.features import require_cut
 from flwr_slfac.split.forwards import Forwards, TwoCopies
 from flwr_slfac.split.front_cost import FrontCosts
 from flwr_slfac.split.front_features import (
@@ -86,8 +87,9 @@ class DeviceFront:
         DecodeError
             If the mask is not one of this front.
         SettingError
-            If the front's channels cannot be pruned, or names or shapes differ.
+            If channels cannot be pruned, names or shapes differ, or the cut does.
         """
+        require_cut(begin.cut_features, self._part.full, who)
         front = begin.front
         if front is None:
             resident = kept.get("front")

@@ -11,7 +11,7 @@ from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import ServerSide
 from flwr_slfac.split.device_codecs import DeviceCodecs
 from flwr_slfac.split.evaluation import Evaluation
-from flwr_slfac.split.features import CutFeature
+from flwr_slfac.split.features import CutFeature, named
 from flwr_slfac.split.limits import (
     CutSize,
     Limits,
@@ -78,6 +78,7 @@ class Rounds:
         self._pool()
         fronts = fronts or WholeFronts()
         self._features = (*cut_features, *fronts.cut_features)
+        self._told = named(self._features, server.back)
         memories = [(feature, feature.memory()) for feature in self._features]
         limits = Limits(max_elements=limits) if isinstance(limits, int) else limits
         size = CutSize(
@@ -151,7 +152,7 @@ class Rounds:
         SettingError
             If a relay is asked for FedProx's proximal term.
         """
-        begin = replace(begin, cut_features=self._features)
+        begin = replace(begin, cut_features=self._told)
         with self._pool() as pool:
             return Round(self._run, link, begin, progress, pool).train(list(keys))
 
@@ -175,7 +176,7 @@ class Rounds:
         DeviceError
             If a device refuses, or sends what cannot be used.
         """
-        run, begin = self._run, replace(begin, cut_features=self._features)
+        run, begin = self._run, replace(begin, cut_features=self._told)
         accounts = Accounts(run.traffic, begin.server_round, "evaluate")
         with self._pool() as pool:
             evaluation = Evaluation(run, accounts)

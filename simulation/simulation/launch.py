@@ -88,7 +88,7 @@ def launch(config: Config, output: Path, num_cpus: int) -> Path:
     output : Path
         Where its files go.
     num_cpus : int
-        Ray actors, one a core.
+        Ray actors, one a core; a cluster that ``RAY_ADDRESS`` names has its own.
 
     Raises
     ------
@@ -104,7 +104,9 @@ def launch(config: Config, output: Path, num_cpus: int) -> Path:
         path = Path(folder) / "run.toml"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         command = [sys.executable, "-m", "flwr_slfac.run", str(APP)]
-        command += ["--federation-config", f"{nodes} init-args-num-cpus={num_cpus}"]
+        # Ray refuses to be told the cores of a cluster that is there.
+        own = "" if os.environ.get("RAY_ADDRESS") else f" init-args-num-cpus={num_cpus}"
+        command += ["--federation-config", nodes + own]
         done = subprocess.run([*command, "--run-config", str(path)], check=False)
     if done.returncode:
         raise TrainingError("the run failed; its log above says why")

@@ -24,6 +24,7 @@ from simulation.scenario import SCENARIOS
 from tests.browser import drawn_by
 from tests.flower.harness import Flower, flower_in
 from tests.simulation.in_process import train
+from tests.simulation.ray_cluster import two_nodes
 
 ROOT = Path(__file__).parents[2]
 # A deadline that some keep and some do not, and the codec that needs most care.
@@ -45,12 +46,14 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
         yield started
 
 
-def command(flower: Flower, *words: str) -> subprocess.CompletedProcess[str]:
+def command(
+    flower: Flower, *words: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m simulation`` from the repository's root."""
     return subprocess.run(
         [sys.executable, "-m", "simulation", *words],
         cwd=ROOT,
-        env=flower.environment(),
+        env={**flower.environment(), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -124,6 +127,24 @@ def test_the_report_draws_what_the_tables_tell(both: Both, tmp_path: Path) -> No
         own = [row for row in last if row["kind"] == kind]
         took = [float(row["end_s"]) - float(row["start_s"]) for row in own]
         assert sorted(bars[kind]) == sorted(took)
+
+
+@pytest.mark.flower
+def test_two_ray_nodes_give_the_report_of_one_process(
+    both: Both, tmp_path: Path
+) -> None:
+    """On a cluster whose first node has no core, the second trains the same bytes."""
+    scenario = str(both.in_process.parent / "small.toml")
+    output = tmp_path / "run"
+    words = ("run", scenario, "--output", str(output))
+    # A SuperLink keeps the environment that it was started with.
+    with flower_in(tmp_path / "flower") as own, two_nodes() as (address, logs):
+        done = command(own, *words, RAY_ADDRESS=address)
+        drivers = list(logs.glob("python-core-driver-*"))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert drivers
+    for name in FILES:
+        assert (output / name).read_bytes() == (both.flower / name).read_bytes(), name
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

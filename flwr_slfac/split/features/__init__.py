@@ -9,17 +9,21 @@ from flwr_slfac.split.features.base import (
     passages,
     register_feature,
 )
+from flwr_slfac.split.features.cut_name import CutName, named, require_cut
 from flwr_slfac.split.features.dropout import Dropout
 from flwr_slfac.split.features.recall import Recall
 
 __all__ = [
     "CutFeature",
+    "CutName",
     "Dropout",
     "Passage",
     "Recall",
     "ServerMemory",
     "feature_fields",
     "feature_of",
+    "named",
     "passages",
     "register_feature",
+    "require_cut",
 ]
