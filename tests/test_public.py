@@ -85,8 +85,8 @@ PUBLIC = {
         Batch Decoded Decoder DeviceEnd Encoded ServerEnd ServerSide require_places
     """,
     "flwr_slfac.split.features": """
-        CutFeature Dropout Passage Recall ServerMemory feature_fields feature_of
-        passages register_feature
+        CutFeature CutName Dropout Passage Recall ServerMemory feature_fields
+        feature_of named passages register_feature require_cut
     """,
     "flwr_slfac.status": """
         DeviceStatus Phase RunStatus Status StatusPage

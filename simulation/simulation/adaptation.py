@@ -3,7 +3,7 @@
 A choice is a small pure function of what a device's options would take it. One of your
 own, ``device_batches = "my_module:my_choice"``, takes the same arguments::
 
-    def fastest(seconds, typical_s):
+    def fastest(seconds, in_time_s):
         return len(seconds) - 1
 """
 
@@ -15,16 +15,16 @@ from flwr_slfac import SettingError
 Choice = Callable[[Sequence[float], float], int]
 
 
-def alike(seconds: Sequence[float], typical_s: float) -> int:
-    """Return the first option with which a device is done when the typical one is.
+def alike(seconds: Sequence[float], in_time_s: float) -> int:
+    """Return the first option with which a device keeps up with the others.
 
     Parameters
     ----------
     seconds : sequence of float
         What each option takes the device: first that of all devices, then what asks
         less and less of it.
-    typical_s : float
-        The median over devices of what the first option takes.
+    in_time_s : float
+        What the first option takes the slowest but a tenth of the devices.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def alike(seconds: Sequence[float], typical_s: float) -> int:
     >>> alike([9.0, 6.0, 4.0, 3.0], 5.0), alike([9.0, 6.0], 5.0), alike([2.0, 1.0], 5.0)
     (2, 1, 0)
     """
-    fit = (place for place, own_s in enumerate(seconds) if own_s <= typical_s)
+    fit = (place for place, own_s in enumerate(seconds) if own_s <= in_time_s)
     return next(fit, len(seconds) - 1)
 
 
@@ -72,8 +72,8 @@ def find_choice(setting: str, name: str) -> Choice:
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingError(f"{setting} {name!r} cannot be found: {error}") from error
 
-    def checked(seconds: Sequence[float], typical_s: float) -> int:
-        place = own(seconds, typical_s)
+    def checked(seconds: Sequence[float], in_time_s: float) -> int:
+        place = own(seconds, in_time_s)
         if place not in range(len(seconds)):
             raise SettingError(
                 f"{setting} {name!r} chooses {place!r}; there are options 0 to "

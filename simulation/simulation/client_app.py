@@ -12,9 +12,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from flwr_slfac import Device, client_app, cut
 from simulation.cut_choice import choose_cuts
 from simulation.data import device_data, epochs_for
+from simulation.device_choices import DeviceChoices
 from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
-from simulation.share_choice import choose_batches
+from simulation.work import DeviceWork
 from simulation.world import build_model, make_profiles
 
 
@@ -33,8 +34,12 @@ def _cuts(config: tuple[tuple[str, object], ...]) -> dict[int, str]:
 @cache
 def _batches(config: tuple[tuple[str, object], ...]) -> dict[int, int]:
     """Return the batch sizes of devices' own."""
-    scenario = _scenario(config)
-    return choose_batches(scenario, make_profiles(scenario), _cuts(config))
+    scenario, at = _scenario(config), _cuts(config)
+    if scenario.training.device_batches == "none":
+        return {}
+    model, shape = build_model(scenario), scenario.model.input_shape
+    work = DeviceWork(model, scenario.training.cut, at, shape)
+    return DeviceChoices(scenario, make_profiles(scenario), work, at).batches
 
 
 @cache

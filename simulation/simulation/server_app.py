@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
@@ -13,7 +14,6 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from flwr_slfac import (
-    DeviceCodecs,
     DeviceCuts,
     Halves,
     SettingError,
@@ -23,13 +23,12 @@ from flwr_slfac import (
     cut,
 )
 from simulation.chosen import Chosen
-from simulation.codec_choice import choose_codecs
 from simulation.cut_choice import choose_cuts
 from simulation.data import central_test, require_shape
+from simulation.device_choices import DeviceChoices, device_codecs
 from simulation.run_folder import write_run
 from simulation.run_settings import RunSettings
 from simulation.scenario import Scenario
-from simulation.share_choice import choose_batches, choose_shares
 from simulation.virtual import VirtualTime
 from simulation.work import DeviceWork, require_memory
 from simulation.world import build_model, make_cuts_of_model, make_profiles
@@ -59,8 +58,8 @@ def main(grid: Grid, context: Context) -> None:
     profiles = profiles[: num_nodes(grid, len(profiles), scenario)]
     work = DeviceWork(halves.model, own.cut, at, shape)
     virtual = VirtualTime.of(scenario, profiles, work)
-    own_codecs = choose_codecs(scenario, profiles, work, at)
-    strategy = make_strategy(scenario, virtual, halves, at, own_codecs, run.listen)
+    choices = DeviceChoices(scenario, profiles, work, at)
+    strategy = make_strategy(scenario, virtual, halves, at, choices, run.listen)
     try:
         strategy.start(
             grid,
@@ -79,13 +78,18 @@ def make_strategy(
     virtual: VirtualTime,
     halves: Halves,
     at: Mapping[int, str],
-    codecs: DeviceCodecs | None = None,
+    choices: DeviceChoices,
     listen: str = "",
 ) -> SplitFed:
     """Return what trains: SplitFed around FedAvg among those that a policy chooses."""
     own = scenario.training
-    choose_batches(scenario, virtual.profiles, at)  # refused here, not by each device
     sgd = partial(SGD, lr=own.learning_rate, momentum=own.momentum)
+    prune = None
+    if own.device_pruning != "none":
+
+        def prune(server_round: int, profile: Mapping[str, Any]) -> float:
+            return choices.share(server_round, int(profile["device"]))
+
     schedule = partial(CosineAnnealingLR, T_max=own.num_rounds)
     return SplitFed(
         # Functions of their own: strategies are copied to be tried, a clock is not.
@@ -100,21 +104,13 @@ def make_strategy(
         scheme=own.scheme,  # type: ignore[arg-type]
         up=own.codec_up or None,
         down=own.codec_down or None,
-        lightweight=own.make_lightweight(prune_by_device(scenario)),
-        codecs=codecs,
+        lightweight=own.make_lightweight(prune),
+        codecs=device_codecs(scenario, choices),
         cuts=DeviceCuts(halves.model, own.cut, at, sgd, schedule) if at else None,
         transport=StreamTransport(listen) if listen else "messages",
         seed=scenario.seed,
         callbacks=[virtual],
     )
-
-
-def prune_by_device(scenario: Scenario) -> Callable[..., float] | None:
-    """Return what tells each device's pruned share; None where all have the same."""
-    if scenario.training.device_pruning == "none":
-        return None
-    shares = choose_shares(scenario, make_profiles(scenario))
-    return lambda server_round, profile: shares.get(int(profile["device"]), 0.0)
 
 
 def central_evaluation(

@@ -10,8 +10,8 @@ pytest.importorskip("simpy", reason="the clock needs flwr-slfac[simulation]")
 import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 from simulation.client_app import device
-from simulation.codec_choice import choose_codecs
 from simulation.cut_choice import choose_cuts
+from simulation.device_choices import DeviceChoices
 from simulation.run_settings import RunSettings
 from simulation.server_app import central_evaluation, make_strategy
 from simulation.virtual import VirtualTime
@@ -98,8 +98,8 @@ def train(
     at, shape = choose_cuts(scenario, profiles), scenario.model.input_shape
     work = DeviceWork(halves.model, scenario.training.cut, at, shape)
     virtual = VirtualTime.of(scenario, profiles, work)
-    codecs = choose_codecs(scenario, profiles, work, at)
-    strategy = make_strategy(scenario, virtual, halves, at, codecs)
+    choices = DeviceChoices(scenario, profiles, work, at)
+    strategy = make_strategy(scenario, virtual, halves, at, choices)
 
     def own(context: Context) -> object:
         node = Context(0, 0, context.node_config, RecordDict(), config)

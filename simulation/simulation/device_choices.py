@@ -1,0 +1,268 @@
+"""What each device does of the work of all: its batches, channels and bits.
+
+Batches are chosen once; pruned shares and codecs in every round, by its fading, one
+after the other: what a smaller share of channels leaves too slow codes more coarsely.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import CrossEntropyLoss
+
+from flwr_slfac import DeviceCodecs, cut
+from flwr_slfac.codec import Codec, encode, format_codec
+from flwr_slfac.codec.base import Role
+from flwr_slfac.default_codecs import codecs_of
+from simulation.adaptation import find_choice
+from simulation.channel import typical_bit_per_s
+from simulation.data import device_data
+from simulation.profiles import Profile
+from simulation.scenario import Scenario
+from simulation.work import DeviceWork
+from simulation.world import build_model, make_channel
+
+# Our choice: what the paper's tables and ours have.
+_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7)
+# Batch norm needs two examples.
+_SMALLEST_BATCH, _HALVINGS = 2, 3
+# Our choice: so many codecs from that of all to the coarsest, of a relative error with
+# which a third of the energy still arrives.
+_RUNGS, _COARSEST = 4, 0.8
+# Our choice: nobody waits for the slowest tenth, of which one deep fade may take most
+# of a run's time, and nine of ten devices do what all do.
+_IN_TIME = 0.9
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A pair of codecs, and what it makes of one batch at one cut.
+
+    Parameters
+    ----------
+    up, down : Codec
+        Of activations and gradients.
+    up_bytes, down_bytes : float
+        Of their frames.
+    """
+
+    up: Codec
+    down: Codec
+    up_bytes: float
+    down_bytes: float
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a device does in a round.
+
+    Parameters
+    ----------
+    batch_size : int
+        Examples a step.
+    share : float
+        Of channels that are pruned.
+    rung : int
+        Place of its codecs among `rungs`.
+    """
+
+    batch_size: int
+    share: float = 0.0
+    rung: int = 0
+
+
+class DeviceChoices:
+    """Chooses for each device: a function of scenario, round and device.
+
+    A round is predicted from a device's profile, its rates in that round while all
+    send, counted operations, and the size of frames of one batch of the untrained
+    model. The server's part and waiting are the same for all and left out.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The devices, their network, and what is trained.
+    profiles : sequence of Profile
+        Its devices.
+    work : DeviceWork
+        Counts the operations of each device's steps.
+    at : mapping of int to str
+        Cuts of devices' own.
+
+    Attributes
+    ----------
+    batches : dict of int to int
+        Batch sizes of devices that have not the scenario's.
+
+    Raises
+    ------
+    ScenarioError
+        If a codec aims at no relative error, so that there is no coarser one.
+    SettingError
+        If a choice cannot be found, or is none of its options.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        profiles: Sequence[Profile],
+        work: DeviceWork,
+        at: Mapping[int, str],
+    ) -> None:
+        own = scenario.training
+        self._scenario, self._profiles, self._work = scenario, profiles, work
+        self._channel = make_channel(scenario, profiles)
+        self._cuts = [at.get(device, own.cut) for device in range(len(profiles))]
+        self._rungs = {
+            name: rungs(scenario, name, len(profiles)) for name in {*self._cuts}
+        }
+        self._model_bytes = {
+            name: _FLOAT_BYTES * sum(p.numel() for p in front.parameters())
+            for name in self._rungs
+            for front in [cut(build_model(scenario), at=name).front]
+        }
+        self._round, self._doing = 0, self._choose_batches()
+        self.batches = {
+            device: doing.batch_size
+            for device, doing in enumerate(self._doing)
+            if doing.batch_size != own.batch_size
+        }
+
+    def codecs(self, server_round: int, device: int) -> tuple[Codec, Codec]:
+        """Return a device's codecs in a round."""
+        doing = self._in_round(server_round)[device]
+        chosen = self._rungs[self._cuts[device]][doing.rung]
+        return chosen.up, chosen.down
+
+    def share(self, server_round: int, device: int) -> float:
+        """Return which share of channels a device does without in a round."""
+        return self._in_round(server_round)[device].share
+
+    def _in_round(self, server_round: int) -> list[Doing]:
+        """Return what devices do in a round."""
+        if server_round != self._round:
+            own = self._scenario.training
+            doing = [Doing(d.batch_size) for d in self._doing]
+            if own.device_pruning != "none":
+                options = [[replace(d, share=s) for s in _SHARES] for d in doing]
+                doing = self._chosen("device_pruning", options, server_round)
+            if own.device_codecs != "none":
+                options = [[replace(d, rung=k) for k in range(_RUNGS)] for d in doing]
+                doing = self._chosen("device_codecs", options, server_round)
+            self._round, self._doing = server_round, doing
+        return self._doing
+
+    def _choose_batches(self) -> list[Doing]:
+        own = self._scenario.training
+        if own.device_batches == "none":
+            return [Doing(own.batch_size) for _ in self._profiles]
+        sizes = [own.batch_size >> k for k in range(_HALVINGS + 1)]
+        sizes = [size for size in sizes if size >= _SMALLEST_BATCH] or sizes[:1]
+        options = [[Doing(size) for size in sizes] for _ in self._profiles]
+        return self._chosen("device_batches", options, server_round=1)
+
+    def _chosen(
+        self, setting: str, options: Sequence[Sequence[Doing]], server_round: int
+    ) -> list[Doing]:
+        """Return each device's choice among its options."""
+        choose = find_choice(setting, getattr(self._scenario.training, setting))
+        rates = [
+            np.maximum(typical_bit_per_s(way, len(options), server_round), 1e-9) / 8
+            for way in (self._channel.up, self._channel.down)
+        ]
+        seconds = [
+            [
+                self._round_s(device, one, rates[0][device], rates[1][device])
+                for one in own
+            ]
+            for device, own in enumerate(options)
+        ]
+        in_time_s = float(np.quantile([own[0] for own in seconds], _IN_TIME))
+        return [
+            own[choose(took, in_time_s)]
+            for own, took in zip(options, seconds, strict=True)
+        ]
+
+    def _round_s(self, device: int, doing: Doing, up: float, down: float) -> float:
+        """Return what a round takes a device at rates in bytes a second."""
+        own, profile = self._scenario.training, self._profiles[device]
+        work, name = self._work.of(device), self._cuts[device]
+        forward, backward, _ = work.flops(doing.batch_size)
+        raw, rung = work.smashed_bytes(doing.batch_size), self._rungs[name][doing.rung]
+        # Convolutions lose inputs and outputs; smashed data loses channels.
+        kept = 1 - doing.share
+        smashed = kept * doing.batch_size / own.batch_size
+        step_s = kept**2 * forward / profile.forward_flop_per_s
+        step_s += kept**2 * backward / profile.backward_flop_per_s
+        step_s += kept * raw / profile.encode_byte_per_s
+        step_s += kept * raw / profile.decode_byte_per_s
+        step_s += smashed * (rung.up_bytes / up + rung.down_bytes / down)
+        model = kept**2 * self._model_bytes[name]
+        return own.num_steps * step_s + model / up + model / down
+
+
+def device_codecs(scenario: Scenario, choices: DeviceChoices) -> DeviceCodecs | None:
+    """Return the codecs of devices' own; None where all code alike."""
+    if scenario.training.device_codecs == "none":
+        return None
+    return DeviceCodecs(choices.codecs)
+
+
+def rungs(scenario: Scenario, at: str, num_devices: int) -> list[Rung]:
+    """Return the run's codecs and, if devices choose, coarser ones at equal ratios.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What is trained, with which codecs.
+    at : str
+        The cut at which frames are measured.
+    num_devices : int
+        How many there are; the batch is of device 0.
+
+    Raises
+    ------
+    ScenarioError
+        If a codec aims at no relative error, and devices are to choose.
+    """
+    own = scenario.training
+    halves = cut(build_model(scenario), at=at)
+    examples = device_data(scenario, 0, num_devices)
+    count = min(len(examples), own.batch_size)
+    inputs, targets = (tensor[:count] for tensor in examples.tensors)
+    smashed = halves.front(inputs).detach().requires_grad_()
+    CrossEntropyLoss()(halves.back(smashed), targets).backward()
+    gradient = smashed.grad
+    assert gradient is not None
+    up, down = codecs_of(own.codec_up or None, own.codec_down or None)
+    ups = _coded(scenario, "codec_up", up, smashed.detach())
+    downs = _coded(scenario, "codec_down", down, gradient)
+    return [
+        Rung(up, down, up_bytes, down_bytes)
+        for (up, up_bytes), (down, down_bytes) in zip(ups, downs, strict=True)
+    ]
+
+
+def _coded(
+    scenario: Scenario, key: str, codec: Codec, tensor: torch.Tensor
+) -> list[tuple[Codec, int]]:
+    """Return a codec and coarser ones, each with the bytes of its frame of a tensor."""
+    role: Role = "activation" if key == "codec_up" else "gradient"
+    if scenario.training.device_codecs == "none":
+        return [(codec, len(encode(tensor, codec, role=role, seed=scenario.seed)))]
+    finest = codec.relative_error
+    if finest is None:
+        raise scenario.error(
+            f"training.{key}",
+            f"is {format_codec(codec)}, which aims at no relative error, so that "
+            "device_codecs knows none coarser; take waterfill(nrmse=...), or "
+            'device_codecs = "none"',
+        )
+    coarsest, coded = max(finest, _COARSEST), []
+    for place in range(_RUNGS):
+        share = place / (_RUNGS - 1)
+        own = codec.aiming_at(round(finest ** (1 - share) * coarsest**share, 4))
+        coded.append((own, len(encode(tensor, own, role=role, seed=scenario.seed))))
+    return coded
