@@ -59,6 +59,12 @@ class Lightweight:
     remask_every : int (default: 1)
         Rounds between two choices of the masks, also if `period` is of steps; a choice
         waits for a round that begins with an aggregated front.
+    renew_every : int, optional
+        Masks are chosen within a round, too: after every n-th mean of fronts (see
+        `aggregate_every`, with `period` of steps), from that mean, for the devices that
+        have further steps in the round. A device whose mask changes is sent the mask
+        and its part of the mean whole, in float32; of it the optimizer's moments, and
+        what updates and codecs had lost, are forgotten. None: not within a round.
     gradient_decay : float (default: 0.9)
         Weight of earlier rounds in the accumulated gradient, in [0, 1). The default is
         our choice: about the last ten rounds count.
@@ -124,6 +130,7 @@ class Lightweight:
     scope: Scope = "layer"
     at_cut: CutChoice = "prune"
     remask_every: int = 1
+    renew_every: int | None = None
     gradient_decay: float = 0.9
     gradient_bits: int = FULL_BITS
     update_bits: int | None = None
@@ -156,6 +163,7 @@ class Lightweight:
         require_count("remask_every", self.remask_every)
         if self.aggregate_every is not None:
             require_count("aggregate_every", self.aggregate_every)
+        self._require_renewable()
         if not 0 <= self.gradient_decay < 1:
             raise SettingError(
                 f"gradient_decay is {self.gradient_decay!r}; give a number in [0, 1)"
@@ -181,6 +189,18 @@ class Lightweight:
                 f"prune={self.prune!r} gives a share for each round, and "
                 f"prune_rounds={self.prune_rounds} would, too; give one number, or "
                 "leave prune_rounds out"
+            )
+
+    def _require_renewable(self) -> None:
+        """Refuse masks to be renewed where there are none, or no means to do it at."""
+        if self.renew_every is None:
+            return
+        require_count("renew_every", self.renew_every)
+        if not self.period_steps or not self.prunes:
+            raise SettingError(
+                f"renew_every={self.renew_every} renews masks at means within a round; "
+                "set prune= above 0 and aggregate_every= with period='step', "
+                "or leave renew_every out"
             )
 
     @property
