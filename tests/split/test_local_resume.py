@@ -105,6 +105,20 @@ CASES: dict[str, dict[str, Any]] = {
             )
         },
     },
+    "renewed masks": {
+        "model": net,
+        "run": {
+            "lightweight": Lightweight(
+                prune=0.4,
+                structured=False,
+                update_bits=4,
+                error_feedback=True,
+                aggregate_every=1,
+                renew_every=1,
+                remask_every=3,
+            )
+        },
+    },
     "lightweight": {
         "model": net,
         "run": {
