@@ -1,6 +1,6 @@
 """What lightweight training costs in accuracy, one reduction at a time and together.
 
-Usage: python -m tests.bench.lightweight_accuracy [--plan short|long|table]
+Usage: python -m tests.bench.lightweight_accuracy [--plan short|long|table|target]
        [--datasets cifar10 mnist] [--partitions iid dirichlet] [--seeds 0 1 2]
        [--arms plain together ...] [--against plain] [--out FILE] [--markdown FILE]
 
@@ -13,7 +13,7 @@ are there are not repeated.
 The short plan has rounds of a few steps, with periods in rounds; the long one has
 rounds of 50 steps, with periods in steps. The plan "table" varies one factor at a time
 around a centre, keeps what was reached after each round (`lightweight_curve`), and
-prints what devices did and what crossed (`lightweight_table`).
+prints what devices did and what crossed (`lightweight_table`); "target" is longer.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    is_table = options.plan == "table"
+    is_table = options.plan in ("table", "target")
     text = options.out.read_text() if options.out.exists() else ""
     done = [json.loads(line) for line in text.splitlines()]
     for seed in options.seeds:

@@ -102,6 +102,11 @@ PLANS = {
         "cifar10": Plan(10_000, 8, 50, "features.13"),
         "mnist": Plan(4000, 3, 50, "layer1"),
     },
+    # The table's, long enough for plain SFLV1 to learn too.
+    "target": {
+        "cifar10": Plan(10_000, 16, 50, "features.13"),
+        "mnist": Plan(4000, 8, 50, "layer1"),
+    },
     "table": {
         "cifar10": Plan(10_000, 3, 50, "features.13"),
         "mnist": Plan(4000, 3, 50, "layer1"),
