@@ -184,7 +184,8 @@ class DeviceFront:
         _, update.residual = update.pack(self._part.trained.part(), moment)
         if request.mask:
             self._renew(request.mask)
-        self._part.trained.load(mean, who)
+        with self._require_started().carried():
+            self._part.trained.load(mean, who)
         update.start(self._part.trained.part)
         for rule in self._rules:
             rule.start(self.network)
@@ -281,7 +282,7 @@ class DeviceFront:
         self._activations = activations_of(begin.config)
         self._rules = gradient_rules(begin)
         self._update = update_of(begin.config)
-        self._part.put_on(begin.mask, structured=begin.config.structured)
+        self._part.put_on(begin.mask, begin.config)
         self._forwards = Forwards(self.network)
 
     def _renew(self, mask: bytes) -> None:

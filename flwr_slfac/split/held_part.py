@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from flwr_slfac.lightweight import DeviceConfig
 from flwr_slfac.lightweight.pruning import (
     Channels,
     CutMask,
@@ -43,7 +44,7 @@ class HeldPart:
 
     def __init__(self, full: nn.Module, example: Callable[[], torch.Tensor]) -> None:
         self.full, self._example = full, example
-        self.mask, self._structured = b"", True
+        self.mask, self._config = b"", DeviceConfig()
         self.channels_sent: CutMask = FullCutMask()
         self.trained = masked_network(full, FullMask())
         # Of buffers that no state dict names, those that the front came with.
@@ -65,8 +66,8 @@ class HeldPart:
         """
         return channel_groups(self.full, self._example())
 
-    def put_on(self, data: bytes, *, structured: bool) -> None:
-        """Take over a mask, as bytes.
+    def put_on(self, data: bytes, config: DeviceConfig) -> None:
+        """Take over a mask, as bytes, and how the part is to be trained.
 
         Raises
         ------
@@ -75,12 +76,13 @@ class HeldPart:
         SettingError
             If the front's channels cannot be pruned.
         """
-        self._structured = structured
+        self._config = config
         if data == self.mask:
             return
         # The whole front, should the mask be refused.
         self.trained, self.mask = masked_network(self.full, FullMask()), b""
         self._unsent, self.channels_sent = self._unsent_full, FullCutMask()
+        structured = config.structured
         mask = read_mask(data, self.full, lambda: self.channels, structured=structured)
         put_buffers(self.full, self._unsent_full)
         self.trained, self.mask = masked_network(self.full, mask), data
@@ -89,11 +91,18 @@ class HeldPart:
 
     def renew(self, data: bytes) -> None:
         """Put on another mask of the same kind; raises as `put_on`."""
-        self.put_on(data, structured=self._structured)
+        self.put_on(data, self._config)
 
     def tuning(self, device: TrainedFront) -> Tuning:
-        """Return what trains the part, new; pruned weights stay zero under it."""
-        tuning = tuning_of(device, self.network.parameters())
+        """Return what trains the part, new; pruned weights stay zero under it.
+
+        Raises
+        ------
+        SettingError
+            If there are no control variates for what the device trains with.
+        """
+        control = self._config.control_variates
+        tuning = tuning_of(device, self.network.parameters(), control=control)
         self.trained.hold(tuning.optimizer)
         return tuning
 

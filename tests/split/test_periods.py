@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from flwr_slfac import Lightweight
 from flwr_slfac._release import RELEASE
@@ -93,7 +94,26 @@ SETTINGS = {
     "renewed, unlike, whole": Lightweight(
         prune=by_partition, criterion="increase", aggregate_every=1, renew_every=3
     ),
+    "controlled": steps_of_2(control_variates=True),
+    "controlled, quantized": Lightweight(
+        prune=by_partition,
+        gradient_bits=8,
+        update_bits=32,
+        aggregate_every=1,
+        control_variates=True,
+    ),
+    "controlled, weights": steps_of_2(
+        prune=0.5, structured=False, control_variates=True
+    ),
+    "controlled, renewed": Lightweight(
+        prune=0.5,
+        criterion="increase",
+        aggregate_every=1,
+        renew_every=3,
+        control_variates=True,
+    ),
 }
+CONTROLLED = [name for name in SETTINGS if name.startswith("controlled")]
 RENEWED = [name for name in SETTINGS if name.startswith("renewed")]
 
 
@@ -124,6 +144,7 @@ def link_of(losses: Mapping[tuple[int, int], int]) -> type[LocalLink]:
     return type("Link", (LossyLink,), {"losses": losses})
 
 
+plain_sgd = partial(torch.optim.SGD, lr=0.05)
 # So strong a decay that what is held falls behind what is not, and masks change.
 decaying = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1.0)
 
@@ -132,6 +153,8 @@ def parts(setting: Lightweight) -> tuple[nn.Module, list[Device], nn.Module]:
     """Return a front, devices of unlike sizes, and a back."""
     front, back = net()
     optimizer = decaying if setting.renew_every else builders.sgd
+    if setting.control_variates:
+        optimizer = partial(optimizer, momentum=0)
     how = {"keep_optimizer": False, "optimizer": optimizer}
     return front, builders.devices(front, SIZES, **how), back
 
@@ -197,6 +220,7 @@ class SlowDevice:
         """Begin anew from the mean under another mask."""
         self.put_on(mask)
         self.load(mask.take_state(last))
+        self.control, self.rates = {}, 0.0
         self.optimizer = self.device.optimizer(list(self.network.parameters()))
 
     def load(self, part: Mapping[str, Tensor]) -> None:
@@ -208,9 +232,20 @@ class SlowDevice:
             part = self.mask.put_state(part, zeros)
         self.network.load_state_dict(dict(part))
 
+    def take_mean(self, part: Mapping[str, Tensor]) -> None:
+        """Go on from a mean, and learn from it how far this device had strayed."""
+        named = dict(self.network.named_parameters())
+        before = {n: p.detach().clone() for n, p in named.items()}
+        self.load(part)
+        for name, p in named.items():
+            strayed = (before[name] - p.detach()) / self.rates
+            self.control[name] = self.control.get(name, 0) + strayed
+        self.rates = 0.0
+
     def begin(self, part: Mapping[str, Tensor], server_round: int) -> None:
         """Start a round."""
         self.load(part)
+        self.control, self.rates = {}, 0.0
         self.optimizer = self.device.optimizer(list(self.network.parameters()))
         self.order = self.device.batches(0, server_round, self.number)
         self.place = Place(0, server_round, self.number)
@@ -244,6 +279,10 @@ class SlowDevice:
         if setting.gradient_bits < 32:
             noise = self.place.at(step).generator("gradient")
             quantize_gradients(self.network.parameters(), setting.gradient_bits, noise)
+        if setting.control_variates:
+            for name, term in self.control.items():
+                named[name].grad += term
+            self.rates += 0.05
         self.optimizer.step()
 
     def sent(self, setting: Lightweight, step: int) -> dict[str, Tensor]:
@@ -373,7 +412,10 @@ def one_round(
                         residual={},
                     )
                     mean = unpack_update(data, each.reference)
-                each.load(mean)
+                if setting.control_variates:
+                    each.take_mean(mean)
+                else:
+                    each.load(mean)
         answers = server.step(step, {n: d.forward(step) for n, d in active.items()})
         for number, (gradient, _) in answers.items():
             active[number].backward(gradient, setting, step)
@@ -398,7 +440,9 @@ def test_a_round_is_the_slow_loop(
 
 
 @pytest.mark.parametrize("make_link", [ForgetfulLink, StutteringLink])
-@pytest.mark.parametrize("name", ["whole", "two bits", "weights", "unlike", *RENEWED])
+@pytest.mark.parametrize(
+    "name", ["whole", "two bits", "weights", "unlike", *RENEWED, *CONTROLLED]
+)
 def test_no_live_object_is_needed_and_requests_may_repeat(
     name: str, make_link: type[LocalLink]
 ) -> None:
@@ -775,3 +819,81 @@ def test_fedprox_pulls_to_the_last_mean() -> None:
     free, _ = train(setting, "parallel", num_rounds=1)
     pulled, _ = train(setting, "parallel", num_rounds=1, proximal_mu=5.0)
     builders.assert_same(dict(free.front), dict(pulled.front))
+
+
+def unlike_quadratics(setting: Lightweight) -> float:
+    """Return how far a front ends from the best one for devices of unlike data.
+
+    Each pulls one weight to its own target, and with another strength.
+    """
+    front, back = nn.Linear(1, 1, bias=False), nn.Identity()
+    with torch.no_grad():
+        front.weight.fill_(0.0)
+    inputs, targets = (1.0, 3.0), (2.0, -1.0)
+    devices = [
+        Device(
+            copy.deepcopy(front),
+            optimizer=partial(torch.optim.SGD, lr=0.02),
+            train_set=TensorDataset(torch.full((400, 1), x), torch.full((400, 1), y)),
+            batch_size=4,
+        )
+        for x, y in zip(inputs, targets, strict=True)
+    ]
+    server = ServerHalf(back, nn.MSELoss(), builders.sgd, scheme="parallel")
+    result = train_locally(
+        devices,
+        front.state_dict(),
+        server,
+        num_rounds=1,
+        lightweight=setting,
+        evaluate=False,
+    )
+    best = sum(x * y for x, y in zip(inputs, targets, strict=True)) / sum(
+        x * x for x in inputs
+    )
+    return abs(float(result.front["weight"]) - best)
+
+
+def test_control_variates_end_where_all_data_would() -> None:
+    """Means of devices of unlike data settle elsewhere without them, and not with."""
+    free = unlike_quadratics(Lightweight(aggregate_every=10))
+    held = unlike_quadratics(Lightweight(aggregate_every=10, control_variates=True))
+    assert free > 0.1
+    assert held < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"optimizer": torch.optim.Adam}, "Adam"),
+        ({"optimizer": builders.sgd}, "momentum"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.1, maximize=True)}, "maximize"),
+        (
+            {"optimizer": partial(torch.optim.SGD, lr=0.1), "clip_norm": 1.0},
+            "clip_norm",
+        ),
+    ],
+)
+def test_steps_that_are_no_gradients_have_no_control_variates(
+    how: dict[str, Any], named: str
+) -> None:
+    """A device that takes others refuses before its first step, by name."""
+    front, back = net()
+    with pytest.raises(SettingError, match=named):
+        train_locally(
+            builders.devices(front, SIZES, **how),
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=SETTINGS["controlled"],
+        )
+
+
+def test_control_variates_go_with_exact_means_only() -> None:
+    """Without means, with rounded ones, or beside a proximal term: refused by name."""
+    with pytest.raises(SettingError, match="aggregate_every"):
+        Lightweight(control_variates=True)
+    with pytest.raises(SettingError, match="update_bits=32"):
+        steps_of_2(gradient_bits=8, control_variates=True)
+    with pytest.raises(SettingError, match="proximal_mu"):
+        train(SETTINGS["controlled"], "parallel", proximal_mu=0.1)

@@ -49,6 +49,11 @@ SETTINGS["renewed masks"] = {
     # So strong a decay that masks do change.
     "device": {"optimizer": partial(SGD, lr=0.05, weight_decay=1.0)},
 }
+SETTINGS["control variates"] = {
+    "lightweight": steps_of_1(prune=0.4, gradient_bits=8, update_bits=32,
+                              control_variates=True),
+    "device": {"optimizer": partial(SGD, lr=0.05)},
+}  # fmt: skip
 SETTINGS["period of steps, whole"] = {"scheme": "sflv1", "lightweight": steps_of_1()}
 
 
