@@ -112,7 +112,7 @@ def gradient(
 
 def square(tensors: Iterable[torch.Tensor]) -> float:
     """Return the squared norm of all."""
-    return sum(float(t.square().sum()) for t in tensors)
+    return sum(float(t.detach().square().sum()) for t in tensors)
 
 
 def pruning_error(rho: float) -> float:
