@@ -17,6 +17,7 @@ from flwr_slfac import Lightweight
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Identity, encode, parse_codec
 from flwr_slfac.errors import DeviceError, SettingError, SlfacError, TrainingError
+from flwr_slfac.lightweight import DeviceConfig
 from flwr_slfac.lightweight.pruning import (
     ChannelMask,
     ElementMask,
@@ -52,6 +53,8 @@ from flwr_slfac.split import (
     TrainRequest,
     train_locally,
 )
+from flwr_slfac.split.front_features import update_of
+from flwr_slfac.split.periods import Periods
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import TrainAnswer
 from flwr_slfac.states import in_dtypes_of, weighted_average
@@ -155,7 +158,8 @@ def parts(setting: Lightweight) -> tuple[nn.Module, list[Device], nn.Module]:
     optimizer = decaying if setting.renew_every else builders.sgd
     if setting.control_variates:
         optimizer = partial(optimizer, momentum=0)
-    how = {"keep_optimizer": False, "optimizer": optimizer}
+    # Plain SGD has no moments to keep, and control variates begin anew all the same.
+    how = {"keep_optimizer": setting.control_variates, "optimizer": optimizer}
     return front, builders.devices(front, SIZES, **how), back
 
 
@@ -535,6 +539,32 @@ def test_masks_change_within_a_round(name: str) -> None:
     if setting.device_config.update_bits == 32:
         entered = result.traffic.num_bytes(directions=["model-down"])
         assert entered == sum(map(len, masks.values()))
+
+
+def test_who_comes_to_hold_the_same_goes_on_from_what_it_was_given() -> None:
+    """Of two devices whose masks meet in a renewal, each is sent its own difference."""
+    first = {n: t.clone() for n, t in net()[0].state_dict().items()}
+    names = list(prunable_shapes(first))
+    small, large = (
+        choose_elements(first, names, share, "layer", None) for share in (0.7, 0.2)
+    )
+    periods = Periods(update_of(DeviceConfig(structured=False, update_bits=2)))
+    before = {0: (small, small.to_bytes()), 1: (large, large.to_bytes())}
+    now = {0: before[1], 1: before[1]}
+    given = {d: mask.take_state(first) for d, (mask, _) in before.items()}
+    for masks, moved in ((before, 0.0), (now, 0.37), (now, 0.51)):
+        periods.full = {
+            n: t + moved * torch.rand_like(t) if t.is_floating_point() else t
+            for n, t in first.items()
+        }
+        means = periods.hand_out(before, masks, first)
+        for device, mean in means.items():
+            if update := mean.fields.get("update"):
+                own = unpack_update(update, given[device])
+                builders.assert_same(dict(mean.part), dict(own))
+            given[device] = mean.part
+        before = masks
+    assert not all(torch.equal(given[0][n], given[1][n]) for n in given[0])
 
 
 def test_the_newest_masks_stay_in_force() -> None:
