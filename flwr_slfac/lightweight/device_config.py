@@ -30,6 +30,8 @@ class DeviceConfig:
         Whether the device tells what a step costs it, at the end of a round.
     period_steps : int
         Steps between two averages of fronts within a round; 0 for none there.
+    control_variates : bool
+        As in `Lightweight`.
 
     Raises
     ------
@@ -45,6 +47,7 @@ class DeviceConfig:
     saved_bits: int = FULL_BITS
     reports_cost: bool = False
     period_steps: int = 0
+    control_variates: bool = False
 
     def __post_init__(self) -> None:
         for name in ("gradient_bits", "update_bits"):

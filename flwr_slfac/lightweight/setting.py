@@ -13,6 +13,11 @@ from flwr_slfac.lightweight.pruning.importance import Criterion, require_choice
 from flwr_slfac.lightweight.pruning.schedule import gradual_share
 from flwr_slfac.lightweight.pruning.selection import CutChoice, Scope, require_ratio
 from flwr_slfac.lightweight.quantization.qsgd import DEFAULT_BUCKET
+from flwr_slfac.lightweight.setting_checks import (
+    require_exact_means,
+    require_gradual,
+    require_renewable,
+)
 
 Profile = Mapping[str, Any]
 Prune = float | Sequence[float] | Callable[[int, Profile], float]
@@ -59,6 +64,12 @@ class Lightweight:
     remask_every : int (default: 1)
         Rounds between two choices of the masks, also if `period` is of steps; a choice
         waits for a round that begins with an aggregated front.
+    renew_every : int, optional
+        Masks are chosen within a round, too: after every n-th mean of fronts (see
+        `aggregate_every`, with `period` of steps), from that mean, for the devices that
+        have further steps in the round. A device whose mask changes is sent the mask
+        and its part of the mean whole, in float32; of it the optimizer's moments, and
+        what updates and codecs had lost, are forgotten. None: not within a round.
     gradient_decay : float (default: 0.9)
         Weight of earlier rounds in the accumulated gradient, in [0, 1). The default is
         our choice: about the last ten rounds count.
@@ -100,6 +111,11 @@ class Lightweight:
         device that missed an aggregation begins with the aggregated front. Under scheme
         ``sequential`` with I > 1 the front is not handed on: each device trains its own
         until they are aggregated.
+    control_variates : bool (default: False)
+        Add to a device's gradients what its earlier steps of the round strayed from the
+        means (SCAFFOLD; see `flwr_slfac.split.control_variates`), so that unlike data
+        draw fronts apart less. With `period` of steps, `update_bits` 32 and devices
+        that train their front with plain SGD; anything else is refused.
 
     Raises
     ------
@@ -124,6 +140,7 @@ class Lightweight:
     scope: Scope = "layer"
     at_cut: CutChoice = "prune"
     remask_every: int = 1
+    renew_every: int | None = None
     gradient_decay: float = 0.9
     gradient_bits: int = FULL_BITS
     update_bits: int | None = None
@@ -135,6 +152,7 @@ class Lightweight:
     dropout_per: Per | None = None
     aggregate_every: int | None = None
     period: Literal["step", "round"] = "step"
+    control_variates: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.prune):
@@ -147,7 +165,7 @@ class Lightweight:
                 )
             for share in schedule:
                 require_ratio(share)
-        self._require_gradual()
+        require_gradual(self)
         criteria = (*get_args(Criterion), "increase")
         require_choice("criterion", self.criterion, criteria)
         require_choice("scope", self.scope, get_args(Scope))
@@ -156,6 +174,7 @@ class Lightweight:
         require_count("remask_every", self.remask_every)
         if self.aggregate_every is not None:
             require_count("aggregate_every", self.aggregate_every)
+        require_renewable(self)
         if not 0 <= self.gradient_decay < 1:
             raise SettingError(
                 f"gradient_decay is {self.gradient_decay!r}; give a number in [0, 1)"
@@ -170,18 +189,7 @@ class Lightweight:
             self.dropout_per or "batch",
         )
         self.device_config  # noqa: B018 - checks the rest
-
-    def _require_gradual(self) -> None:
-        """Refuse a schedule of no rounds, or on top of one by the user."""
-        if self.prune_rounds == 0 and not isinstance(self.prune_rounds, bool):
-            return
-        require_count("prune_rounds", self.prune_rounds)
-        if isinstance(self.prune, Sequence):
-            raise SettingError(
-                f"prune={self.prune!r} gives a share for each round, and "
-                f"prune_rounds={self.prune_rounds} would, too; give one number, or "
-                "leave prune_rounds out"
-            )
+        require_exact_means(self)
 
     @property
     def device_config(self) -> DeviceConfig:
@@ -196,6 +204,7 @@ class Lightweight:
             saved_bits=self.saved_bits,
             reports_cost=True,
             period_steps=self.period_steps,
+            control_variates=self.control_variates,
         )
 
     def fit(self, *codecs: Codec) -> "Lightweight":

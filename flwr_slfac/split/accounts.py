@@ -54,7 +54,9 @@ class Accounts:
             self._add(device, "model-up", len(reply.update), raw_bytes)
 
     def mean(self, device: int, request: TrainRequest, part: State) -> None:
-        """Enter the bytes of a mean on its way down, if it is quantized."""
+        """Enter the bytes of a mean on its way down, if quantized, and of a mask."""
+        if request.mask:
+            self._add(device, "model-down", len(request.mask))
         if request.update is not None:
             raw_bytes = raw_bytes_of(tensor.shape for tensor in part.values())
             self._add(device, "model-down", len(request.update), raw_bytes)

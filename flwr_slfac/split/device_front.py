@@ -1,6 +1,7 @@
 """The front of a device: under the mask of the round, trained, sent back, kept."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from flwr_slfac.split.front_features import (
 )
 from flwr_slfac.split.gradient_rules import GradientRule, gradient_rules
 from flwr_slfac.split.held_part import HeldPart
+from flwr_slfac.split.lasting import same_mask
 from flwr_slfac.split.place import Moment, seeded
 from flwr_slfac.split.protocol import Begin, TrainRequest
-from flwr_slfac.split.tuning import Tuning, tuning_of
+from flwr_slfac.split.tuning import Tuning
 
 Kept = Mapping[str, Any]
 
@@ -84,24 +86,20 @@ class DeviceFront:
 
         Raises
         ------
-        DecodeError
-            If the mask is not one of this front.
-        SettingError
-            If channels cannot be pruned, names or shapes differ, or the cut does.
+        DecodeError, SettingError
+            If the mask is not one of this front; if channels cannot be pruned, names
+            or shapes differ, or the cut does.
         """
         require_cut(begin.cut_features, self._part.full, who)
-        front = begin.front
+        front, same = begin.front, same_mask(begin.mask, kept)
         if front is None:
             resident = kept.get("front")
-            if resident is None or resident["version"] != begin.version:
-                return False
-            if not _same_mask(begin, kept):
+            if not same or not resident or resident["version"] != begin.version:
                 return False
             front = resident["state"]
         self._configure(begin)
         self._part.trained.load(front, who)
-        own = kept.get("buffers", {}) if _same_mask(begin, kept) else {}
-        self.load_buffers(own)
+        self.load_buffers(kept.get("buffers", {}) if same else {})
         return True
 
     def start(self, begin: Begin, kept: Kept) -> None:
@@ -120,17 +118,17 @@ class DeviceFront:
         else:
             self._update.reference = kept["front"]["reference"]
         # What was lost under another mask belongs to other coordinates.
-        same_mask = _same_mask(begin, kept)
-        self._update.residual = kept.get("residual", {}) if same_mask else {}
+        same = same_mask(begin.mask, kept)
+        self._update.residual = kept.get("residual", {}) if same else {}
         for rule in self._rules:
             rule.start(self.network)
             if begin.front is None:
                 rule.go_on(kept["front"]["rules"], self._where)
         if begin.pipeline_depth:
             self._forwards = TwoCopies(self.network)
-        self._tuning = self._new_tuning()
+        self._tuning = self._part.tuning(self._device)
         # Moments of another mask fit no more; the schedule goes on.
-        self._tuning.load(kept.get("tuning", {}), moments=same_mask)
+        self._tuning.load(kept.get("tuning", {}), moments=same)
         self._tuning.start_round(begin.server_round)
 
     def forward(
@@ -175,17 +173,20 @@ class DeviceFront:
         return self._update.pack(self._part.trained.part(), moment)[0]
 
     def go_on(self, request: TrainRequest, moment: Moment, who: str) -> None:
-        """Take up the mean that followed what `send` returned.
+        """Take up the mean that followed what `send` returned, perhaps under a mask.
 
         Raises
         ------
         DecodeError, SettingError, TrainingError
-            If it is not a mean of such fronts.
+            If it is not a mean of such fronts, or the mask none of this front.
         """
         update = self._update
         mean = update.unpack_mean(request)
         _, update.residual = update.pack(self._part.trained.part(), moment)
-        self._part.trained.load(mean, who)
+        if request.mask:
+            self._renew(request.mask)
+        with self._require_started().carried():
+            self._part.trained.load(mean, who)
         update.start(self._part.trained.part)
         for rule in self._rules:
             rule.start(self.network)
@@ -218,8 +219,8 @@ class DeviceFront:
         d = self._device
         if d.keep_optimizer or d.scheduler:
             keeps["tuning"] = tuning.state(moments=d.keep_optimizer)
-        if begin.mask:
-            keeps["mask"] = begin.mask
+        if self._part.mask:
+            keeps["mask"] = self._part.mask
         buffers = self.buffers()
         if unsent := {n: b for n, b in buffers.items() if n not in part}:
             keeps["buffers"] = unsent
@@ -227,13 +228,17 @@ class DeviceFront:
 
     def cost(self, begin: Begin, inputs: Callable[[], torch.Tensor]) -> StepCost | None:
         """Return what a step on a batch costs, where asked for."""
-        return self._costs.of(begin, self.network, inputs)
+        return self._costs.of(self.held_of(begin), self.network, inputs)
 
     def forget_round(self) -> None:
         """Let go of what lasts for a round."""
         self._tuning, self._rules = None, []
         self._update = FrontUpdate()
         self._forwards = Forwards(self.network)
+
+    def held_of(self, begin: Begin) -> Begin:
+        """Return what would begin the round with the part that is held now."""
+        return replace(begin, front=None, mask=self._part.mask)
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the state after the forward of a step; with buffers, for `restore`."""
@@ -262,7 +267,7 @@ class DeviceFront:
             copies = self._forwards = TwoCopies(self.network)
             copies.load(step, state)
         if state["tuning"] is not None:
-            self._tuning = self._new_tuning()
+            self._tuning = self._part.tuning(self._device)
             self._tuning.load(state["tuning"])
 
     def buffers(self) -> dict[str, torch.Tensor]:
@@ -278,20 +283,18 @@ class DeviceFront:
         self._activations = activations_of(begin.config)
         self._rules = gradient_rules(begin)
         self._update = update_of(begin.config)
-        self._part.put_on(begin.mask, structured=begin.config.structured)
+        self._part.put_on(begin.mask, begin.config)
         self._forwards = Forwards(self.network)
 
-    def _new_tuning(self) -> Tuning:
-        tuning = tuning_of(self._device, self.network.parameters())
-        self._part.trained.hold(tuning.optimizer)
-        return tuning
+    def _renew(self, mask: bytes) -> None:
+        """Hold another part, as at the start of a round under another mask."""
+        schedule = self._require_started().state(moments=False)
+        self._part.renew(mask)
+        self._forwards, self._update.residual = Forwards(self.network), {}
+        self._tuning = self._part.tuning(self._device)
+        self._tuning.load(schedule, moments=False)
 
     def _require_started(self) -> Tuning:
         if self._tuning is None:
             raise TrainingError("the front was asked to step before a round began")
         return self._tuning
-
-
-def _same_mask(begin: Begin, kept: Kept) -> bool:
-    """Say whether what was kept from the last round is under this round's mask."""
-    return bool(kept.get("mask", b"") == begin.mask)

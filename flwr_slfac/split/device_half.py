@@ -1,7 +1,7 @@
 """The device's side of a run: rounds, tests, and state without any live object."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -179,7 +179,7 @@ class DeviceHalf:
             step, mark, paused = steps.last, steps.batches.mark, steps.paused
             before = before if paused else steps.buffers_before
         front = {**self._front.state(step), "buffers": before}
-        begin = replace(now.begin, front=None)
+        begin = self._front.held_of(now.begin)
         return Snapshot(begin, mark, step, front, now.end.state(), paused)
 
     def restore(self, snapshot: Snapshot | None) -> None:

@@ -128,7 +128,10 @@ class DeviceSteps:
             return awaits_mean
         if not awaits_mean or not step - 1 == self.last == self._updated:
             raise self._out_of_step(step)
+        channels = self._front.channels_sent
         self._front.go_on(request, self._place.at(self.last), self._who)
+        if request.mask:
+            self._end.renew(channels, self._front.channels_sent)
         return False
 
     @property

@@ -129,7 +129,7 @@ class FrontUpdate:
         return {"front": mean}, mean
 
     def unpack_mean(self, request: TrainRequest) -> State:
-        """Return, on the device, the part to go on from.
+        """Return, on the device, the part to go on from; whole under another mask.
 
         Raises
         ------
@@ -138,9 +138,7 @@ class FrontUpdate:
         DecodeError
             If it cannot be decoded.
         """
-        if request.front is None:
-            raise TrainingError("the server sent a mean quantized, and was not to")
-        return request.front
+        return _whole_mean(request)
 
 
 class QuantizedUpdate(FrontUpdate):
@@ -223,10 +221,12 @@ class QuantizedUpdate(FrontUpdate):
         Raises
         ------
         TrainingError
-            If the mean came in full.
+            If the mean came in full, or did not under another mask.
         DecodeError
             If it cannot be decoded.
         """
+        if request.mask:
+            return _whole_mean(request)
         if request.update is None:
             raise TrainingError("the server sent a mean in full, and was not to")
         return unpack_update(request.update, self.reference)
@@ -237,6 +237,12 @@ def update_of(config: DeviceConfig) -> FrontUpdate:
     if config.update_bits == FULL_BITS:
         return FrontUpdate()
     return QuantizedUpdate(config.update_bits, config.bucket, config.error_feedback)
+
+
+def _whole_mean(request: TrainRequest) -> State:
+    if request.front is None:
+        raise TrainingError("the server sent a mean quantized, and was not to")
+    return request.front
 
 
 def _unasked(device: int, how: str) -> DeviceError:

@@ -142,8 +142,20 @@ class QuantizedGradients(GradientRule):
 
 
 def gradient_rules(begin: Begin) -> list[GradientRule]:
-    """Return the rules of a round, in the order in which they apply."""
+    """Return the rules of a round, in the order in which they apply.
+
+    Raises
+    ------
+    SettingError
+        If a proximal term is to go with control variates.
+    """
     rules: list[GradientRule] = []
+    if begin.proximal_mu and begin.config.control_variates:
+        raise SettingError(
+            f"proximal_mu={begin.proximal_mu} pulls fronts to the last mean, and "
+            "Lightweight(control_variates=True) would take the pull for a gradient; "
+            "use one of them"
+        )
     if begin.proximal_mu:
         rules.append(ProximalTerm(begin.proximal_mu))
     config = begin.config

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from flwr_slfac.lightweight import DeviceConfig
 from flwr_slfac.lightweight.pruning import (
     Channels,
     CutMask,
@@ -14,7 +15,9 @@ from flwr_slfac.lightweight.pruning import (
     channel_groups,
 )
 from flwr_slfac.split.buffers import changed_buffers, put_buffers, unsent_buffers
+from flwr_slfac.split.device import TrainedFront
 from flwr_slfac.split.masked_network import masked_network, read_mask
+from flwr_slfac.split.tuning import Tuning, tuning_of
 
 
 class HeldPart:
@@ -33,13 +36,15 @@ class HeldPart:
         As given.
     trained : TrainedNetwork
         What runs, and how its state travels.
+    mask : bytes
+        The mask that is on; empty for none.
     channels_sent : CutMask
         Which channels of the smashed data the network computes.
     """
 
     def __init__(self, full: nn.Module, example: Callable[[], torch.Tensor]) -> None:
         self.full, self._example = full, example
-        self._mask = b""
+        self.mask, self._config = b"", DeviceConfig()
         self.channels_sent: CutMask = FullCutMask()
         self.trained = masked_network(full, FullMask())
         # Of buffers that no state dict names, those that the front came with.
@@ -61,8 +66,8 @@ class HeldPart:
         """
         return channel_groups(self.full, self._example())
 
-    def put_on(self, data: bytes, *, structured: bool) -> None:
-        """Take over a mask, as bytes.
+    def put_on(self, data: bytes, config: DeviceConfig) -> None:
+        """Take over a mask, as bytes, and how the part is to be trained.
 
         Raises
         ------
@@ -71,16 +76,35 @@ class HeldPart:
         SettingError
             If the front's channels cannot be pruned.
         """
-        if data == self._mask:
+        self._config = config
+        if data == self.mask:
             return
         # The whole front, should the mask be refused.
-        self.trained, self._mask = masked_network(self.full, FullMask()), b""
+        self.trained, self.mask = masked_network(self.full, FullMask()), b""
         self._unsent, self.channels_sent = self._unsent_full, FullCutMask()
+        structured = config.structured
         mask = read_mask(data, self.full, lambda: self.channels, structured=structured)
         put_buffers(self.full, self._unsent_full)
-        self.trained, self._mask = masked_network(self.full, mask), data
+        self.trained, self.mask = masked_network(self.full, mask), data
         self.channels_sent = mask.cut
         self._unsent = unsent_buffers(self.network)
+
+    def renew(self, data: bytes) -> None:
+        """Put on another mask of the same kind; raises as `put_on`."""
+        self.put_on(data, self._config)
+
+    def tuning(self, device: TrainedFront) -> Tuning:
+        """Return what trains the part, new; pruned weights stay zero under it.
+
+        Raises
+        ------
+        SettingError
+            If there are no control variates for what the device trains with.
+        """
+        control = self._config.control_variates
+        tuning = tuning_of(device, self.network.parameters(), control=control)
+        self.trained.hold(tuning.optimizer)
+        return tuning
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Return a copy of the buffers that a forward may change, or has changed."""

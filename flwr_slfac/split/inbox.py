@@ -41,6 +41,10 @@ class Inbox:
         self._decoders[key] = Decoder(self._side, memory)
         return told
 
+    def renew(self, key: int) -> None:
+        """Decode from here on what a device sends under another mask."""
+        self._decoders[key] = Decoder(self._side)
+
     def end(self, key: int, device: int) -> None:
         """Remember a device's samples: it has done its last step of the round."""
         self._samples.end(device, self._decoders[key].memory)

@@ -77,6 +77,11 @@ def recalled(kept: Memory, channels: CutMask) -> Memory:
     return {k: v for k, v in kept.items() if k != _CHANNELS}
 
 
+def same_mask(mask: bytes, kept: Mapping[str, Any]) -> bool:
+    """Say whether what a device kept from the last round is under this mask."""
+    return bool(kept.get("mask", b"") == mask)
+
+
 def _index(channels: CutMask) -> torch.Tensor | None:
     """Return the computed channels, or None for all."""
     if isinstance(channels, PartialCutMask) and len(channels.index) < channels.size:

@@ -1,7 +1,7 @@
 """Who trains which part of the front: masks, chosen anew every few rounds."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr_slfac.errors import (
@@ -57,6 +57,12 @@ class MaskChoice:
         self._chosen_in: int | None = None
         self._by_share: dict[float, tuple[Mask, bytes]] = {}
         self._shares: dict[int, float] = {}
+        # By device: one that it still holds after others' were chosen anew.
+        self._older: dict[int, tuple[Mask, bytes]] = {}
+
+    def start_round(self) -> None:
+        """Forget masks that are in force no more once a round has ended."""
+        self._older = {}
 
     def restart(self) -> None:
         """Choose from the next front as from a first one."""
@@ -84,6 +90,25 @@ class MaskChoice:
             return True
         return False
 
+    def renew_within(
+        self, devices: Sequence[int], full: State
+    ) -> dict[int, tuple[Mask, bytes]]:
+        """Choose masks anew within a round; return them by device.
+
+        Parameters
+        ----------
+        devices : sequence of int
+            Who is to hold them. Others of the round keep theirs until its end.
+        full : mapping of str to Tensor
+            The whole front.
+        """
+        rest = self._shares.keys() - set(devices)
+        for device in sorted(rest - self._older.keys()):
+            if (old := self._by_share.get(self._shares[device])) is not None:
+                self._older[device] = old
+        self._by_share = {}
+        return {device: self.mask(device, full) for device in devices}
+
     def mask(self, device: int, full: State) -> tuple[Mask, bytes]:
         """Return what a device holds of the front, and its bytes.
 
@@ -96,6 +121,8 @@ class MaskChoice:
         """
         if self._chosen_in is None:
             return FullMask(), b""
+        if device in self._older:
+            return self._older[device]
         if device not in self._shares:
             profile = self._profiles.get(device, {"partition-id": device})
             self._shares[device] = self._setting.share(self._chosen_in, profile)

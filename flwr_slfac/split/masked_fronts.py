@@ -99,7 +99,7 @@ class Fronts(ServerFronts):
         train_round: int | None,
     ) -> None:
         """Ask devices what masks depend on, and choose masks if it is time."""
-        self._periods.start_round()
+        self._start_round()
         self._masks.ask(link, devices, self.full, accounts)
         if train_round is not None and self._masks.renew(train_round):
             # A front that a device kept fits its old mask only.
@@ -183,8 +183,17 @@ class Fronts(ServerFronts):
         DivergedError
             If a difference cannot be sent.
         """
-        masks = {d: self._masks.mask(d, self.full) for d in num_examples}
-        return self._periods.meet(masks, num_examples, self._now)
+        order = sorted(num_examples)
+        before = now = {d: self._masks.mask(d, self.full) for d in order}
+        mean = self._periods.average(before, num_examples, self._now)
+        every = self._setting.renew_every
+        if every and self._periods.num_means % every == 0:
+            now = self._masks.renew_within(order, mean)
+        return self._periods.hand_out(before, now, self.full)
+
+    def _start_round(self) -> None:
+        self._periods.start_round()
+        self._masks.start_round()
 
     @property
     def _now(self) -> State:
@@ -224,7 +233,7 @@ class Fronts(ServerFronts):
         if not all(mask.is_full for mask in masks):
             after = restore_unheld(after, weights, masks, self._now)
         self._masks.observe(before, after)
-        self._periods.start_round()
+        self._start_round()
         self.full = after
         self._version += 1
         self._served = self._without_unheld(weights, masks)

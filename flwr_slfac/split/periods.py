@@ -19,6 +19,11 @@ coordinate over those who hold it. Who is done brings its front at the end of th
 when the wrapped strategy aggregates all W'. Who is lost leaves what it brought to
 earlier means, and nothing else. Copies of the back (``sflv1``) are averaged at the
 round's end only.
+
+Where masks are renewed, after every n-th mean, they are chosen from x, for those who go
+on. A device whose mask changes is sent the mask and its part of x whole, R, and goes on
+as at the start of a round under another mask: without the moments of its optimizer, and
+without what its updates and codecs had lost. One whose mask stays goes on as ever.
 """
 
 from collections.abc import Mapping
@@ -28,10 +33,13 @@ import torch
 from flwr_slfac.lightweight.pruning import Mask, average_coordinates
 from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.front_features import FrontUpdate
+from flwr_slfac.split.inbox import Inbox
 from flwr_slfac.split.protocol import TrainReply, TrainRequest
 from flwr_slfac.split.server_fronts import Mean, ServerFronts
 from flwr_slfac.split.stream import Stream
 from flwr_slfac.states import State
+
+Masks = Mapping[int, tuple[Mask, bytes]]
 
 
 class Periods:
@@ -46,11 +54,14 @@ class Periods:
     ----------
     full : mapping of str to Tensor or None
         The front as the server holds it; None before the first mean of a round.
+    num_means : int
+        Means that were taken in the round.
     """
 
     def __init__(self, update: FrontUpdate) -> None:
         self._update = update
         self.full: State | None = None
+        self.num_means = 0
         # By device: what it was last given, and what it brought to the next mean.
         self._given: dict[int, State] = {}
         self._brought: dict[int, State] = {}
@@ -58,6 +69,7 @@ class Periods:
     def start_round(self) -> None:
         """Forget the last round."""
         self.full, self._given, self._brought = None, {}, {}
+        self.num_means = 0
 
     def given(self, device: int) -> State | None:
         """Return what a device was last given within the round, None for nothing."""
@@ -79,13 +91,10 @@ class Periods:
         self._brought[device] = _moved(part, given, now)
         return self._brought[device]
 
-    def meet(
-        self,
-        masks: Mapping[int, tuple[Mask, bytes]],
-        num_examples: Mapping[int, int],
-        full: State,
-    ) -> dict[int, Mean]:
-        """Average what devices brought; return what each goes on from.
+    def average(
+        self, masks: Masks, num_examples: Mapping[int, int], full: State
+    ) -> State:
+        """Return the mean of what devices brought, the front from here on.
 
         Parameters
         ----------
@@ -95,31 +104,48 @@ class Periods:
             Their weights; of those who are asked to go on.
         full : mapping of str to Tensor
             The front as the server holds it.
+        """
+        order = sorted(num_examples)
+        mean = average_coordinates(
+            [self._brought[d] for d in order],
+            [float(num_examples[d]) for d in order],
+            [masks[d][0] for d in order],
+            full,
+        )
+        self.full, self._brought = mean, {}
+        self.num_means += 1
+        return mean
+
+    def hand_out(self, before: Masks, now: Masks, full: State) -> dict[int, Mean]:
+        """Return what each device goes on from.
+
+        Parameters
+        ----------
+        before, now : mapping of int to (Mask, bytes)
+            What devices held, and hold from here on.
+        full : mapping of str to Tensor
+            The front that devices began the round with.
 
         Raises
         ------
         DivergedError
             If a difference cannot be sent.
         """
-        order = sorted(num_examples)
-        self.full = average_coordinates(
-            [self._brought[d] for d in order],
-            [float(num_examples[d]) for d in order],
-            [masks[d][0] for d in order],
-            full,
-        )
-        self._brought = {}
-        # Devices of one mask have been given the same: it is coded once.
-        coded: dict[bytes, Mean] = {}
+        # To devices that were given the same, the same is coded once.
+        coded: dict[tuple[bytes, bytes, int], Mean] = {}
         means = {}
-        for device in order:
-            mask, data = masks[device]
-            if data not in coded:
-                given = self._given.get(device) or mask.take_state(full)
-                now = mask.take_state(self.full)
-                fields, part = self._update.pack_mean(now, given)
-                coded[data] = Mean(part, fields)
-            means[device] = coded[data]
+        for device, (mask, data) in now.items():
+            given = self._given.get(device)
+            key = before[device][1], data, id(given)
+            if key not in coded:
+                part = mask.take_state(self.full or full)
+                if data != before[device][1]:
+                    coded[key] = Mean(part, {"front": part, "mask": data})
+                else:
+                    old = given or mask.take_state(full)
+                    fields, arrives = self._update.pack_mean(part, old)
+                    coded[key] = Mean(arrives, fields)
+            means[device] = coded[key]
         self._given.update({device: mean.part for device, mean in means.items()})
         return means
 
@@ -133,10 +159,12 @@ class Meeting:
         Takes fronts, and averages them.
     accounts : Accounts
         Where what crosses is entered.
+    inbox : Inbox
+        Where what devices send is decoded.
     """
 
-    def __init__(self, fronts: ServerFronts, accounts: Accounts) -> None:
-        self._fronts, self._accounts = fronts, accounts
+    def __init__(self, fronts: ServerFronts, accounts: Accounts, inbox: Inbox) -> None:
+        self._fronts, self._accounts, self._inbox = fronts, accounts, inbox
         self._waiting: dict[int, Stream] = {}
 
     def join(self, stream: Stream, reply: TrainReply, step: int) -> None:
@@ -162,6 +190,9 @@ class Meeting:
         for device, mean in self._fronts.meet(weights).items():
             stream = streams[device]
             stream.num_period_examples = 0
+            if mean.fields.get("mask"):
+                stream.end.renew(self._fronts.at_cut(device))
+                self._inbox.renew(stream.key)
             requests[stream.key] = TrainRequest(step, **mean.fields)
             self._accounts.mean(device, requests[stream.key], mean.part)
         return requests

@@ -119,6 +119,8 @@ class TrainRequest:
         Within a round: the mean of fronts that the device is to go on from.
     update : bytes or None
         Instead of `front`: its difference to what the server sent before, quantized.
+    mask : bytes
+        Beside a whole `front`: the mask that it is under from here on; empty for none.
     """
 
     step: int
@@ -127,6 +129,7 @@ class TrainRequest:
     memory_order: tuple[int, ...] = ()
     front: State | None = None
     update: bytes | None = None
+    mask: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class Round:
         self._asks_first = self._relay or run.needs_devices(begin)
         self._streams: dict[int, Stream] = {}
         self._sides: dict[int, ServerSide] = {}
-        self._meeting = Meeting(run.fronts, self._accounts)
         self._inbox, self._pool = Inbox(run.side, pool, run.samples), pool
+        self._meeting = Meeting(run.fronts, self._accounts, self._inbox)
         self._result = RoundResult()
 
     def train(self, keys: list[int]) -> RoundResult:

@@ -34,7 +34,8 @@ def fronts_for(
     ------
     SettingError
         If a relay is asked for means of fronts within a round, or lightweight training
-        for cuts of devices' own, or these are cuts of another model.
+        for cuts of devices' own, or these are cuts of another model, or masks are to be
+        renewed within a round under a codec that remembers samples.
     """
     relay = server.scheme == "sequential"
     if cuts is not None and lightweight is not None:
@@ -52,5 +53,11 @@ def fronts_for(
             "Lightweight(period='step') averages the fronts of devices that step "
             "together, and in the relay of scheme='sequential' one device trains at a "
             "time; set period='round', or use scheme='parallel', 'sflv1' or 'sflv2'"
+        )
+    if lightweight.renew_every and any(codec.needs_samples for codec in codecs):
+        raise SettingError(
+            "Lightweight(renew_every=) changes channels within a round, and the codec "
+            "'temporal' predicts a sample's values from those of its last round; use "
+            "one of them"
         )
     return Fronts(lightweight.fit(*codecs), relay=relay)

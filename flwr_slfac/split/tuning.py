@@ -1,12 +1,14 @@
 """An optimizer and its scheduler, whose progress can be carried between rounds."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from flwr_slfac.split.control_variates import ControlVariates
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory, TrainedFront
 
 
@@ -19,6 +21,13 @@ class Tuning:
         What is trained.
     optimizer, scheduler, scheduler_per, clip_norm
         As in `Device`.
+    control : bool (default: False)
+        Whether gradients have control variates.
+
+    Raises
+    ------
+    SettingError
+        If there are none for this optimizer.
     """
 
     def __init__(
@@ -28,6 +37,8 @@ class Tuning:
         scheduler: SchedulerFactory | None,
         scheduler_per: Literal["round", "step"],
         clip_norm: float | None,
+        *,
+        control: bool = False,
     ) -> None:
         self._parameters = [p for p in parameters if p.requires_grad]
         # A half without trainable weights (a frozen or empty front) has no optimizer.
@@ -37,6 +48,7 @@ class Tuning:
         )
         self._per = scheduler_per
         self._clip_norm = clip_norm
+        self._control = ControlVariates(self.optimizer, clip_norm) if control else None
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -49,12 +61,25 @@ class Tuning:
             return
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        if self._control:
+            self._control.apply()
         self.optimizer.step()
         if self.scheduler and self._per == "step":
             self.scheduler.step()
 
+    @contextmanager
+    def carried(self) -> Iterator[None]:
+        """Put a mean in the weights' place, within."""
+        if self._control:
+            self._control.leave()
+        yield
+        if self._control:
+            self._control.arrive()
+
     def start_round(self, server_round: int) -> None:
         """Bring a scheduler that goes per round to this round (from 1)."""
+        if self._control:
+            self._control.start_round()
         if not self.scheduler or self._per != "round":
             return
         with warnings.catch_warnings():
@@ -71,7 +96,8 @@ class Tuning:
         if not moments:
             optimizer["state"] = {}
         schedule = self.scheduler.state_dict() if self.scheduler else None
-        return {"optimizer": optimizer, "scheduler": schedule}
+        control = {"control": self._control.state()} if self._control else {}
+        return {"optimizer": optimizer, "scheduler": schedule, **control}
 
     def load(self, state: dict[str, Any], *, moments: bool = True) -> None:
         """Go on from a state that `state` returned; without its moments if asked."""
@@ -84,6 +110,8 @@ class Tuning:
         _undo_casts(self.optimizer, optimizer["state"])
         if self.scheduler and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        if self._control and moments and "control" in state:
+            self._control.load(state["control"])
 
     def settings(self) -> dict[str, Any]:
         """Return what the user set, as it is before the first step."""
@@ -104,10 +132,13 @@ class Tuning:
         }
 
 
-def tuning_of(device: TrainedFront, parameters: Iterable[nn.Parameter]) -> Tuning:
+def tuning_of(
+    device: TrainedFront, parameters: Iterable[nn.Parameter], *, control: bool = False
+) -> Tuning:
     """Return what trains the front of a device."""
     d = device
-    return Tuning(parameters, d.optimizer, d.scheduler, d.scheduler_per, d.clip_norm)
+    how = d.optimizer, d.scheduler, d.scheduler_per, d.clip_norm
+    return Tuning(parameters, *how, control=control)
 
 
 def _undo_casts(optimizer: torch.optim.Optimizer, moments: dict[Any, Any]) -> None:

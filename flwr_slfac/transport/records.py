@@ -63,6 +63,8 @@ def from_train_request(request: TrainRequest) -> RecordDict:
         content.config_records[SPLIT]["memory-order"] = list(request.memory_order)
     if request.update is not None:
         put_frame(content, "update", request.update)
+    if request.mask:
+        put_frame(content, "mean-mask", request.mask)
     if request.front is not None:
         content[MEAN] = as_record(request.front)
     return content
@@ -79,6 +81,7 @@ def to_train_request(content: RecordDict) -> TrainRequest:
         memory_order=sizes_in(config, "memory-order"),
         front=None if mean is None else RecordState(mean),
         update=get_frame(content, "update"),
+        mask=get_frame(content, "mean-mask") or b"",
     )
 
 

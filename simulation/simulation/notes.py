@@ -69,6 +69,7 @@ class DeviceNotes:
         """Take note of a request."""
         if request.begin is not None:
             self.model_down_bytes += len(request.begin.mask)
+        self.model_down_bytes += len(request.mask)
         if request.gradient is not None:
             self.steps[-1].down_bytes += len(request.gradient)
             self.steps[-1].down_raw_bytes = _coded_bytes(request.gradient)

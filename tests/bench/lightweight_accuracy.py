@@ -1,25 +1,27 @@
 """What lightweight training costs in accuracy, one reduction at a time and together.
 
-Usage: python -m tests.bench.lightweight_accuracy [--plan short|long]
+Usage: python -m tests.bench.lightweight_accuracy [--plan short|long|table|target]
        [--datasets cifar10 mnist] [--partitions iid dirichlet] [--seeds 0 1 2]
        [--arms plain together ...] [--against plain] [--out FILE] [--markdown FILE]
 
 Quarter-width VGG-19-BN without its dropout, cut after its second pooling (CIFAR-10
 subset), and ResNet-18 cut after `layer1` (MNIST), ten devices in one process, scheme
-`parallel`, identity codec; images come from SLFAC_DATA_DIR. Every finished run is
-appended to FILE as JSON, and runs that are there are not repeated.
+`parallel`, identity codec unless an arm says otherwise (`lightweight_arms`); images
+come from SLFAC_DATA_DIR. Every finished run is appended to FILE as JSON, and runs that
+are there are not repeated.
 
 The short plan has rounds of a few steps, with periods in rounds; the long one has
-rounds of 50 steps, with periods in steps.
+rounds of 50 steps, with periods in steps. The plan "table" varies one factor at a time
+around a centre, keeps what was reached after each round (`lightweight_curve`), and
+prints what devices did and what crossed (`lightweight_table`); "target" is longer.
 """
 
 import argparse
 import json
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,92 +35,19 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import TensorDataset
 
 from flwr_slfac import Device, Lightweight, cut
-from flwr_slfac.split import LocalLink, ServerHalf, TrainRequest, train_locally
+from flwr_slfac.default_codecs import DEFAULT_DOWN, DEFAULT_UP
+from flwr_slfac.split import ServerHalf, train_locally
 from flwr_slfac.split.local_run import LocalResult
-from flwr_slfac.split.protocol import TrainAnswer, TrainReply
-from flwr_slfac.states import State
-from tests.bench.datasets import load_dataset
+from tests.bench.datasets import Images, load_dataset
+from tests.bench.lightweight_arms import ARMS, PLANS, TABLE, Arm, Plan
+from tests.bench.lightweight_curve import CountingLink, accuracy, curve, whole_curve
+from tests.bench.lightweight_table import accuracy_table, target_table
 from tests.models import resnet18, vgg19_bn
 
 NUM_DEVICES, BATCH = 10, 8
 LR = 0.02
-TOGETHER = {
-    "prune": 0.3,
-    "criterion": "increase",
-    "gradient_bits": 8,
-    "activation_dropout": 0.1,
-    "aggregate_every": 2,
-    "period": "round",
-}
-STEPS_OF_5 = {"aggregate_every": 5, "period": "step"}
-ARMS: dict[str, dict[str, Any] | None] = {
-    "plain": None,
-    "together": TOGETHER,
-    "together by weight": {**TOGETHER, "criterion": "weight"},
-    **{
-        f"rho {rho}": {"prune": rho, "criterion": "increase"}
-        for rho in (0.1, 0.3, 0.5, 0.7)
-    },
-    "rho 0.3 by weight": {"prune": 0.3},
-    **{f"{bits} bits": {"gradient_bits": bits} for bits in (8, 4)},
-    **{f"p {p}": {"activation_dropout": p} for p in (0.1, 0.3)},
-    **{f"I {every}": {"aggregate_every": every, "period": "round"} for every in (2, 5)},
-    "I 5 steps": STEPS_OF_5,
-    **{
-        f"together, I {every} steps": {
-            **TOGETHER,
-            **STEPS_OF_5,
-            "aggregate_every": every,
-        }
-        for every in (1, 5, 10, 30)
-    },
-    "together, I 1 round": {**TOGETHER, "aggregate_every": 1, "period": "round"},
-    "together gradually, I 5 steps": {**TOGETHER, **STEPS_OF_5, "prune_rounds": 4},
-}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is trained on a dataset."""
-
-    num_images: int
-    num_rounds: int
-    max_steps: int
-    cut: str
-
-
-PLANS = {
-    # In long rounds fronts drift apart, those of plain training too.
-    "short": {
-        "cifar10": Plan(10_000, 1000, 2, "features.13"),
-        "mnist": Plan(4000, 6, 50, "layer1"),
-    },
-    "long": {
-        "cifar10": Plan(10_000, 8, 50, "features.13"),
-        "mnist": Plan(4000, 3, 50, "layer1"),
-    },
-}
+OPTIMIZER = partial(SGD, lr=LR, momentum=0.9, weight_decay=5e-4)
 DATASETS = ["cifar10", "mnist"]
-
-
-class CountingLink(LocalLink):
-    """Counts the bytes of whole fronts, which the ledger leaves to transports."""
-
-    down = up = 0
-
-    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
-        """Count fronts both ways."""
-        for request in requests.values():
-            begun = request.begin.front if request.begin else None
-            type(self).down += _num_bytes(begun) + _num_bytes(request.front)
-        answers = super().train(requests)
-        replies = [a for a in answers.values() if isinstance(a, TrainReply)]
-        type(self).up += sum(_num_bytes(r.front) for r in replies)
-        return answers
-
-
-def _num_bytes(front: State | None) -> int:
-    return sum(t.nbytes for t in front.values()) if front else 0
 
 
 def main() -> None:
@@ -128,30 +57,37 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=DATASETS)
     parser.add_argument("--partitions", nargs="+", default=["iid", "dirichlet"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+")
     parser.add_argument("--against", choices=list(ARMS), default="plain")
     parser.add_argument("--out", type=Path, default=Path("lightweight.jsonl"))
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    is_table = options.plan in ("table", "target")
     text = options.out.read_text() if options.out.exists() else ""
     done = [json.loads(line) for line in text.splitlines()]
     for seed in options.seeds:
         for partition in options.partitions:
             for dataset in options.datasets:
-                for arm in options.arms:
+                for arm in options.arms or (TABLE if is_table else ARMS):
                     names = "dataset", "partition", "arm", "seed"
                     key = dict(zip(names, (dataset, partition, arm, seed), strict=True))
                     if any(key.items() <= row.items() for row in done):
                         continue
                     plan = PLANS[options.plan][dataset]
-                    row = {**key, **train(dataset, partition, arm, seed, plan)}
+                    row = {
+                        **key,
+                        **train(dataset, partition, arm, seed, plan, is_table),
+                    }
                     with options.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(json.dumps(row), flush=True)
                     done.append(row)
-    text = table(done, options.against)
+    if is_table:
+        text = accuracy_table(done) + "\n\n" + target_table(done)
+    else:
+        text = table(done, options.against)
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n")
@@ -170,25 +106,59 @@ def build(dataset: str, num_classes: int, channels: int) -> nn.Module:
 
 
 def train(
-    dataset: str, partition: str, arm: str, seed: int, plan: Plan
-) -> dict[str, float]:
-    """Train once; return accuracy, seconds and what a step costs on a device."""
-    setting = ARMS[arm]
+    dataset: str, partition: str, name: str, seed: int, plan: Plan, rounds: bool = False
+) -> dict[str, Any]:
+    """Train once; return accuracy, seconds and what a step costs on a device.
+
+    With `rounds`, what each round came to, too.
+    """
+    arm = ARMS[name]
     data = load_dataset(Path(os.environ["SLFAC_DATA_DIR"]), dataset)
     rng = np.random.default_rng(seed)
     images = rng.permutation(len(data.train_y))[: plan.num_images]
     torch.manual_seed(seed)
     model = build(dataset, data.num_classes, data.train_x.shape[1])
+    parts = [
+        TensorDataset(data.train_x[part], data.train_y[part])
+        for part in split(images, data.train_y, partition, rng)
+    ]
+    start = time.perf_counter()
+    if arm.scheme == "whole":
+        row = whole_curve(
+            model,
+            parts,
+            data,
+            optimizer=OPTIMIZER,
+            scheduler=partial(CosineAnnealingLR, T_max=plan.num_rounds),
+            batch_size=BATCH,
+            max_steps=plan.max_steps,
+            num_rounds=plan.num_rounds,
+            seed=seed,
+        )
+        return {**row, "seconds": time.perf_counter() - start}
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) if rounds else None
+        return _train_split(model, parts, data, arm, seed, plan, saved)
+
+
+def _train_split(
+    model: nn.Module,
+    parts: list[TensorDataset],
+    data: Images,
+    arm: Arm,
+    seed: int,
+    plan: Plan,
+    saved: Path | None,
+) -> dict[str, Any]:
+    """Train a split model; keep what each round came to if it may be saved."""
     halves = cut(model, at=plan.cut)
-    optimizer = partial(SGD, lr=LR, momentum=0.9, weight_decay=5e-4)
     scheduler = partial(CosineAnnealingLR, T_max=plan.num_rounds)
-    parts = split(images, data.train_y, partition, rng)
     devices = [
         Device(
             cut(model, at=plan.cut).front,
-            optimizer=optimizer,
+            optimizer=OPTIMIZER,
             scheduler=scheduler,
-            train_set=TensorDataset(data.train_x[part], data.train_y[part]),
+            train_set=part,
             batch_size=BATCH,
             max_steps=plan.max_steps,
             drop_last=True,
@@ -198,11 +168,11 @@ def train(
     server = ServerHalf(
         halves.back,
         CrossEntropyLoss(),
-        optimizer,
-        scheme="parallel",
+        OPTIMIZER,
+        scheme=arm.scheme,  # type: ignore[arg-type]
         scheduler=scheduler,
     )
-    link = type("Link", (CountingLink,), {"down": 0, "up": 0})
+    link = type("Link", (CountingLink,), {"crossed": {}})
     start = time.perf_counter()
     result = train_locally(
         devices,
@@ -210,25 +180,29 @@ def train(
         server,
         num_rounds=plan.num_rounds,
         seed=seed,
+        up=DEFAULT_UP if arm.default_codecs else None,
+        down=DEFAULT_DOWN if arm.default_codecs else None,
         evaluate=False,
-        lightweight=None if setting is None else Lightweight(**setting),
+        lightweight=None if arm.setting is None else Lightweight(**arm.setting),
+        checkpoint=saved,
+        keep=plan.num_rounds + 1,
         make_link=link,
     )
     seconds = time.perf_counter() - start
-    whole = halves.load(result.front, server.snapshot()).eval()
-    with torch.no_grad():
-        scores = torch.cat([whole(x) for x in data.test_x.split(256)])
-    moved = result.traffic.num_bytes
+    whole = halves.load(result.front, server.snapshot())
+    by_round = curve(result, link, BATCH, halves, data, saved)
+    total = {name: sum(r[name] for r in by_round) for name in by_round[0]}
     return {
-        "accuracy": 100 * float((scores.argmax(1) == data.test_y).double().mean()),
+        "accuracy": accuracy(whole, data),
         "flops": _share_of_flops(result),
         "smashed": 1 / result.traffic.compression_ratio(phase="train"),
         "seconds": seconds,
         "loss": result.rounds[-1].loss,
-        "front_up": link.up + moved(directions=["model-up"]),
-        "front_down": link.down + moved(directions=["model-down"]),
-        "smashed_up": moved(directions=["up", "targets"]),
-        "smashed_down": moved(directions=["down"]),
+        "front_up": total["front_up"],
+        "front_down": total["front_down"],
+        "smashed_up": total["smashed_up"],
+        "smashed_down": total["smashed_down"],
+        **({"rounds": by_round} if saved else {}),
     }
 
 

@@ -72,6 +72,19 @@ JOBS = (
         },
     ),
     Job(
+        "renewed masks",
+        up="waterfill(nrmse=0.2)",
+        live_cache=0,
+        num_rounds=3,
+        lightweight={
+            "prune": 0.4,
+            "criterion": "scale",
+            "update_bits": 8,
+            "aggregate_every": 1,
+            "renew_every": 1,
+        },
+    ),
+    Job(
         "period of steps, whole fronts",
         scheme="sflv2",
         lightweight={"aggregate_every": 2, "period": "step"},

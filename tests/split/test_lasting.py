@@ -13,7 +13,8 @@ from flwr_slfac import Lightweight
 from flwr_slfac._release import RELEASE
 from flwr_slfac.codec import Feedback, Identity, TopK
 from flwr_slfac.lightweight.pruning import FullCutMask, PartialCutMask
-from flwr_slfac.split import Begin, DeviceHalf, Fronts, LocalLink, Rounds
+from flwr_slfac.split import Begin, DeviceHalf, Fronts, LocalLink, Place, Rounds
+from flwr_slfac.split.crossing import DeviceEnd, ServerEnd
 from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.traffic import Traffic
 from tests.split import builders
@@ -94,3 +95,16 @@ def test_what_is_remembered_is_recalled_for_the_same_channels() -> None:
             whole = (every, *[m for m in (one, two) if isinstance(m, FullCutMask)])
             same = one is two or (one in whole and two in whole)
             assert recalled(kept, two) == (memory if same else {})
+
+
+def test_it_stays_with_them_where_a_mask_is_renewed_within_a_round() -> None:
+    """Both ends forget it where channels change, and keep it where they do not."""
+    even, odd = (PartialCutMask(1, 4, torch.arange(i, 4, 2)) for i in (0, 1))
+    place, lost = Place(0, 1, 0), {"residual": torch.ones(8, 2)}
+    for now, kept in ((even, lost), (odd, {}), (FullCutMask(), {})):
+        device = DeviceEnd(coarse, [], place, lost)
+        device.renew(even, now)
+        assert device.lasting.keys() == kept.keys()
+        server = ServerEnd(None, place, even, None, dict(lost))  # type: ignore[arg-type]
+        server.renew(now)
+        assert server.down.keys() == kept.keys()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam
+from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 from flwr_slfac import CheckpointError, Lightweight, SettingError, load_checkpoint
@@ -102,6 +102,29 @@ CASES: dict[str, dict[str, Any]] = {
         "run": {
             "lightweight": Lightweight(
                 prune=0.4, update_bits=4, error_feedback=True, aggregate_every=1
+            )
+        },
+    },
+    "control variates": {
+        "model": net,
+        "run": {
+            "lightweight": Lightweight(
+                prune=0.4, aggregate_every=1, control_variates=True
+            )
+        },
+        "device": {"optimizer": partial(SGD, lr=0.05)},
+    },
+    "renewed masks": {
+        "model": net,
+        "run": {
+            "lightweight": Lightweight(
+                prune=0.4,
+                structured=False,
+                update_bits=4,
+                error_feedback=True,
+                aggregate_every=1,
+                renew_every=1,
+                remask_every=3,
             )
         },
     },

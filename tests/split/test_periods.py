@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from flwr_slfac import Lightweight
 from flwr_slfac._release import RELEASE
-from flwr_slfac.codec import Identity
-from flwr_slfac.errors import DeviceError, SettingError, TrainingError
+from flwr_slfac.codec import Identity, encode, parse_codec
+from flwr_slfac.errors import DeviceError, SettingError, SlfacError, TrainingError
+from flwr_slfac.lightweight import DeviceConfig
 from flwr_slfac.lightweight.pruning import (
     ChannelMask,
     ElementMask,
@@ -27,6 +29,7 @@ from flwr_slfac.lightweight.pruning import (
     choose_channels,
     choose_elements,
     fill_unheld,
+    increase,
     prunable_shapes,
     restore_unheld,
     shrink,
@@ -50,6 +53,8 @@ from flwr_slfac.split import (
     TrainRequest,
     train_locally,
 )
+from flwr_slfac.split.front_features import update_of
+from flwr_slfac.split.periods import Periods
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import TrainAnswer
 from flwr_slfac.states import in_dtypes_of, weighted_average
@@ -74,7 +79,45 @@ SETTINGS = {
     "unlike, whole": steps_of_2(prune=by_partition),
     "gradually": steps_of_2(prune=0.5, prune_rounds=2, gradient_bits=8),
     "weights, gradually": steps_of_2(prune=0.5, prune_rounds=2, structured=False),
+    "renewed": steps_of_2(prune=0.5, criterion="increase", renew_every=1),
+    "renewed, two bits": Lightweight(
+        prune=0.5,
+        criterion="increase",
+        update_bits=2,
+        error_feedback=True,
+        aggregate_every=1,
+        renew_every=2,
+    ),
+    "renewed weights": steps_of_2(
+        prune=0.5, structured=False, update_bits=4, renew_every=1
+    ),
+    "renewed, unlike": steps_of_2(
+        prune=by_partition, criterion="increase", gradient_bits=8, renew_every=1
+    ),
+    "renewed, unlike, whole": Lightweight(
+        prune=by_partition, criterion="increase", aggregate_every=1, renew_every=3
+    ),
+    "controlled": steps_of_2(control_variates=True),
+    "controlled, quantized": Lightweight(
+        prune=by_partition,
+        gradient_bits=8,
+        update_bits=32,
+        aggregate_every=1,
+        control_variates=True,
+    ),
+    "controlled, weights": steps_of_2(
+        prune=0.5, structured=False, control_variates=True
+    ),
+    "controlled, renewed": Lightweight(
+        prune=0.5,
+        criterion="increase",
+        aggregate_every=1,
+        renew_every=3,
+        control_variates=True,
+    ),
 }
+CONTROLLED = [name for name in SETTINGS if name.startswith("controlled")]
+RENEWED = [name for name in SETTINGS if name.startswith("renewed")]
 
 
 class LossyLink(LocalLink):
@@ -104,10 +147,20 @@ def link_of(losses: Mapping[tuple[int, int], int]) -> type[LocalLink]:
     return type("Link", (LossyLink,), {"losses": losses})
 
 
-def parts() -> tuple[nn.Module, list[Device], nn.Module]:
+plain_sgd = partial(torch.optim.SGD, lr=0.05)
+# So strong a decay that what is held falls behind what is not, and masks change.
+decaying = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1.0)
+
+
+def parts(setting: Lightweight) -> tuple[nn.Module, list[Device], nn.Module]:
     """Return a front, devices of unlike sizes, and a back."""
     front, back = net()
-    return front, builders.devices(front, SIZES, keep_optimizer=False), back
+    optimizer = decaying if setting.renew_every else builders.sgd
+    if setting.control_variates:
+        optimizer = partial(optimizer, momentum=0)
+    # Plain SGD has no moments to keep, and control variates begin anew all the same.
+    how = {"keep_optimizer": setting.control_variates, "optimizer": optimizer}
+    return front, builders.devices(front, SIZES, **how), back
 
 
 def train(
@@ -117,7 +170,7 @@ def train(
     **settings: Any,
 ) -> tuple[LocalResult, dict[str, Tensor]]:
     """Train two rounds; return the result and the back."""
-    front, devices, back = parts()
+    front, devices, back = parts(setting)
     server = builders.server(back, scheme)  # type: ignore[arg-type]
     settings = {"num_rounds": 2, "evaluate": False, **settings}
     result = train_locally(
@@ -144,20 +197,35 @@ def masks_of(
     if not setting.structured:
         return choose_elements(full, list(prunable_shapes(full)), share, "layer", None)
     channels = channel_groups(net()[0], torch.zeros(1, 1, 6, 6))
-    return choose_channels(channels, channel_scores(channels, full), share, "layer")
+    scores = channel_scores(channels, full)
+    if setting.criterion == "increase":
+        first = dict(net()[0].state_dict())
+        scores = increase(scores, channel_scores(channels, first))
+    return choose_channels(channels, scores, share, "layer")
 
 
 class SlowDevice:
     """A device of the slow loop: a network of its own, and what the server sent."""
 
     def __init__(self, number: int, device: Device, mask: Mask) -> None:
-        self.number, self.mask, self.residual = number, mask, {}
+        self.number, self.device = number, device
+        self.put_on(mask)
+        self.reference: dict[str, Tensor] = {}
+        self.num_examples = self.num_period = 0
+
+    def put_on(self, mask: Mask) -> None:
+        """Hold another part."""
+        self.mask, self.residual = mask, {}
         full = copy.deepcopy(net()[0])
         is_small = isinstance(mask, ChannelMask)
         self.network = shrink(full, mask) if is_small else full
-        self.device = device
-        self.reference: dict[str, Tensor] = {}
-        self.num_examples = self.num_period = 0
+
+    def renew(self, mask: Mask, last: dict[str, Tensor]) -> None:
+        """Begin anew from the mean under another mask."""
+        self.put_on(mask)
+        self.load(mask.take_state(last))
+        self.control, self.rates = {}, 0.0
+        self.optimizer = self.device.optimizer(list(self.network.parameters()))
 
     def load(self, part: Mapping[str, Tensor]) -> None:
         """Take what the server sent; what is not held is zero."""
@@ -168,9 +236,20 @@ class SlowDevice:
             part = self.mask.put_state(part, zeros)
         self.network.load_state_dict(dict(part))
 
+    def take_mean(self, part: Mapping[str, Tensor]) -> None:
+        """Go on from a mean, and learn from it how far this device had strayed."""
+        named = dict(self.network.named_parameters())
+        before = {n: p.detach().clone() for n, p in named.items()}
+        self.load(part)
+        for name, p in named.items():
+            strayed = (before[name] - p.detach()) / self.rates
+            self.control[name] = self.control.get(name, 0) + strayed
+        self.rates = 0.0
+
     def begin(self, part: Mapping[str, Tensor], server_round: int) -> None:
         """Start a round."""
         self.load(part)
+        self.control, self.rates = {}, 0.0
         self.optimizer = self.device.optimizer(list(self.network.parameters()))
         self.order = self.device.batches(0, server_round, self.number)
         self.place = Place(0, server_round, self.number)
@@ -204,6 +283,10 @@ class SlowDevice:
         if setting.gradient_bits < 32:
             noise = self.place.at(step).generator("gradient")
             quantize_gradients(self.network.parameters(), setting.gradient_bits, noise)
+        if setting.control_variates:
+            for name, term in self.control.items():
+                named[name].grad += term
+            self.rates += 0.05
         self.optimizer.step()
 
     def sent(self, setting: Lightweight, step: int) -> dict[str, Tensor]:
@@ -239,22 +322,26 @@ def slow_loop(
     setting: Lightweight, scheme: str, losses: Mapping[tuple[int, int], int]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Mask]]:
     """Return front, back and the last masks after two rounds, from the definition."""
-    front, devices, back = parts()
+    front, devices, back = parts(setting)
     server = builders.server(back, scheme)  # type: ignore[arg-type]
     full = {k: v.clone() for k, v in front.state_dict().items()}
-    residuals: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(devices))}
+    # With the mask that it was lost under: under another it is forgotten.
+    residuals: dict[tuple[int, bytes], dict[str, Tensor]] = {}
     for server_round in (1, 2):
         slow = [
             SlowDevice(i, d, masks_of(setting, full, i, server_round))
             for i, d in enumerate(devices)
         ]
         for each in slow:
-            each.residual = dict(residuals[each.number])
+            key = each.number, each.mask.to_bytes()
+            each.residual = dict(residuals.get(key, {}))
             each.begin(each.mask.take_state(full), server_round)
         ends, last = one_round(setting, server, slow, server_round, losses, full)
         ends = {i: ends[i] for i in sorted(ends)}
         # What a lost device did in the round is forgotten on it.
-        residuals.update({i: slow[i].residual for i in ends})
+        for i in ends:
+            residuals = {key: lost for key, lost in residuals.items() if key[0] != i}
+            residuals[i, slow[i].mask.to_bytes()] = slow[i].residual
         weights = [slow[i].num_examples for i in ends]
         masks = [slow[i].mask for i in ends]
         whole = list(ends.values())
@@ -265,6 +352,13 @@ def slow_loop(
         )
         server.end_round({i: slow[i].num_examples for i in ends})
     return full, dict(server.back.state_dict()), masks
+
+
+def is_time_to_renew(setting: Lightweight, step: int) -> bool:
+    """Say whether the mean before a step is one after which masks are chosen."""
+    if not setting.renew_every or not setting.aggregate_every:
+        return False
+    return step % (setting.aggregate_every * setting.renew_every) == 0
 
 
 def one_round(
@@ -305,6 +399,11 @@ def one_round(
             )
             for each in active.values():
                 each.num_period = 0
+                if is_time_to_renew(setting, step):
+                    mask = masks_of(setting, last, each.number, server_round)
+                    if mask.to_bytes() != each.mask.to_bytes():
+                        each.renew(mask, last)
+                        continue
                 mean = each.mask.take_state(last)
                 bits = setting.device_config.update_bits
                 if bits < 32:
@@ -317,7 +416,10 @@ def one_round(
                         residual={},
                     )
                     mean = unpack_update(data, each.reference)
-                each.load(mean)
+                if setting.control_variates:
+                    each.take_mean(mean)
+                else:
+                    each.load(mean)
         answers = server.step(step, {n: d.forward(step) for n, d in active.items()})
         for number, (gradient, _) in answers.items():
             active[number].backward(gradient, setting, step)
@@ -342,7 +444,9 @@ def test_a_round_is_the_slow_loop(
 
 
 @pytest.mark.parametrize("make_link", [ForgetfulLink, StutteringLink])
-@pytest.mark.parametrize("name", ["whole", "two bits", "weights", "unlike"])
+@pytest.mark.parametrize(
+    "name", ["whole", "two bits", "weights", "unlike", *RENEWED, *CONTROLLED]
+)
 def test_no_live_object_is_needed_and_requests_may_repeat(
     name: str, make_link: type[LocalLink]
 ) -> None:
@@ -390,6 +494,129 @@ def test_the_end_of_a_period_may_be_asked_for_twice() -> None:
     builders.assert_same(dict(once.front), dict(again.front))
     # Steps 6, 4 and 5: means after 2 and 4 of them, of those who go on, in two rounds.
     assert TwiceLink.num_fronts == 2 * (3 + 2)
+
+
+@pytest.mark.parametrize("name", RENEWED)
+def test_the_renewal_of_a_mask_may_be_asked_for_twice(name: str) -> None:
+    """A mask is put on once, and what was sent under it comes again."""
+    once, _ = train(SETTINGS[name], "parallel")
+    again, _ = train(SETTINGS[name], "parallel", TwiceLink)
+    builders.assert_same(dict(once.front), dict(again.front))
+
+
+class SeeingLink(LocalLink):
+    """Keeps the masks that devices were sent, by round and step."""
+
+    masks: ClassVar[dict[tuple[int, int, int], bytes]] = {}
+    _round = 0
+
+    def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, TrainAnswer]:
+        """Take note of masks."""
+        for key, request in requests.items():
+            if request.begin:
+                self._round = request.begin.server_round
+                self.masks[self._round, 0, key] = request.begin.mask
+            if request.mask:
+                assert request.front is not None
+                assert request.update is None
+                self.masks[self._round, request.step, key] = request.mask
+        return super().train(requests)
+
+
+@pytest.mark.parametrize("name", RENEWED)
+def test_masks_change_within_a_round(name: str) -> None:
+    """They are sent where they are renewed and are others, and their bytes entered."""
+    setting = SETTINGS[name]
+    link = type("Link", (SeeingLink,), {"masks": {}})
+    result, _ = train(setting, "parallel", link)
+    masks = link.masks
+    within = {place for place in masks if place[1]}
+    assert within
+    assert all(is_time_to_renew(setting, step) for _, step, _ in within)
+    for number, step, device in within:
+        before = max(s for r, s, d in masks if (r, d) == (number, device) and s < step)
+        assert masks[number, step, device] != masks[number, before, device]
+    if setting.device_config.update_bits == 32:
+        entered = result.traffic.num_bytes(directions=["model-down"])
+        assert entered == sum(map(len, masks.values()))
+
+
+def test_who_comes_to_hold_the_same_goes_on_from_what_it_was_given() -> None:
+    """Of two devices whose masks meet in a renewal, each is sent its own difference."""
+    first = {n: t.clone() for n, t in net()[0].state_dict().items()}
+    names = list(prunable_shapes(first))
+    small, large = (
+        choose_elements(first, names, share, "layer", None) for share in (0.7, 0.2)
+    )
+    periods = Periods(update_of(DeviceConfig(structured=False, update_bits=2)))
+    before = {0: (small, small.to_bytes()), 1: (large, large.to_bytes())}
+    now = {0: before[1], 1: before[1]}
+    given = {d: mask.take_state(first) for d, (mask, _) in before.items()}
+    for masks, moved in ((before, 0.0), (now, 0.37), (now, 0.51)):
+        periods.full = {
+            n: t + moved * torch.rand_like(t) if t.is_floating_point() else t
+            for n, t in first.items()
+        }
+        means = periods.hand_out(before, masks, first)
+        for device, mean in means.items():
+            if update := mean.fields.get("update"):
+                own = unpack_update(update, given[device])
+                builders.assert_same(dict(mean.part), dict(own))
+            given[device] = mean.part
+        before = masks
+    assert not all(torch.equal(given[0][n], given[1][n]) for n in given[0])
+
+
+def test_the_newest_masks_stay_in_force() -> None:
+    """Where masks outlive a round, the next one begins with those chosen within it."""
+    setting = replace(SETTINGS["renewed"], remask_every=2)
+    link = type("Link", (SeeingLink,), {"masks": {}})
+    train(setting, "parallel", link)
+    newest = max((r, s) for r, s, _ in link.masks if r == 1)
+    assert newest[1] > 0
+    (mask,) = {m for (r, s, _), m in link.masks.items() if (r, s) == newest}
+    assert {link.masks[2, 0, device] for device in range(len(SIZES))} == {mask}
+
+
+def test_a_mask_is_put_on_with_the_front_under_it_or_not_at_all() -> None:
+    """A device refuses a mask without its front, and one that is no mask of it."""
+    setting = SETTINGS["renewed weights"]
+    front, devices, _ = parts(setting)
+    for mask, named in ((b"garbage", "mask"), (b"", "in full")):
+        half = DeviceHalf(devices[0], 0)
+        config = setting.device_config
+        begin = Begin(1, 0, front.state_dict(), Identity(), RELEASE, config=config)
+        half.train(TrainRequest(0, begin))
+        half.train(TrainRequest(1, gradient=gradient_frame()))
+        half.train(TrainRequest(2, gradient=gradient_frame()))
+        with pytest.raises(SlfacError, match=named):
+            half.train(TrainRequest(2, front=front.state_dict(), mask=mask))
+    half = DeviceHalf(devices[0], 0)
+    half.train(TrainRequest(0, begin))
+    half.train(TrainRequest(1, gradient=gradient_frame()))
+    half.train(TrainRequest(2, gradient=gradient_frame()))
+    with pytest.raises(TrainingError, match="quantized"):
+        half.train(TrainRequest(2, update=b"update", mask=b"mask"))
+
+
+def gradient_frame() -> bytes:
+    """Return a gradient of what the front of `parts` sends."""
+    return encode(torch.ones(8, 4, 6, 6), Identity())
+
+
+def test_masks_are_renewed_where_there_are_masks_and_means() -> None:
+    """Without pruning or periods of steps, or beside memories of samples: refused."""
+    for more in (
+        {"aggregate_every": 2},
+        {"prune": 0.5},
+        {"prune": 0.5, "aggregate_every": 2, "period": "round"},
+    ):
+        with pytest.raises(SettingError, match="renew_every=1 renews"):
+            Lightweight(renew_every=1, **more)
+    with pytest.raises(SettingError, match="renew_every"):
+        steps_of_2(prune=0.5, renew_every=0)
+    with pytest.raises(SettingError, match="temporal"):
+        train(SETTINGS["renewed"], "parallel", Untouched, up=parse_codec("temporal"))
 
 
 def test_a_mean_a_step_is_the_step_of_the_joined_batch() -> None:
@@ -578,7 +805,7 @@ def test_a_device_lost_with_its_mean_has_brought_its_front() -> None:
 
 def test_a_mean_that_was_not_awaited_is_refused() -> None:
     """At another step, or before the update, a device says that it is out of step."""
-    front, devices, _ = parts()
+    front, devices, _ = parts(SETTINGS["whole"])
     half = DeviceHalf(devices[0], 0)
     config = SETTINGS["whole"].device_config
     begin = Begin(1, 0, front.state_dict(), Identity(), RELEASE, config=config)
@@ -622,3 +849,81 @@ def test_fedprox_pulls_to_the_last_mean() -> None:
     free, _ = train(setting, "parallel", num_rounds=1)
     pulled, _ = train(setting, "parallel", num_rounds=1, proximal_mu=5.0)
     builders.assert_same(dict(free.front), dict(pulled.front))
+
+
+def unlike_quadratics(setting: Lightweight) -> float:
+    """Return how far a front ends from the best one for devices of unlike data.
+
+    Each pulls one weight to its own target, and with another strength.
+    """
+    front, back = nn.Linear(1, 1, bias=False), nn.Identity()
+    with torch.no_grad():
+        front.weight.fill_(0.0)
+    inputs, targets = (1.0, 3.0), (2.0, -1.0)
+    devices = [
+        Device(
+            copy.deepcopy(front),
+            optimizer=partial(torch.optim.SGD, lr=0.02),
+            train_set=TensorDataset(torch.full((400, 1), x), torch.full((400, 1), y)),
+            batch_size=4,
+        )
+        for x, y in zip(inputs, targets, strict=True)
+    ]
+    server = ServerHalf(back, nn.MSELoss(), builders.sgd, scheme="parallel")
+    result = train_locally(
+        devices,
+        front.state_dict(),
+        server,
+        num_rounds=1,
+        lightweight=setting,
+        evaluate=False,
+    )
+    best = sum(x * y for x, y in zip(inputs, targets, strict=True)) / sum(
+        x * x for x in inputs
+    )
+    return abs(float(result.front["weight"]) - best)
+
+
+def test_control_variates_end_where_all_data_would() -> None:
+    """Means of devices of unlike data settle elsewhere without them, and not with."""
+    free = unlike_quadratics(Lightweight(aggregate_every=10))
+    held = unlike_quadratics(Lightweight(aggregate_every=10, control_variates=True))
+    assert free > 0.1
+    assert held < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ({"optimizer": torch.optim.Adam}, "Adam"),
+        ({"optimizer": builders.sgd}, "momentum"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.1, maximize=True)}, "maximize"),
+        (
+            {"optimizer": partial(torch.optim.SGD, lr=0.1), "clip_norm": 1.0},
+            "clip_norm",
+        ),
+    ],
+)
+def test_steps_that_are_no_gradients_have_no_control_variates(
+    how: dict[str, Any], named: str
+) -> None:
+    """A device that takes others refuses before its first step, by name."""
+    front, back = net()
+    with pytest.raises(SettingError, match=named):
+        train_locally(
+            builders.devices(front, SIZES, **how),
+            front.state_dict(),
+            builders.server(back),
+            num_rounds=1,
+            lightweight=SETTINGS["controlled"],
+        )
+
+
+def test_control_variates_go_with_exact_means_only() -> None:
+    """Without means, with rounded ones, or beside a proximal term: refused by name."""
+    with pytest.raises(SettingError, match="aggregate_every"):
+        Lightweight(control_variates=True)
+    with pytest.raises(SettingError, match="update_bits=32"):
+        steps_of_2(gradient_bits=8, control_variates=True)
+    with pytest.raises(SettingError, match="proximal_mu"):
+        train(SETTINGS["controlled"], "parallel", proximal_mu=0.1)

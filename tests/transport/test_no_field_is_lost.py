@@ -45,7 +45,9 @@ BEGIN = Begin(
 SMASHED = Smashed(b"activations", b"targets", 5, (5, 2, 3), (0, 2, 1))
 COST = StepCost(**{f.name: i + 1 for i, f in enumerate(fields(StepCost))})
 MESSAGES = {
-    "train request": TrainRequest(2, BEGIN, b"gradient", (1, 0), STATE, b"update"),
+    "train request": TrainRequest(
+        2, BEGIN, b"gradient", (1, 0), STATE, b"update", b"mask"
+    ),
     "evaluate request": EvaluateRequest(3, 2**20, BEGIN),
     "train reply": TrainReply(
         device=1,

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from torch.optim import SGD
 
 from flwr_slfac import Lightweight
 from flwr_slfac.codec import parse_codec
@@ -41,6 +42,18 @@ SETTINGS.update(
 )
 steps_of_1 = partial(Lightweight, aggregate_every=1, period="step")
 SETTINGS["period of steps"] = {"lightweight": steps_of_1(prune=0.4, update_bits=8)}
+SETTINGS["renewed masks"] = {
+    "lightweight": steps_of_1(
+        prune=0.4, structured=False, update_bits=8, renew_every=1
+    ),
+    # So strong a decay that masks do change.
+    "device": {"optimizer": partial(SGD, lr=0.05, weight_decay=1.0)},
+}
+SETTINGS["control variates"] = {
+    "lightweight": steps_of_1(prune=0.4, gradient_bits=8, update_bits=32,
+                              control_variates=True),
+    "device": {"optimizer": partial(SGD, lr=0.05)},
+}  # fmt: skip
 SETTINGS["period of steps, whole"] = {"scheme": "sflv1", "lightweight": steps_of_1()}
 
 
@@ -49,7 +62,7 @@ def train(
 ) -> tuple[LocalResult, State, ThreadOpener | None]:
     """Train three devices for three rounds."""
     front, back = builders.halves()
-    devices = builders.devices(front, [24, 16, 20])
+    devices = builders.devices(front, [24, 16, 20], **setting.get("device", {}))
     server = builders.server(back, setting.get("scheme", "parallel"))
     openers: list[ThreadOpener] = []
     links: list[StreamLink] = []

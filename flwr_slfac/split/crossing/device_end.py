@@ -15,8 +15,10 @@ from flwr_slfac.codec import (
     restart,
 )
 from flwr_slfac.errors import TrainingError
+from flwr_slfac.lightweight.pruning import CutMask
 from flwr_slfac.memory_order import in_memory_order, memory_order
 from flwr_slfac.split.features import CutFeature, passages
+from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import Smashed
 
@@ -164,6 +166,17 @@ class DeviceEnd:
                 f"{tuple(gradient.shape)}, the activations {tuple(like.shape)}"
             )
         return in_memory_order(gradient.to(like.dtype), order)
+
+    def renew(self, before: CutMask, now: CutMask) -> None:
+        """Go on under another mask, as from one round to the next.
+
+        Parameters
+        ----------
+        before, now : CutMask
+            Which channels the device computed, and computes.
+        """
+        self._up = restart(recalled(remembered(self.lasting, before), now))
+        self._down = {}
 
     @property
     def lasting(self) -> Memory:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flwr_slfac.codec import Codec, Feedback, Memory, encode
+from flwr_slfac.codec import Codec, Feedback, Memory, encode, restart
 from flwr_slfac.errors import (
     DecodeError,
     DeviceError,
@@ -23,6 +23,7 @@ from flwr_slfac.split.accounts import Accounts
 from flwr_slfac.split.crossing.decoder import Decoded
 from flwr_slfac.split.crossing.server_side import ServerSide
 from flwr_slfac.split.features import CutFeature, Passage, ServerMemory, passages
+from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.split.place import Moment, Place
 from flwr_slfac.split.protocol import Smashed
 
@@ -99,6 +100,11 @@ class ServerEnd:
         self._side, self._place, self._channels = side, place, channels
         self._accounts = accounts
         self._ways: list[Passage] = []
+
+    def renew(self, channels: CutMask) -> None:
+        """Go on with a device under another mask, as from one round to the next."""
+        lasting = remembered(restart(self.down), self._channels)
+        self.down, self._channels = recalled(lasting, channels), channels
 
     def receive(self, smashed: Smashed, decoded: Future[Decoded], step: int) -> Batch:
         """Bring a training batch to its full shape and enter its bytes.

@@ -41,7 +41,8 @@ def _model(direction: Direction, state: pb.State, message: Packed) -> Piece:
 
 def _frames_down(head: pb.Request) -> list[int]:
     masks = head.train.begin.mask_blob, head.evaluate.begin.mask_blob
-    return [head.train.gradient_blob, head.train.update_blob, *masks]
+    train = head.train
+    return [train.gradient_blob, train.update_blob, train.mask_blob, *masks]
 
 
 def _frames_up(head: pb.Reply) -> list[int]:

@@ -48,6 +48,7 @@ def pack_request(request: Request, states: StateCache) -> Packed:
         head.train.gradient_blob = writer.put(request.gradient)
         head.train.memory_order.extend(request.memory_order)
         head.train.update_blob = writer.put(request.update)
+        head.train.mask_blob = writer.put(request.mask or None)
         if request.front is not None:
             writer.put_state(states.bytes_of(request.front), head.train.front)
         if request.begin is not None:
@@ -85,6 +86,7 @@ def unpack_request(packed: Packed) -> Request:
             tuple(asked.memory_order),
             front,
             reader.get(asked.update_blob),
+            reader.get(asked.mask_blob) or b"",
         )
     if kind == "evaluate":
         test = head.evaluate

@@ -142,20 +142,22 @@ class Begin(_message.Message):
     def __init__(self, round: _Optional[int] = ..., seed: _Optional[int] = ..., release: _Optional[str] = ..., min_batch: _Optional[int] = ..., proximal_mu: _Optional[float] = ..., version: _Optional[int] = ..., aggregate: bool = ..., up: _Optional[str] = ..., config: _Optional[str] = ..., features: _Optional[str] = ..., front: _Optional[_Union[State, _Mapping]] = ..., mask_blob: _Optional[int] = ..., told_blob: _Optional[int] = ..., pipeline_depth: _Optional[int] = ...) -> None: ...
 
 class TrainRequest(_message.Message):
-    __slots__ = ("step", "begin", "gradient_blob", "memory_order", "front", "update_blob")
+    __slots__ = ("step", "begin", "gradient_blob", "memory_order", "front", "update_blob", "mask_blob")
     STEP_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BLOB_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ORDER_FIELD_NUMBER: _ClassVar[int]
     FRONT_FIELD_NUMBER: _ClassVar[int]
     UPDATE_BLOB_FIELD_NUMBER: _ClassVar[int]
+    MASK_BLOB_FIELD_NUMBER: _ClassVar[int]
     step: int
     begin: Begin
     gradient_blob: int
     memory_order: _containers.RepeatedScalarFieldContainer[int]
     front: State
     update_blob: int
-    def __init__(self, step: _Optional[int] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient_blob: _Optional[int] = ..., memory_order: _Optional[_Iterable[int]] = ..., front: _Optional[_Union[State, _Mapping]] = ..., update_blob: _Optional[int] = ...) -> None: ...
+    mask_blob: int
+    def __init__(self, step: _Optional[int] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., gradient_blob: _Optional[int] = ..., memory_order: _Optional[_Iterable[int]] = ..., front: _Optional[_Union[State, _Mapping]] = ..., update_blob: _Optional[int] = ..., mask_blob: _Optional[int] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("first", "max_bytes", "begin")
