@@ -89,3 +89,45 @@ def fit_model(
 def to_values(
     levels: Any, itemsize: int, step: float, taken: float, out: Any
 ) -> None: ...
+def quantize(
+    coefficients: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    groups: Any,
+    offset: int,
+    inverse: float,
+    levels: Any,
+    itemsize: int,
+    sums: Any,
+) -> None: ...
+def write_streams(
+    lists: Any,
+    sizes: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    groups: Any,
+    offset: int,
+    shifts: Any,
+    levels: Any,
+    itemsize: int,
+    kinds: Any,
+    midpoints: Any,
+    chances: Any,
+) -> tuple[bytes, bytes]: ...
+def read_streams(
+    parameters: Any,
+    words: Any,
+    samples: int,
+    channels: int,
+    num_groups: int,
+    groups: Any,
+    offset: int,
+    step: float,
+    kinds: Any,
+    midpoints: Any,
+    chances: Any,
+    order: Any,
+    out: Any,
+) -> str: ...

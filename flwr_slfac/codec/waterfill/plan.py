@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Memory
+from flwr_slfac.codec.kernels import Energies
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
     EnergyModel,
+    class_offset,
     fit_separable,
     frequency_groups,
     half_units,
@@ -86,6 +88,14 @@ class Plan:
         """Half units of energy of frequencies, and of planes in order."""
         planes = self.energy_model.of_planes()[self.transform.order]
         return self.energy_model.frequencies[self.groups], planes
+
+    def energies_at(self, step: float) -> Energies:
+        """Return what tells the class of each coefficient at a step."""
+        model = self.energy_model
+        offset = class_offset(step)
+        return Energies(
+            model.samples, model.channels, model.frequencies, self.groups, offset
+        )
 
 
 def make_plan(

@@ -1,19 +1,13 @@
 """What a quantization step would do, told by a sample of the coefficients."""
 
-import math
-
 import numpy as np
 
 from flwr_slfac.codec.waterfill.digits import Ints
-from flwr_slfac.codec.waterfill.energies import NUM_CLASSES
+from flwr_slfac.codec.waterfill.energies import NUM_CLASSES, class_offset
 from flwr_slfac.codec.waterfill.model import ideal_bits
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.solver import SHRINK
 
-# Class c holds coefficients of standard deviation 2**((c - 8) / 2) steps: our choice,
-# so that class 0 is a sixteenth of a step, where all is zero, and the last of 60 is
-# beyond the largest level.
-CLASS_OF_STEP = 8
 # Centroids travel in 128ths of a step: our choice, finer than they are estimated.
 CENTROID_UNIT = 128.0
 # Our choice: many times the coefficients that a distortion to a percent needs.
@@ -115,8 +109,3 @@ class CoefficientSample:
 def _class_of(energies: Ints, step: float) -> Ints:
     classes: Ints = (energies.astype(np.int64) + class_offset(step)) >> 1
     return np.clip(classes, 0, NUM_CLASSES - 1)
-
-
-def class_offset(step: float) -> int:
-    """Return what brings half units of energy to half classes at a step."""
-    return 2 * CLASS_OF_STEP + 1 - round(4 * math.log2(step))
