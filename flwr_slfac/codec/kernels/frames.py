@@ -14,6 +14,8 @@ import numpy.typing as npt
 __all__ = ["CodingTables", "Energies", "FrameLoops"]
 
 Array = npt.NDArray[Any]
+# A limit of the format.
+_NUM_CLASSES = 60
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,49 @@ class FrameLoops:
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
+
+    def quantize(
+        self,
+        coefficients: Array,
+        energies: Energies,
+        inverse: float,
+        dtype: np.dtype[Any],
+    ) -> tuple[Array, Array]:
+        """Return levels, and sums of their errors by class.
+
+        Parameters
+        ----------
+        coefficients : ndarray (S, N * r)
+            float32, contiguous; planes by energy, descending.
+        energies : Energies
+            Of the coefficients.
+        inverse : float
+            Of the step.
+        dtype : dtype
+            Of levels: int8, int16 or int32, which has to hold them.
+
+        Returns
+        -------
+        tuple of ndarray
+            Levels (S, N * r), and int64 (60, 3): how many are not zero, and errors in
+            1024ths of a step, along the signs of levels, and squared.
+        """
+        levels = np.empty(coefficients.shape, dtype)
+        sums = np.empty((_NUM_CLASSES, 3), np.int64)
+        e = energies
+        self._compiled.quantize(
+            coefficients,
+            e.samples,
+            e.channels,
+            e.frequencies,
+            e.groups,
+            e.offset,
+            inverse,
+            levels,
+            levels.itemsize,
+            sums,
+        )
+        return levels, sums
 
     def write(
         self,

@@ -154,6 +154,12 @@ def class_offset(step: float) -> int:
     return 2 * CLASS_OF_STEP + 1 - round(4 * math.log2(step))
 
 
+def classes_of(energies: Ints, offset: int) -> Ints:
+    """Return the classes of energies in half units, at an offset."""
+    halves: Ints = (energies.astype(np.int64) + offset) >> 1
+    return np.clip(halves, 0, NUM_CLASSES - 1)
+
+
 class EnergyClasses:
     """Coefficients split into classes of equal energy, and joined again.
 

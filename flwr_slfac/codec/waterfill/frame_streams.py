@@ -18,10 +18,9 @@ from flwr_slfac.codec.kernels import CodingTables, kernels
 from flwr_slfac.codec.waterfill.class_values import kinds, read_levels, write_values
 from flwr_slfac.codec.waterfill.digits import LARGE, Ints
 from flwr_slfac.codec.waterfill.energies import EnergyClasses, EnergyModel
+from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized
 from flwr_slfac.codec.waterfill.model import CHANCES, MIDPOINTS
 from flwr_slfac.codec.waterfill.plan import Plan
-from flwr_slfac.codec.waterfill.quantize import Quantized
-from flwr_slfac.codec.waterfill.sample import CENTROID_UNIT
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
 from flwr_slfac.codec.waterfill.streams import Coder

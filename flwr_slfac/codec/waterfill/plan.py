@@ -36,6 +36,8 @@ _SQUARES_SIZE = 2**18
 _FEWEST_PER_SAMPLE = 8
 # Rows that hold less than this share of the distortion would be zero anyway.
 _LEFT_OUT = 0.1
+# Beyond this many steps, float32 transforms are off by more than the step.
+LARGEST_LEVEL = 2**22
 # Energies to weigh by are at least this share of the largest, and this much: their
 # reciprocals, times squares, stay in float32's range.
 _LEAST_SHARE, _LEAST_ENERGY = 1e-12, 1e-30
@@ -88,6 +90,11 @@ class Plan:
         """Half units of energy of frequencies, and of planes in order."""
         planes = self.energy_model.of_planes()[self.transform.order]
         return self.energy_model.frequencies[self.groups], planes
+
+    @property
+    def least_step(self) -> float:
+        """The finest step; what is asked of a finer one is told of this."""
+        return self.largest / LARGEST_LEVEL
 
     def energies_at(self, step: float) -> Energies:
         """Return what tells the class of each coefficient at a step."""

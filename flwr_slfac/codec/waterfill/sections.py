@@ -24,9 +24,9 @@ from flwr_slfac.codec.waterfill.frame_streams import (
     read_one_by_one,
     write_streams,
 )
+from flwr_slfac.codec.waterfill.levels import Quantized
 from flwr_slfac.codec.waterfill.normalize import Normalization, denormalize
 from flwr_slfac.codec.waterfill.plan import Plan
-from flwr_slfac.codec.waterfill.quantize import Quantized
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.transform import Transform
