@@ -189,7 +189,8 @@ class Waterfill(Codec):
         if plan.channels.rotation is not None and plan.channels.is_new:
             plan.channels.rotation.store(hints.memory)
         bits = 8 * sum(map(len, sections)) / x.numel()
-        keep_choice(hints.memory, plan, target, quantized.step, quantized.gain, bits)
+        found = quantized.step, quantized.gain, quantized.near_zero
+        keep_choice(hints.memory, plan, target, *found, bits)
         return sections
 
     @property

@@ -48,6 +48,8 @@ class Quantized:
         How many are not zero.
     gain : float, optional
         What clamping at zero leaves of the distortion, if that is known.
+    near_zero : float
+        Share of values near zero, if so.
     """
 
     levels: Ints
@@ -56,6 +58,7 @@ class Quantized:
     distortion: float
     num_levels: int
     gain: float | None = None
+    near_zero: float = 0.0
 
 
 def quantize(plan: Plan, step: float) -> Quantized:

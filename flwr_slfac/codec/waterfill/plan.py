@@ -69,6 +69,10 @@ class Plan:
         A first guess.
     gain : float, optional
         What clamping at zero leaves of the squared error, as it was the step before.
+    near_zero : float
+        Share of values that were near zero then.
+    age : int
+        Steps since trials.
     is_kept : bool
         Whether nothing was tried: the choice is that of the step before.
     """
@@ -83,6 +87,8 @@ class Plan:
     left_out: float
     step: float
     gain: float | None
+    near_zero: float
+    age: int
     is_kept: bool
 
     @property
@@ -179,6 +185,8 @@ def _plan_of(
         left_out,
         choice.step,
         choice.gain,
+        choice.near_zero,
+        choice.age,
         is_kept,
     )
 
@@ -189,6 +197,7 @@ def keep_choice(
     target: Target,
     step: float,
     gain: float | None,
+    near_zero: float,
     bits: float,
 ) -> None:
     """Keep a plan's choice for the next step of a stream.
@@ -201,7 +210,7 @@ def keep_choice(
         By which a frame was coded.
     target : Target
         What it had to meet.
-    step, gain : float
+    step, gain, near_zero : float
         As the quantizer found them.
     bits : float
         Of the frame, for each value.
@@ -216,6 +225,7 @@ def keep_choice(
         plan.channels.rotation is not None,
         step / allowed_rms(target, num_values),
         gain or 0.0,
+        near_zero,
         old.age + 1 if old else 0,
         old.first_bits if old else bits,
         bits,

@@ -14,20 +14,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from flwr_slfac.codec.waterfill.clamping import (
+    FEWEST_TO_CLAMP,
+    gain_near,
+    share_near_zero,
+)
 from flwr_slfac.codec.waterfill.energies import class_offset, classes_of
 from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized, quantize
 from flwr_slfac.codec.waterfill.plan import LARGEST_LEVEL, Plan
 from flwr_slfac.codec.waterfill.sample import CoefficientSample
-from flwr_slfac.codec.waterfill.solver import SHRINK, solve
-from flwr_slfac.codec.waterfill.transform import energy, forward_planes, inverse_planes
+from flwr_slfac.codec.waterfill.solver import solve
+from flwr_slfac.codec.waterfill.transform import energy
 
-# Values, and samples, on which clamping's gain is measured; tensors with fewer values
-# than the last are decoded instead (our choice).
-_CLAMP_SIZE, _CLAMP_SAMPLES = 2**16, 6
-_FEWEST_TO_CLAMP = 2**13
-# Our choice: so many times fewer tell whether the gain is about that of the step
-# before, and then move it by their share.
-_FEWER, _SAME_GAIN = 3, 0.03
 # Relative distance of a distortion that is near enough: below the 2 percent that
 # `Waterfill` documents.
 _CLOSE = 0.015
@@ -42,10 +40,10 @@ _MOST_CORRECTION = 4.0
 _FEW_LEVELS = 4096
 _FINER = 0.9
 _MOST_TRIALS = 8
+# Of log step against log distortion, which goes with step**1 to step**2.
+_SLOPE = 0.6
 # Steps that are nearer to each other give the same levels.
 _SAME_STEP = 1e-3
-# What clamping leaves of an error, at least, so that a step never grows beyond reason.
-_LEAST_GAIN = 0.1
 
 
 def quantize_to(
@@ -72,14 +70,16 @@ def quantize_to(
     wanted = max(distortion - plan.left_out, least)
     step = solve(sample.distortion, wanted, plan.step)
     gain = None
-    if is_nonnegative and x.numel() >= _FEWEST_TO_CLAMP:
-        gain = _gain_near(plan, x, step)
+    near_zero = 0.0
+    if is_nonnegative and x.numel() >= FEWEST_TO_CLAMP:
+        near_zero = share_near_zero(x, distortion)
+        gain = gain_near(plan, x, step, near_zero)
         if gain < 1 - _CLOSE:
             wanted = max(distortion / gain - plan.left_out, least)
             step = solve(sample.distortion, wanted, step)
     quantized = _quantize_near(plan, sample, wanted, step)
     if quantized.num_levels >= _FEW_LEVELS:
-        return replace(quantized, gain=gain)
+        return replace(quantized, gain=gain, near_zero=near_zero)
 
     def error(candidate: Quantized) -> float:
         return _decoded_error(plan, x, candidate, is_nonnegative)
@@ -91,17 +91,24 @@ def _at_kept_step(
     plan: Plan, x: torch.Tensor, distortion: float, least: float, clamps: bool
 ) -> Quantized | None:
     """Quantize at the step that is kept of the stream, if it meets the distortion."""
-    clamps = clamps and x.numel() >= _FEWEST_TO_CLAMP
+    clamps = clamps and x.numel() >= FEWEST_TO_CLAMP
     if not plan.is_kept or (clamps and plan.gain is None):
         return None
-    quantized = quantize(plan, plan.step)
-    if quantized.num_levels < _FEW_LEVELS:
-        return None
-    gain = _gain_near(plan, x, quantized.step) if clamps else None
-    wanted = max(distortion / (gain or 1.0) - plan.left_out, least)
-    if abs((quantized.distortion - plan.left_out) / wanted - 1) > _CLOSE:
-        return None
-    return replace(quantized, gain=gain)
+    gain, near_zero, step = 1.0, 0.0, plan.step
+    if clamps:
+        near_zero = share_near_zero(x, distortion)
+        gain = gain_near(plan, x, step, near_zero)
+    wanted = max(distortion / gain - plan.left_out, least)
+    for _ in range(_MOST_PASSES):
+        quantized = quantize(plan, step)
+        ratio = (quantized.distortion - plan.left_out) / wanted
+        if quantized.num_levels < _FEW_LEVELS or _limited(ratio, 1.0) != ratio:
+            return None
+        if abs(ratio - 1) < _CLOSE:
+            measured = gain if clamps else None
+            return replace(quantized, gain=measured, near_zero=near_zero)
+        step *= ratio**-_SLOPE
+    return None
 
 
 def _coarsest_within(
@@ -178,47 +185,3 @@ def _quantize_near(
 
 def _limited(value: float, around: float) -> float:
     return min(max(value, around / _MOST_CORRECTION), around * _MOST_CORRECTION)
-
-
-def _gain_near(plan: Plan, x: torch.Tensor, step: float) -> float:
-    """Return what clamping leaves: of few values if they agree with the step before."""
-    if plan.gain is None:
-        return _clamping_gain(plan, x, step, 1)
-    gain = _clamping_gain(plan, x, step, _FEWER)
-    if abs(gain / plan.gain - 1) > _SAME_GAIN:
-        return _clamping_gain(plan, x, step, 1)
-    return plan.gain + (gain - plan.gain) / _FEWER
-
-
-def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> float:
-    """Return the squared error after clamping at zero, relative to that before."""
-    transform = plan.transform
-    # Sample 0 is the mean where there is one: it has no original.
-    first = int(transform.has_mean)
-    num_picked = min(
-        len(x) - first,
-        max(_CLAMP_SAMPLES, _CLAMP_SIZE // (x.shape[1] * x.shape[2])) // fewer,
-    )
-    picked = np.linspace(first, len(x) - 1, num_picked).astype(int)
-    index = torch.from_numpy(picked).to(x.device)
-    some = plan.rows.index_select(0, index)
-    planes = some.reshape(-1, x.shape[2])
-    scaled = forward_planes(planes, transform.basis, transform.shape) * (1 / step)
-    levels = torch.nn.functional.softshrink(scaled, SHRINK).round_()
-    error = levels - scaled
-    # The centroid of all classes together is near enough.
-    signs = levels.sign()
-    inside = float(signs.abs().sum())
-    error -= signs * (float((error * signs).sum()) / max(inside, 1.0))
-    back = inverse_planes(error * step, transform.basis, transform.shape)
-    back = back.reshape(some.shape)
-    original = x.index_select(0, index)
-    if transform.matrix is not None:
-        back = torch.matmul(transform.matrix.t(), back)
-        if transform.num_rows < x.shape[1]:
-            inner = torch.matmul(transform.matrix, original)
-            back = back + torch.matmul(transform.matrix.t(), inner) - original
-    before = float(back.square().sum(dtype=torch.float64))
-    clamped = (original + back).clamp_(min=0).sub_(original)
-    after = float(clamped.square().sum(dtype=torch.float64))
-    return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0
