@@ -155,10 +155,9 @@ enum { FEW = 4096 };
         int32_t count = 0, along = 0;                                                   \
         uint32_t squares = 0;                                                           \
         for (Py_ssize_t i = 0; i < num; i++) {                                          \
-            float scaled = x[i] * inverse;                                              \
-            float shrunk = scaled > 0.1f ? scaled - 0.1f : 0.0f;                        \
-            shrunk = scaled < -0.1f ? scaled + 0.1f : shrunk;                           \
-            float level = (shrunk + ROUNDER) - ROUNDER;                                 \
+            float scaled = x[i] * inverse, off = scaled < 0.1f ? scaled : 0.1f;         \
+            off = off > -0.1f ? off : -0.1f;                                            \
+            float level = (scaled - off + ROUNDER) - ROUNDER;                           \
             float fine = (level - scaled) * 1024.0f;                                    \
             int32_t error = (int32_t)((fine + ROUNDER) - ROUNDER);                      \
             int32_t whole = (int32_t)level, sign = (whole > 0) - (whole < 0);           \
