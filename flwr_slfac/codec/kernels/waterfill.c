@@ -901,9 +901,10 @@ static void apply_excess(Levels *p, const int64_t *excess)
     }
     int8_t *narrow = p->narrow;
     for (Py_ssize_t i = 0; !p->wide && i < p->num; i++) {
-        int v = narrow[i];
-        if (v >= limit || v <= -limit)
-            narrow[i] = (int8_t)(v < 0 ? v - *excess++ : v + *excess++);
+        /* One more is read than is used, which there is room for. */
+        int v = narrow[i], more = (int)*excess, found = (v >= limit) | (v <= -limit);
+        narrow[i] = (int8_t)(v + (v < 0 ? -more : more) * found);
+        excess += found;
     }
 }
 
@@ -923,6 +924,7 @@ static void read_excess(Reader *r, Levels *parts, int num)
         int64_t *excess = room_for(r, total, sizeof *excess), most = 0;
         if (!excess)
             return;
+        excess[total] = 0;
         read_stream(r, excess, total, &excess_digits);
         for (Py_ssize_t j = 0; !r->wrong && j < total; j++)
             most = excess[j] > most ? excess[j] : most;
