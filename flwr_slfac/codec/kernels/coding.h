@@ -75,7 +75,8 @@ uint8_t *extend(Bytes *bytes, size_t more);
 typedef struct {
     size_t at; /* of its first symbol, in all of them */
     Py_ssize_t num;
-    int begins; /* whether a batch begins with it */
+    int64_t cost; /* of all, see `cost_of` */
+    int begins;   /* whether a batch begins with it */
     uint16_t frequencies[NUM_SYMBOLS];
 } Segment;
 
@@ -91,7 +92,11 @@ int frequencies_of(const Digits *d, const Chances *chances, const uint8_t *model
                    Py_ssize_t size, uint16_t *frequencies);
 void uniform_frequencies(int num_bits, uint16_t *frequencies);
 /* A segment of `num` symbols, for the caller to fill in; NULL without memory. */
-uint8_t *add_segment(Writer *w, Py_ssize_t num, int begins, const uint16_t *frequencies);
+uint8_t *add_segment(Writer *w, Py_ssize_t num, int begins, int64_t cost,
+                     const uint16_t *frequencies);
+/* About the bits of a symbol of a frequency, and of counted symbols, in 256ths. */
+int64_t cost_of(uint32_t f);
+int64_t cost_of_counts(const int64_t *counts, const uint16_t *frequencies);
 /* The words of all segments, at the end of `out`; 0 without memory. */
 int write_words(Writer *w, Bytes *out);
 void free_writer(Writer *w);

@@ -304,11 +304,10 @@ static void add_model(Writer *w, const uint8_t *model, int size)
         add_parameter(w, model, size);
 }
 
-/* The model of symbols, 0 bytes where all of them are zeros. */
+/* The model of symbols, 0 bytes where all of them are zeros; and their counts. */
 static int model_symbols(const Writer *w, const Digits *d, const uint8_t *symbols,
-                         Py_ssize_t num, uint8_t *model)
+                         Py_ssize_t num, int64_t *counts, uint8_t *model)
 {
-    int64_t counts[NUM_SYMBOLS];
     count_symbols(symbols, num, counts);
     if (counts[d->is_signed ? (d->num_symbols - 1) / 2 : 0] == num)
         return 0;
@@ -322,7 +321,8 @@ static void add_raw(Writer *w, const int64_t *values, Py_ssize_t num, int num_bi
     for (int shift = 0; num && shift < num_bits; shift += 8) {
         int bits = num_bits - shift < 8 ? num_bits - shift : 8;
         uniform_frequencies(bits, frequencies);
-        uint8_t *symbols = add_segment(w, num, 1, frequencies);
+        int64_t cost = (int64_t)num * cost_of(frequencies[0]);
+        uint8_t *symbols = add_segment(w, num, 1, cost, frequencies);
         for (Py_ssize_t i = 0; symbols && i < num; i++)
             symbols[i] = (uint8_t)(values[i] >> shift & ((1 << bits) - 1));
     }
@@ -375,11 +375,12 @@ static void add_stream(Writer *w, const int64_t *values, Py_ssize_t num, const D
     if (!num)
         return;
     Py_ssize_t num_symbols = num_symbols_of(d, num);
-    uint8_t model[MOST_MODEL], *symbols = add_segment(w, num_symbols, 1, none);
+    int64_t counts[NUM_SYMBOLS];
+    uint8_t model[MOST_MODEL], *symbols = add_segment(w, num_symbols, 1, 0, none);
     if (!symbols)
         return;
     Py_ssize_t saturated = pack_int64_t(d, values, num, symbols, num_symbols);
-    int size = model_symbols(w, d, symbols, num_symbols, model);
+    int size = model_symbols(w, d, symbols, num_symbols, counts, model);
     add_model(w, model, size);
     if (!size) {
         w->symbols.size -= (size_t)num_symbols;
@@ -388,6 +389,7 @@ static void add_stream(Writer *w, const int64_t *values, Py_ssize_t num, const D
     }
     Segment *last = (Segment *)(w->segments.data + w->segments.size) - 1;
     frequencies_of(d, &w->chances, model, size, last->frequencies);
+    last->cost = cost_of_counts(counts, last->frequencies);
     if (!saturated)
         return;
     int64_t *excess = malloc(((size_t)saturated + 1) * sizeof *excess);
@@ -449,6 +451,7 @@ typedef struct {
     int64_t *owned;      /* values without low bits, then low bits */
     size_t at;           /* of its symbols, in those of the bulk */
     const Kind *kind;
+    int64_t counts[NUM_SYMBOLS]; /* of its symbols */
     uint8_t model[MOST_MODEL];
     int model_size;
 } Part;
@@ -568,7 +571,8 @@ static void add_bulk(Writer *w, Part *parts, int num, Py_ssize_t itemsize)
             break;
         }
         p->saturated = pack_part(p, place);
-        p->model_size = model_symbols(w, &p->kind->digits, place, p->num_symbols, p->model);
+        p->model_size = model_symbols(w, &p->kind->digits, place, p->num_symbols, p->counts,
+                                      p->model);
         p->saturated = p->model_size ? p->saturated : 0;
     }
     if (!w->failed)
@@ -580,7 +584,8 @@ static void add_bulk(Writer *w, Part *parts, int num, Py_ssize_t itemsize)
         if (!p->model_size)
             continue;
         frequencies_of(&p->kind->digits, &w->chances, p->model, p->model_size, frequencies);
-        uint8_t *place = add_segment(w, p->num_symbols, begins, frequencies);
+        int64_t cost = cost_of_counts(p->counts, frequencies);
+        uint8_t *place = add_segment(w, p->num_symbols, begins, cost, frequencies);
         if (place)
             memcpy(place, symbols.data + p->at, (size_t)p->num_symbols);
         begins = 0;
@@ -621,10 +626,10 @@ static const char *write_streams(Writer *w, Bytes *words, Buffer lists, Buffer s
                                  Py_ssize_t size, const Kind *kinds)
 {
     Classes c = {0};
-    Part parts[NUM_CLASSES] = {{0}};
+    Part *parts = calloc(NUM_CLASSES, sizeof *parts);
     int num = 0;
     char *values = NULL;
-    const char *wrong = classes_of(&c, e, levels.size / size);
+    const char *wrong = parts ? classes_of(&c, e, levels.size / size) : no_memory;
     const int64_t *list = (int64_t *)lists.data, *length = (int64_t *)sizes.data;
     Py_ssize_t left = lists.size / 8;
     for (Py_ssize_t i = 0; !wrong && i < sizes.size / 8; i++) {
@@ -659,6 +664,7 @@ static const char *write_streams(Writer *w, Bytes *words, Buffer lists, Buffer s
         if (w->failed || !write_words(w, words))
             wrong = no_memory;
     }
+    free(parts);
     free(values);
     free(c.owned);
     return wrong;
@@ -891,20 +897,27 @@ static void widen(Reader *r, Levels *p)
         p->wide[i] = p->narrow[i];
 }
 
+/* One more is read than is used. */
+static void apply_to_narrow(int8_t *restrict values, Py_ssize_t num, int8_t limit,
+                            const int64_t *restrict excess)
+{
+    for (Py_ssize_t i = 0; i < num; i++) {
+        int v = values[i], sign = v >> 31, found = (v >= limit) | (v <= -limit);
+        int more = (int)*excess & -found;
+        values[i] = (int8_t)(v + (more ^ sign) - sign);
+        excess += found;
+    }
+}
+
 static void apply_excess(Levels *p, const int64_t *excess)
 {
     int64_t limit = p->kind->digits.limit;
+    if (!p->wide)
+        apply_to_narrow(p->narrow, p->num, (int8_t)limit, excess);
     for (Py_ssize_t i = 0; p->wide && i < p->num; i++) {
         int64_t v = p->wide[i];
         if (v >= limit || v <= -limit)
             p->wide[i] += v < 0 ? -*excess++ : *excess++;
-    }
-    int8_t *narrow = p->narrow;
-    for (Py_ssize_t i = 0; !p->wide && i < p->num; i++) {
-        /* One more is read than is used, which there is room for. */
-        int v = narrow[i], more = (int)*excess, found = (v >= limit) | (v <= -limit);
-        narrow[i] = (int8_t)(v + (v < 0 ? -more : more) * found);
-        excess += found;
     }
 }
 

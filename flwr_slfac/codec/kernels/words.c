@@ -110,13 +110,22 @@ void uniform_frequencies(int num_bits, uint16_t *frequencies)
 }
 
 /* About the bits of a symbol, in 256ths: 14 less log2 of its frequency, along chords. */
-static int64_t cost_of(uint32_t f)
+int64_t cost_of(uint32_t f)
 {
     int bits = 0;
     while (f >> bits > 1)
         bits++;
     return ((int64_t)(SCALE_BITS - bits) << COST_BITS) -
            ((int64_t)((f - (1u << bits)) << COST_BITS) >> bits);
+}
+
+int64_t cost_of_counts(const int64_t *counts, const uint16_t *frequencies)
+{
+    int64_t cost = 0;
+    for (int i = 0; i < NUM_SYMBOLS; i++)
+        if (counts[i])
+            cost += counts[i] * cost_of(frequencies[i]);
+    return cost;
 }
 
 /* ------------------------------------------------------------------ write */
@@ -137,9 +146,10 @@ uint8_t *extend(Bytes *bytes, size_t more)
     return end;
 }
 
-uint8_t *add_segment(Writer *w, Py_ssize_t num, int begins, const uint16_t *frequencies)
+uint8_t *add_segment(Writer *w, Py_ssize_t num, int begins, int64_t cost,
+                     const uint16_t *frequencies)
 {
-    Segment segment = {w->symbols.size, num, begins, {0}};
+    Segment segment = {w->symbols.size, num, cost, begins, {0}};
     memcpy(segment.frequencies, frequencies, sizeof segment.frequencies);
     uint8_t *symbols = extend(&w->symbols, (size_t)num);
     uint8_t *place = symbols ? extend(&w->segments, sizeof segment) : NULL;
@@ -156,19 +166,6 @@ void free_writer(Writer *w)
     free(w->parameters.data);
     free(w->symbols.data);
     free(w->segments.data);
-}
-
-static int64_t cost_of_all(const Writer *w, const Segment *segments, size_t num)
-{
-    int64_t cost = 0;
-    for (size_t s = 0; s < num; s++) {
-        int64_t counts[NUM_SYMBOLS];
-        count_symbols(w->symbols.data + segments[s].at, segments[s].num, counts);
-        for (int i = 0; i < NUM_SYMBOLS; i++)
-            if (counts[i])
-                cost += counts[i] * cost_of(segments[s].frequencies[i]);
-    }
-    return cost;
 }
 
 static int log_lanes(int64_t cost, int64_t total)
@@ -264,7 +261,10 @@ int write_words(Writer *w, Bytes *out)
     size_t most = 2 * total + 16;
     uint8_t *buffer = malloc(most), *end = buffer ? buffer + most : NULL;
     uint32_t states[MOST_LANES], one = LOWER_BOUND;
-    int log = log_lanes(cost_of_all(w, segments, num), (int64_t)total), lanes = 1 << log;
+    int64_t cost = 0;
+    for (size_t s = 0; s < num; s++)
+        cost += segments[s].cost;
+    int log = log_lanes(cost, (int64_t)total), lanes = 1 << log;
     size_t body = log ? total - tail_of(w, segments, num, lanes) : 0;
     if (!buffer)
         return 0;

@@ -97,13 +97,14 @@ class Kept:
         numbers = memory[_NUMBERS].tolist()
         if len(numbers) != _NUM_NUMBERS:
             return None
-        channels, positions, mean, rotated, *more, age, first, last = numbers
+        channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
+        age, first, last = numbers[7:]
         if age >= _MOST_STEPS or last > _GROWN * first:
             return None
         name = bytes(memory[_BASIS].tolist()).decode("ascii")
         sizes = int(channels), int(positions)
-        flags = bool(mean), bool(rotated)
-        return cls(sizes, name, *flags, *more, int(age), first, last)
+        flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
+        return cls(sizes, name, *flags, *told, int(age), first, last)
 
     def store(self, memory: Memory) -> None:
         """Keep this in a memory."""
