@@ -897,13 +897,13 @@ static void widen(Reader *r, Levels *p)
         p->wide[i] = p->narrow[i];
 }
 
-/* One more is read than is used. */
-static void apply_to_narrow(int8_t *restrict values, Py_ssize_t num, int8_t limit,
-                            const int64_t *restrict excess)
+/* One more is read than is used. Apart, as its few variables then stay in registers. */
+APART static void apply_to_narrow(int8_t *restrict values, Py_ssize_t num, int limit,
+                                  const int64_t *restrict excess)
 {
     for (Py_ssize_t i = 0; i < num; i++) {
-        int v = values[i], sign = v >> 31, found = (v >= limit) | (v <= -limit);
-        int more = (int)*excess & -found;
+        int v = values[i], sign = v >> 31, size = (v ^ sign) - sign;
+        int found = size >= limit, more = (int)*excess & -found;
         values[i] = (int8_t)(v + (more ^ sign) - sign);
         excess += found;
     }
@@ -913,7 +913,7 @@ static void apply_excess(Levels *p, const int64_t *excess)
 {
     int64_t limit = p->kind->digits.limit;
     if (!p->wide)
-        apply_to_narrow(p->narrow, p->num, (int8_t)limit, excess);
+        apply_to_narrow(p->narrow, p->num, (int)limit, excess);
     for (Py_ssize_t i = 0; p->wide && i < p->num; i++) {
         int64_t v = p->wide[i];
         if (v >= limit || v <= -limit)

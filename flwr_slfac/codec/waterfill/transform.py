@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flwr_slfac.codec.kernels import scratch
+from flwr_slfac.codec.kernels import kernels, scratch
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, forward_rows, inverse_rows
 
@@ -93,8 +93,7 @@ class Transform:
             room = _room("planes", tuple(part.shape), planes)
             part = room.copy_(part)
             part = inverse_planes(part, self.basis, self.shape, reuses=True)
-            part = part.contiguous()
-            planes.index_copy_(0, index[chunk], part)
+            _place(part, index[chunk], planes)
         rows = planes.view(self.shape.num_samples, self.num_rows, -1)
         if self.has_mean:
             rows = reflect(rows, out=rows)
@@ -120,6 +119,16 @@ class Transform:
 
 def _planes_at_once(planes: torch.Tensor) -> int:
     return max(_FEWEST_PLANES, _PLANE_VALUES // planes.shape[1])
+
+
+def _place(part: torch.Tensor, index: torch.Tensor, planes: torch.Tensor) -> None:
+    """Write rows to where the index says."""
+    loops, columns = kernels().spectra, part.t()
+    if loops is None or not columns.is_contiguous() or part.device.type != "cpu":
+        planes.index_copy_(0, index, part.contiguous())
+        return
+    matrix = columns.numpy()
+    loops.place_columns(matrix, *matrix.shape, index.numpy(), planes.numpy())
 
 
 def _room(name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
