@@ -111,8 +111,8 @@ PUBLIC = {
         pack_positions require_bits unpack_codes unpack_fields unpack_positions
     """,
     "flwr_slfac.codec.kernels": """
-        BUCKET_ENDS CHANCE_BITS LOWER_BOUND NUM_SYMBOLS SCALE_BITS ClassGrid Kernels
-        SpectraLoops kernels scratch
+        BUCKET_ENDS CHANCE_BITS LOWER_BOUND NUM_SYMBOLS SCALE_BITS ClassGrid
+        CodingTables Energies FrameLoops Kernels SpectraLoops kernels scratch
     """,
     "flwr_slfac.codec.layout": """
         PlaneShape channel_dim from_rows num_samples spectrum_dims to_rows

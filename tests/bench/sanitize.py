@@ -73,7 +73,12 @@ def main() -> None:
         folder = Path(name)
         env = build(folder)
         python = [sys.executable, "-m"]
-        names = ("test_kernels.py", "test_spectra_kernels.py", "test_streams.py")
+        names = (
+            "test_kernels.py",
+            "test_spectra_kernels.py",
+            "test_frame_kernels.py",
+            "test_streams.py",
+        )
         tests = [f"tests/codec/{name}" for name in names]
         fuzz = ["tests.bench.fuzz_decode", "--engine", "mutation", "--runs", "1000000"]
         limits = ["--seconds", str(args.seconds), "--seed", str(args.seed)]

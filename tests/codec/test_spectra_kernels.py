@@ -268,3 +268,25 @@ def _refused(work, good, changes) -> None:  # type: ignore[no-untyped-def]
             wrong = np.ascontiguousarray(wrong)
         with pytest.raises(ValueError, match=r"\w"):
             work(*good[:place], wrong, *good[place + 1 :])
+
+
+def test_columns_become_the_rows_that_are_named() -> None:
+    """Column k of any matrix is row index[k]; what does not fit is refused."""
+    compiled = importlib.import_module("flwr_slfac.codec.kernels.compiled")
+    rng = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (3, 7), (16, 8), (21, 30)):
+        matrix = rng.random((rows, columns), np.float32)
+        index, out = (
+            rng.permutation(columns + 2)[:columns],
+            np.zeros((columns + 2, rows)),
+        )
+        out = out.astype(np.float32)
+        good = [matrix, rows, columns, index, out]
+        changes = [
+            (0, matrix[1:]), (1, 0), (2, columns + 1), (3, index[1:]), (3, index - 99),
+            (3, index + columns + 2), (4, out[:0]), (4, out.reshape(-1)[1:]),
+        ]  # fmt: skip
+        if rows == 1:
+            changes.pop()
+        _refused(compiled.place_columns, good, changes)
+        np.testing.assert_array_equal(out[index], matrix.T)

@@ -9,6 +9,7 @@ tensor is first coded.
 
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.frames import CodingTables, Energies, FrameLoops
 from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
@@ -21,6 +22,9 @@ __all__ = [
     "NUM_SYMBOLS",
     "SCALE_BITS",
     "ClassGrid",
+    "CodingTables",
+    "Energies",
+    "FrameLoops",
     "Kernels",
     "SpectraLoops",
     "kernels",

@@ -32,6 +32,12 @@ PyAPI_FUNC(int) PyObject_AsWriteBuffer(PyObject *, void **, Py_ssize_t *);
 #define FOR_AVX2_TOO
 #endif
 
+#ifdef __GNUC__
+#define APART __attribute__((noinline))
+#else
+#define APART
+#endif
+
 typedef struct {
     uint8_t *data;
     Py_ssize_t size; /* bytes */

@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr_slfac.codec.kernels import classes, digits, models, rans
 from flwr_slfac.codec.kernels.extension import Extension
+from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.errors import SettingError
 
@@ -35,6 +36,8 @@ class Kernels:
         See `models`.
     spectra : SpectraLoops, optional
         None where PyTorch does them.
+    frames : FrameLoops, optional
+        None where frames are coded stream by stream.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Kernels:
     fit_model: Callable[..., bytes]
     to_values: Callable[..., None]
     spectra: SpectraLoops | None = None
+    frames: FrameLoops | None = None
 
 
 REFERENCE = Kernels(
@@ -80,6 +84,7 @@ def compiled_kernels() -> Kernels | None:
         compiled.fit_model,
         extension.to_values,
         SpectraLoops(compiled),
+        FrameLoops(compiled),
     )
 
 

@@ -2,11 +2,7 @@
  * the same bytes; all of them let go of the interpreter's lock, and none reads or writes
  * outside of the buffers that it is handed, whatever is in them.
  */
-#include "buffers.h"
-
-/* See rans.py for these. */
-enum { SCALE_BITS = 14, SCALE = 1 << SCALE_BITS, NUM_SYMBOLS = 256 };
-#define LOWER_BOUND 65536u
+#include "coding.h"
 
 static inline uint32_t load16(const uint8_t *p)
 {
@@ -27,7 +23,8 @@ static inline void store16(uint8_t *p, uint32_t value)
 static const char *check_segments(Buffer counts, Buffer frequencies, Py_ssize_t total)
 {
     Py_ssize_t num = counts.size / 8;
-    if (counts.size % 8 || frequencies.size != num * 2 * NUM_SYMBOLS)
+    if (counts.size % 8 || frequencies.size != num * 2 * NUM_SYMBOLS ||
+        (uintptr_t)frequencies.data % 2)
         return "counts and frequencies do not go together";
     Py_ssize_t left = total;
     for (Py_ssize_t s = 0; s < num; s++) {
@@ -57,16 +54,11 @@ static const char *check_lanes(Buffer states)
 
 /* ------------------------------------------------------------------ decode */
 
-typedef struct {
-    uint8_t symbol_of[SCALE];
-    uint32_t entry[NUM_SYMBOLS]; /* frequency, and above it where its slots begin */
-} DecodeTable;
-
-static void fill_decode_table(DecodeTable *table, const uint8_t *frequencies)
+void fill_decode_table(DecodeTable *table, const uint16_t *frequencies)
 {
     uint32_t start = 0;
     for (int i = 0; i < NUM_SYMBOLS; i++) {
-        uint32_t f = load16(frequencies + 2 * i);
+        uint32_t f = frequencies[i];
         table->entry[i] = f | start << 16;
         memset(table->symbol_of + start, i, f);
         start += f;
@@ -82,9 +74,9 @@ static inline uint32_t decode_one(const DecodeTable *table, uint32_t x, uint8_t 
 }
 
 /* Decodes `count` symbols on lanes from `lane` on. Returns 0 where words run out. */
-static int decode_segment(const DecodeTable *restrict table, uint32_t *restrict states,
-                          Py_ssize_t num_lanes, Py_ssize_t *lane, const uint8_t **next,
-                          const uint8_t *end, uint8_t *restrict out, Py_ssize_t count)
+int decode_segment(const DecodeTable *restrict table, uint32_t *restrict states,
+                   Py_ssize_t num_lanes, Py_ssize_t *lane, const uint8_t **next,
+                   const uint8_t *end, uint8_t *restrict out, Py_ssize_t count)
 {
     const uint8_t *words = *next;
     while (count) {
@@ -94,8 +86,8 @@ static int decode_segment(const DecodeTable *restrict table, uint32_t *restrict 
             for (Py_ssize_t i = 0; i < num; i++) {
                 uint32_t x = decode_one(table, state[i], out + i);
                 uint32_t need = x < LOWER_BOUND;
-                uint32_t filled = x << 16 | load16(words);
-                state[i] = need ? filled : x;
+                /* By arithmetic: a branch would be mispredicted too often. */
+                state[i] = x << (need << 4) | (load16(words) & (0 - need));
                 words += 2 * need;
             }
         } else {
@@ -149,7 +141,7 @@ static PyObject *rans_decode(PyObject *self, PyObject *args)
         for (Py_ssize_t s = 0; s < num && enough; s++) {
             int64_t count;
             memcpy(&count, counts.data + 8 * s, 8);
-            fill_decode_table(&table, frequencies.data + 2 * NUM_SYMBOLS * s);
+            fill_decode_table(&table, (uint16_t *)frequencies.data + NUM_SYMBOLS * s);
             enough = decode_segment(&table, (uint32_t *)states.data, num_lanes, &lane,
                                     &next, words.data + words.size, to,
                                     (Py_ssize_t)count);
@@ -164,18 +156,11 @@ static PyObject *rans_decode(PyObject *self, PyObject *args)
 
 /* ------------------------------------------------------------------ encode */
 
-typedef struct {
-    uint64_t reciprocal; /* of the frequency, rounded up, times 2**(32 + shift - 32) */
-    uint32_t limit;      /* states from here on are renormalised first */
-    uint16_t frequency, start;
-    uint32_t shift;
-} EncodeEntry;
-
-static void fill_encode_table(EncodeEntry *table, const uint8_t *frequencies)
+void fill_encode_table(EncodeEntry *table, const uint16_t *frequencies)
 {
     uint32_t start = 0;
     for (int i = 0; i < NUM_SYMBOLS; i++) {
-        uint32_t f = load16(frequencies + 2 * i), bits = 0;
+        uint32_t f = frequencies[i], bits = 0;
         EncodeEntry *e = table + i;
         e->frequency = (uint16_t)f;
         e->start = (uint16_t)start;
@@ -190,6 +175,30 @@ static void fill_encode_table(EncodeEntry *table, const uint8_t *frequencies)
         e->reciprocal = (((uint64_t)1 << e->shift) + f - 1) / f;
         e->limit = f << (32 - SCALE_BITS);
     }
+}
+
+uint8_t *encode_segment(const EncodeEntry *restrict table, uint32_t *restrict states,
+                        Py_ssize_t num_lanes, Py_ssize_t *lane, uint8_t *restrict next,
+                        const uint8_t *restrict symbols, Py_ssize_t count)
+{
+    while (count) {
+        *lane = *lane ? *lane : num_lanes;
+        Py_ssize_t num = count < *lane ? count : *lane;
+        const uint8_t *symbol = symbols + count - num;
+        uint32_t *state = states + *lane - num;
+        for (Py_ssize_t i = num - 1; i >= 0; i--) {
+            const EncodeEntry *e = table + symbol[i];
+            uint32_t x = state[i], full = x >= e->limit;
+            store16(next - 2, x);
+            next -= 2 * full;
+            x >>= 16 * full;
+            uint32_t q = (uint32_t)((x * e->reciprocal) >> e->shift);
+            state[i] = (q << SCALE_BITS) + (x - q * e->frequency) + e->start;
+        }
+        count -= num;
+        *lane -= num;
+    }
+    return next;
 }
 
 PyDoc_STRVAR(encode_doc,
@@ -223,22 +232,14 @@ static PyObject *rans_encode(PyObject *self, PyObject *args)
         for (Py_ssize_t s = counts.size / 8 - 1; s >= 0 && !wrong; s--) {
             int64_t count;
             memcpy(&count, counts.data + 8 * s, 8);
-            fill_encode_table(table, frequencies.data + 2 * NUM_SYMBOLS * s);
-            for (Py_ssize_t stop = at - (Py_ssize_t)count; at > stop; at--) {
-                lane = (lane ? lane : num_lanes) - 1;
-                const EncodeEntry *e = table + symbols.data[at - 1];
-                uint32_t x = state[lane];
-                if (!e->frequency) {
+            fill_encode_table(table, (uint16_t *)frequencies.data + NUM_SYMBOLS * s);
+            at -= (Py_ssize_t)count;
+            for (Py_ssize_t i = 0; i < count && !wrong; i++)
+                if (!table[symbols.data[at + i]].frequency)
                     wrong = "a symbol has no frequency";
-                    break;
-                }
-                store16(next - 2, x);
-                uint32_t full = x >= e->limit;
-                next -= 2 * full;
-                x >>= 16 * full;
-                uint32_t q = (uint32_t)((x * e->reciprocal) >> e->shift);
-                state[lane] = (q << SCALE_BITS) + (x - q * e->frequency) + e->start;
-            }
+            if (!wrong)
+                next = encode_segment(table, state, num_lanes, &lane, next,
+                                      symbols.data + at, (Py_ssize_t)count);
         }
         end = next - words.data;
     }
@@ -248,13 +249,7 @@ static PyObject *rans_encode(PyObject *self, PyObject *args)
 
 /* ------------------------------------------------------------------ digits */
 
-/* How values become symbols, see digits.py; checked by `digits_of`. */
-typedef struct {
-    int64_t limit, zero, base, num_symbols; /* num_symbols = base ** per_symbol */
-    int per_symbol;
-} Digits;
-
-static const char *digits_of(Digits *d, Py_ssize_t limit, Py_ssize_t per_symbol, int is_signed)
+const char *digits_of(Digits *d, Py_ssize_t limit, Py_ssize_t per_symbol, int is_signed)
 {
     if (limit < 1 || limit > 127 || per_symbol < 1 || per_symbol > 8)
         return "digits are out of range";
@@ -262,6 +257,7 @@ static const char *digits_of(Digits *d, Py_ssize_t limit, Py_ssize_t per_symbol,
     d->zero = is_signed ? limit : 0;
     d->base = d->zero + limit + 1;
     d->per_symbol = (int)per_symbol;
+    d->is_signed = is_signed;
     d->num_symbols = 1;
     for (int j = 0; j < d->per_symbol; j++)
         d->num_symbols *= d->base;
@@ -275,8 +271,8 @@ static const char *check_symbols(const Digits *d, Py_ssize_t num_values, Py_ssiz
 }
 
 #define PACK(type)                                                                      \
-    static Py_ssize_t pack_##type(const Digits *d, const type *values, Py_ssize_t n,    \
-                                  uint8_t *restrict symbols, Py_ssize_t num)            \
+    Py_ssize_t pack_##type(const Digits *d, const type *values, Py_ssize_t n,           \
+                           uint8_t *restrict symbols, Py_ssize_t num)                   \
     {                                                                                   \
         const type low = (type)-d->zero, high = (type)d->limit;                         \
         const uint8_t base = (uint8_t)d->base, zero = (uint8_t)d->zero;                 \
@@ -300,7 +296,7 @@ PACK(int16_t)
 PACK(int32_t)
 PACK(int64_t)
 
-static void count_symbols(const uint8_t *symbols, Py_ssize_t num, int64_t *counts)
+void count_symbols(const uint8_t *symbols, Py_ssize_t num, int64_t *counts)
 {
     uint32_t tables[4][NUM_SYMBOLS];
     memset(counts, 0, NUM_SYMBOLS * sizeof *counts);
@@ -363,6 +359,27 @@ static PyObject *pack_digits(PyObject *self, PyObject *args)
     return PyLong_FromSsize_t(saturated);
 }
 
+Py_ssize_t unpack_symbols(const Digits *d, const uint8_t *symbols, Py_ssize_t num,
+                          int8_t *values, Py_ssize_t num_values)
+{
+    Py_ssize_t saturated = 0;
+    int64_t unit = d->num_symbols;
+    const int8_t high = (int8_t)d->limit;
+    for (int j = 0; j < d->per_symbol; j++) {
+        int8_t digit_of[NUM_SYMBOLS];
+        unit /= d->base;
+        for (int s = 0; s < NUM_SYMBOLS; s++)
+            digit_of[s] = (int8_t)(s / unit % d->base - d->zero);
+        Py_ssize_t left = num_values - j * num, some = left < num ? left : num;
+        int8_t *to = values + (some > 0 ? j * num : 0);
+        for (Py_ssize_t i = 0; i < some; i++)
+            to[i] = digit_of[symbols[i]];
+        for (Py_ssize_t i = 0; i < some; i++)
+            saturated += (to[i] >= high) | (to[i] <= -high);
+    }
+    return saturated;
+}
+
 PyDoc_STRVAR(unpack_digits_doc,
 "unpack_digits(symbols, limit, per_symbol, is_signed, values) -> int\n\n"
 "Returns how many digits saturate.");
@@ -384,30 +401,15 @@ static PyObject *unpack_digits(PyObject *self, PyObject *args)
     if (wrong)
         return refuse(wrong);
     Py_BEGIN_ALLOW_THREADS
-    Py_ssize_t num = symbols.size;
-    int64_t unit = d.num_symbols;
-    for (int j = 0; j < d.per_symbol; j++) {
-        int8_t digit_of[NUM_SYMBOLS];
-        unit /= d.base;
-        for (int s = 0; s < NUM_SYMBOLS; s++)
-            digit_of[s] = (int8_t)(s / unit % d.base - d.zero);
-        Py_ssize_t left = values.size - j * num, some = left < num ? left : num;
-        int8_t *to = (int8_t *)values.data + (some > 0 ? j * num : 0);
-        const int8_t high = (int8_t)d.limit;
-        for (Py_ssize_t i = 0; i < some; i++)
-            to[i] = digit_of[symbols.data[i]];
-        for (Py_ssize_t i = 0; i < some; i++)
-            saturated += (to[i] >= high) | (to[i] <= -high);
-    }
+    saturated = unpack_symbols(&d, symbols.data, symbols.size, (int8_t *)values.data,
+                               values.size);
     Py_END_ALLOW_THREADS
     return PyLong_FromSsize_t(saturated);
 }
 
 /* ------------------------------------------------------------------ models */
 
-/* See models.py for these. */
-enum { CHANCE_BITS = 24, MOST_BUCKETS = 9 };
-static const int bucket_ends[MOST_BUCKETS] = {0, 1, 2, 4, 8, 16, 32, 64, 126};
+const int bucket_ends[MOST_BUCKETS] = {0, 1, 2, 4, 8, 16, 32, 64, 126};
 
 /* The byte whose chance is nearest to stops / reaches. */
 static uint8_t nearest(int64_t stops, int64_t reaches, const int64_t *midpoints, int num)
@@ -439,6 +441,33 @@ static int64_t count_magnitudes(const Digits *d, const int64_t *counts, int64_t 
     return negative;
 }
 
+int model_of(const Digits *d, const int64_t *counts, const Chances *chances,
+             uint8_t *model)
+{
+    int64_t stops[128] = {0}, reach[129] = {0};
+    int64_t negative = count_magnitudes(d, counts, stops);
+    int largest = -1, start = 0, size = 0, limit = (int)d->limit;
+    for (int m = limit; m >= 0; m--) {
+        reach[m] = reach[m + 1] + stops[m];
+        largest = largest < 0 && stops[m] ? m : largest;
+    }
+    const int64_t *between = chances->midpoints;
+    if (d->is_signed)
+        model[size++] = nearest(negative, reach[1], between, chances->num_midpoints);
+    for (int i = 0; i < MOST_BUCKETS; i++) {
+        int stop = bucket_ends[i] + 1 < limit ? bucket_ends[i] + 1 : limit;
+        if (start >= stop || start > largest)
+            break;
+        int64_t stopped = 0, reached = 0;
+        for (; start < stop; start++) {
+            stopped += stops[start];
+            reached += reach[start];
+        }
+        model[size++] = nearest(stopped, reached, between, chances->num_midpoints);
+    }
+    return size;
+}
+
 PyDoc_STRVAR(fit_model_doc,
 "fit_model(counts, limit, per_symbol, is_signed, midpoints) -> bytes\n\n"
 "See models.fit in the module beside this one.");
@@ -447,7 +476,7 @@ static PyObject *fit_model(PyObject *self, PyObject *args)
 {
     PyObject *o[2];
     Py_ssize_t limit, per_symbol;
-    int is_signed, size = 0;
+    int is_signed;
     Buffer counts, midpoints;
     Digits d;
     (void)self;
@@ -468,35 +497,16 @@ static PyObject *fit_model(PyObject *self, PyObject *args)
     }
     if (wrong)
         return refuse(wrong);
-    int64_t stops[128] = {0}, reach[129] = {0};
-    int64_t negative = count_magnitudes(&d, (int64_t *)counts.data, stops);
-    int largest = -1, start = 0, num = (int)(midpoints.size / 8);
-    for (int m = (int)limit; m >= 0; m--) {
-        reach[m] = reach[m + 1] + stops[m];
-        largest = largest < 0 && stops[m] ? m : largest;
-    }
-    uint8_t model[1 + MOST_BUCKETS];
-    const int64_t *between = (int64_t *)midpoints.data;
-    if (is_signed)
-        model[size++] = nearest(negative, reach[1], between, num);
-    for (int i = 0; i < MOST_BUCKETS; i++) {
-        int stop = bucket_ends[i] + 1 < limit ? bucket_ends[i] + 1 : (int)limit;
-        if (start >= stop || start > largest)
-            break;
-        int64_t stopped = 0, reached = 0;
-        for (; start < stop; start++) {
-            stopped += stops[start];
-            reached += reach[start];
-        }
-        model[size++] = nearest(stopped, reached, between, num);
-    }
+    Chances chances = {(int64_t *)midpoints.data, NULL, (int)(midpoints.size / 8), 0};
+    uint8_t model[MOST_MODEL];
+    int size = model_of(&d, (int64_t *)counts.data, &chances, model);
     return PyBytes_FromStringAndSize((char *)model, size);
 }
 
 #define TO_VALUES(type)                                                                 \
     FOR_AVX2_TOO                                                                        \
-    static void values_of_##type(const type *restrict levels, Py_ssize_t num,           \
-                                 float step, float taken, float *restrict out)          \
+    void values_of_##type(const type *restrict levels, Py_ssize_t num, float step,      \
+                          float taken, float *restrict out)                             \
     {                                                                                   \
         for (Py_ssize_t i = 0; i < num; i++) {                                          \
             type level = levels[i];                                                     \
@@ -659,7 +669,8 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit_compiled(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddFunctions(made, spectra_methods)) {
+    if (made && (PyModule_AddFunctions(made, spectra_methods) ||
+                 PyModule_AddFunctions(made, waterfill_methods))) {
         Py_DECREF(made);
         return NULL;
     }

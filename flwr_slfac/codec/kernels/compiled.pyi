@@ -80,6 +80,9 @@ def spectra_unpack(
     order: Any,
     coeffs: Any,
 ) -> int: ...
+def place_columns(
+    matrix: Any, rows: int, columns: int, index: Any, out: Any
+) -> None: ...
 def transpose(matrix: Any, rows: int, columns: int, out: Any) -> None: ...
 def pack_records(words: Any, bits: int, out: Any) -> None: ...
 def unpack_records(data: Any, bits: int, out: Any) -> None: ...
@@ -89,3 +92,45 @@ def fit_model(
 def to_values(
     levels: Any, itemsize: int, step: float, taken: float, out: Any
 ) -> None: ...
+def quantize(
+    coefficients: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    groups: Any,
+    offset: int,
+    inverse: float,
+    levels: Any,
+    itemsize: int,
+    sums: Any,
+) -> None: ...
+def write_streams(
+    lists: Any,
+    sizes: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    groups: Any,
+    offset: int,
+    shifts: Any,
+    levels: Any,
+    itemsize: int,
+    kinds: Any,
+    midpoints: Any,
+    chances: Any,
+) -> tuple[bytes, bytes]: ...
+def read_streams(
+    parameters: Any,
+    words: Any,
+    samples: int,
+    channels: int,
+    num_groups: int,
+    groups: Any,
+    offset: int,
+    step: float,
+    kinds: Any,
+    midpoints: Any,
+    chances: Any,
+    order: Any,
+    out: Any,
+) -> str: ...

@@ -717,6 +717,52 @@ static PyObject *transpose(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(place_doc,
+"place_columns(matrix, rows, columns, index, out)\n\n"
+"Column k of a matrix of floats becomes row index[k] of the result.");
+
+static PyObject *place_columns(PyObject *self, PyObject *args)
+{
+    PyObject *o[3];
+    Py_ssize_t rows, columns;
+    Buffer from, index, to;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OnnOO", &o[0], &rows, &columns, &o[1], &o[2]) ||
+        as_buffer(o[0], &from, 0) || as_buffer(o[1], &index, 0) ||
+        as_buffer(o[2], &to, 1))
+        return NULL;
+    if (rows < 1 || columns < 1 || from.size / 4 / rows != columns ||
+        !holds(from, rows * columns, 4) || !holds(index, columns, 8) ||
+        !holds(to, to.size / 4 / rows * rows, 4))
+        return refuse("the matrix has another size");
+    const float *matrix = (const float *)from.data;
+    const int64_t *places = (const int64_t *)index.data;
+    float *out = (float *)to.data;
+    int inside = 1;
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t k = 0; k < columns; k++)
+        inside &= places[k] >= 0 && places[k] < to.size / 4 / rows;
+    for (Py_ssize_t k = 0; inside && k < columns; k += 4) {
+        Py_ssize_t i = 0;
+        for (; columns - k >= 4 && i + 4 <= rows; i += 4) {
+            const float *lines[4];
+            float *turned[4];
+            for (Py_ssize_t x = 0; x < 4; x++) {
+                lines[x] = matrix + (i + x) * columns + k;
+                turned[x] = out + places[k + x] * rows + i;
+            }
+            turn_four(lines, turned);
+        }
+        for (; i < rows; i++)
+            for (Py_ssize_t x = k; x < k + 4 && x < columns; x++)
+                out[places[x] * rows + i] = matrix[i * columns + x];
+    }
+    Py_END_ALLOW_THREADS
+    if (!inside)
+        return refuse("the index names a row that is none");
+    Py_RETURN_NONE;
+}
+
 /* ------------------------------------------------------------------ records */
 
 PyDoc_STRVAR(pack_records_doc,
@@ -778,6 +824,7 @@ PyMethodDef spectra_methods[] = {
     {"spectra_unpack", spectra_unpack, METH_VARARGS, unpack_doc},
     {"spectra_levels", spectra_levels, METH_VARARGS, levels_doc},
     {"spectra_ranges", spectra_ranges, METH_VARARGS, ranges_doc},
+    {"place_columns", place_columns, METH_VARARGS, place_doc},
     {"transpose", transpose, METH_VARARGS, transpose_doc},
     {"unpack_records", unpack_records, METH_VARARGS, unpack_records_doc},
     {NULL, NULL, 0, NULL},

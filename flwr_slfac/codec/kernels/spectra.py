@@ -45,6 +45,7 @@ class SpectraLoops:
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         self.transpose = compiled.transpose
+        self.place_columns = compiled.place_columns
 
     @staticmethod
     def floats_a_row(n: int) -> int:

@@ -19,9 +19,10 @@ from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.transforms import parse_basis
 from flwr_slfac.codec.waterfill import klt
+from flwr_slfac.codec.waterfill.levels import Quantized, quantize
 from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
 from flwr_slfac.codec.waterfill.plan import Plan, keep_choice, make_plan
-from flwr_slfac.codec.waterfill.quantize import Quantized, quantize, quantize_to
+from flwr_slfac.codec.waterfill.quantize import quantize_to
 from flwr_slfac.codec.waterfill.sample import CoefficientSample
 from flwr_slfac.codec.waterfill.sections import (
     read_sections,
@@ -188,7 +189,8 @@ class Waterfill(Codec):
         if plan.channels.rotation is not None and plan.channels.is_new:
             plan.channels.rotation.store(hints.memory)
         bits = 8 * sum(map(len, sections)) / x.numel()
-        keep_choice(hints.memory, plan, target, quantized.step, quantized.gain, bits)
+        found = quantized.step, quantized.gain, quantized.near_zero
+        keep_choice(hints.memory, plan, target, *found, bits)
         return sections
 
     @property
@@ -206,7 +208,7 @@ class Waterfill(Codec):
             step = solve(
                 lambda s: 1 / max(sample.bits(s), _LEAST_BITS), 1 / wanted, step
             )
-            quantized = quantize(plan, sample, step)
+            quantized = quantize(plan, step)
             candidate = write_sections(plan, quantized, normalization, self._coder)
             num_bytes = sum(map(len, candidate)) + _LENGTH_BYTES * len(candidate)
             reached = 8 * (num_bytes + _FRAME_BYTES)
@@ -260,7 +262,7 @@ def _quantized(
 ) -> Quantized:
     """Quantize at the target's step, or at the one that meets its distortion."""
     if target.step is not None:
-        return quantize(plan, CoefficientSample(plan), target.step)
+        return quantize(plan, target.step)
     distortion = target.distortion or 0.0
     clamps = normalization.is_nonnegative
     return quantize_to(plan, x, distortion, is_nonnegative=clamps)

@@ -9,9 +9,10 @@ a frequency, a column a plane, one channel of one sample. With rows and columns 
 by energy, the coefficients of one class are few rectangular blocks.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,15 @@ from flwr_slfac.codec.transforms import Basis, order_1d, order_2d
 from flwr_slfac.codec.waterfill.digits import LARGE, Ints
 from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
-from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
 from flwr_slfac.errors import DecodeError
 
 # Our choice: half octaves of standard deviation, from a sixteenth of a step to 2**25
 # steps, beyond the largest level.
 NUM_CLASSES = 60
+# Class c holds coefficients of standard deviation 2**((c - 8) / 2) steps: our choice,
+# so that class 0 is a sixteenth of a step, where all is zero, and the last of 60 is
+# beyond the largest level.
+CLASS_OF_STEP = 8
 # Half units of energy on the wire are within this, our limit: 2**500 either way.
 _LIMIT = 1000
 # Our choice: each sweep fits samples, then channels; three settle it.
@@ -57,18 +61,21 @@ class EnergyModel:
         sums: Ints = self.samples[:, None] + self.channels[None, :]
         return sums.reshape(-1)
 
-    def write(self, writer: StreamWriter) -> None:
-        """Add the lists to the streams, neighbours subtracted where they are alike."""
-        writer.stream(self.samples - int(np.median(self.samples)), LARGE)
-        writer.stream(np.array([np.median(self.samples)], np.int64), LARGE)
-        writer.stream(np.diff(self.channels, prepend=0), LARGE)
-        writer.stream(np.diff(self.frequencies, prepend=0), LARGE)
+    def lists(self) -> list[Ints]:
+        """Return what travels: samples less their median, it, changes of the others."""
+        median = int(np.median(self.samples))
+        return [
+            self.samples - median,
+            np.array([median], np.int64),
+            np.diff(self.channels, prepend=0),
+            np.diff(self.frequencies, prepend=0),
+        ]
 
     @classmethod
     def read(
         cls, reader: StreamReader, num_samples: int, num_channels: int, num_groups: int
     ) -> "EnergyModel":
-        """Read back what `write` added, or raise DecodeError."""
+        """Read back what `lists` are, or raise DecodeError."""
         samples = reader.stream(num_samples, LARGE).astype(np.int64)
         samples += int(reader.stream(1, LARGE)[0])
         channels = np.cumsum(reader.stream(num_channels, LARGE).astype(np.int64))
@@ -113,10 +120,12 @@ def _ratio(above: Reals, below: Reals) -> Reals:
     return np.maximum(above, _LEAST_ENERGY) / np.maximum(below, _LEAST_ENERGY)
 
 
+@lru_cache(maxsize=64)
 def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     """Return the group (S,) of each position: neighbours, coarse to fine.
 
-    A group has enough coefficients for its energy to be worth sending.
+    Do not write to the result: it is shared. A group has enough coefficients for its
+    energy to be worth sending.
 
     Parameters
     ----------
@@ -138,6 +147,17 @@ def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     groups = np.empty(num_positions, np.int64)
     groups[order.numpy()] = np.arange(num_positions) // size
     return groups
+
+
+def class_offset(step: float) -> int:
+    """Return what brings half units of energy to half classes at a step."""
+    return 2 * CLASS_OF_STEP + 1 - round(4 * math.log2(step))
+
+
+def classes_of(energies: Ints, offset: int) -> Ints:
+    """Return the classes of energies in half units, at an offset."""
+    halves: Ints = (energies.astype(np.int64) + offset) >> 1
+    return np.clip(halves, 0, NUM_CLASSES - 1)
 
 
 class EnergyClasses:

@@ -48,6 +48,16 @@ class Header:
     basis: str = ""
     fingerprint: bytes = b""
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether zstd takes bulk streams."""
+        return bool(self.flags & FAST)
+
+    @property
+    def brings_rotation(self) -> bool:
+        """Whether a channel basis is among the streams."""
+        return self.flags & (ROTATED | REUSED) == ROTATED
+
     def pack(self) -> bytes:
         """Return the header section."""
         if self.flags & ZERO:

@@ -18,10 +18,9 @@ import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.waterfill.digits import LARGE
+from flwr_slfac.codec.waterfill.digits import LARGE, Ints
 from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
-from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
 from flwr_slfac.errors import DecodeError
 
 # Our choice: beyond, the eigenvectors of (C, C) take longer than all else.
@@ -91,17 +90,16 @@ class Rotation:
         """Store the basis in the memory of a stream."""
         memory[_CODES], memory[_LEVELS] = self.codes, self.levels
 
-    def write(self, writer: StreamWriter) -> None:
-        """Add the rows to the streams; rows of one level share a model."""
+    def lists(self) -> list[Ints]:
+        """Return what travels, int64: changes of levels, then the rows of each."""
         levels = self.levels.numpy().astype(np.int64)
-        writer.stream(np.diff(levels, prepend=0), LARGE)
-        codes = self.codes.numpy()
-        for level in np.unique(levels):
-            writer.stream(codes[levels == level].reshape(-1), LARGE)
+        codes = self.codes.numpy().astype(np.int64)
+        rows = [codes[levels == level].reshape(-1) for level in np.unique(levels)]
+        return [np.diff(levels, prepend=0), *rows]
 
     @classmethod
     def read(cls, reader: StreamReader, num_rows: int, num_channels: int) -> "Rotation":
-        """Read back what `write` added, or raise DecodeError."""
+        """Read back what `lists` are, or raise DecodeError."""
         levels = np.cumsum(reader.stream(num_rows, LARGE).astype(np.int64))
         if levels.min() < 0 or levels.max() > _MAX_LEVEL:
             raise DecodeError("a level of the channel basis is out of range")

@@ -48,7 +48,7 @@ def fit_model(counts: Ints, digits: Digits) -> bytes:
     digits, one for the chance of a negative sign.
     """
     return kernels().fit_model(
-        counts, digits.limit, digits.per_symbol, digits.signed, _MIDPOINTS
+        counts, digits.limit, digits.per_symbol, digits.signed, MIDPOINTS
     )
 
 
@@ -62,7 +62,7 @@ def frequencies_of(model: bytes, digits: Digits) -> Frequencies:
         If the bytes are no model of such digits.
     """
     num_signs = 1 if digits.signed else 0
-    chances = [int(_CHANCES[b]) for b in model if b < NUM_CHANCES]
+    chances = [int(CHANCES[b]) for b in model if b < NUM_CHANCES]
     if len(chances) < len(model) or not (
         num_signs < len(model) <= num_signs + _num_buckets(digits)
     ):
@@ -145,6 +145,7 @@ def _stopping_chances() -> Ints:
     return np.array(below_half[::-1] + [_ONE - c for c in below_half[1:]], np.int64)
 
 
-_CHANCES = _stopping_chances()
-_MIDPOINTS = (_CHANCES[1:] + _CHANCES[:-1]) // 2
-NUM_CHANCES = len(_CHANCES)
+# Of each byte, and between those of neighbouring ones.
+CHANCES = _stopping_chances()
+MIDPOINTS = (CHANCES[1:] + CHANCES[:-1]) // 2
+NUM_CHANCES = len(CHANCES)

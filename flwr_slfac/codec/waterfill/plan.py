@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Memory
+from flwr_slfac.codec.kernels import Energies
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
     EnergyModel,
+    class_offset,
     fit_separable,
     frequency_groups,
     half_units,
@@ -34,6 +36,8 @@ _SQUARES_SIZE = 2**18
 _FEWEST_PER_SAMPLE = 8
 # Rows that hold less than this share of the distortion would be zero anyway.
 _LEFT_OUT = 0.1
+# Beyond this many steps, float32 transforms are off by more than the step.
+LARGEST_LEVEL = 2**22
 # Energies to weigh by are at least this share of the largest, and this much: their
 # reciprocals, times squares, stay in float32's range.
 _LEAST_SHARE, _LEAST_ENERGY = 1e-12, 1e-30
@@ -65,6 +69,10 @@ class Plan:
         A first guess.
     gain : float, optional
         What clamping at zero leaves of the squared error, as it was the step before.
+    near_zero : float
+        Share of values that were near zero then.
+    age : int
+        Steps since trials.
     is_kept : bool
         Whether nothing was tried: the choice is that of the step before.
     """
@@ -79,6 +87,8 @@ class Plan:
     left_out: float
     step: float
     gain: float | None
+    near_zero: float
+    age: int
     is_kept: bool
 
     @property
@@ -86,6 +96,19 @@ class Plan:
         """Half units of energy of frequencies, and of planes in order."""
         planes = self.energy_model.of_planes()[self.transform.order]
         return self.energy_model.frequencies[self.groups], planes
+
+    @property
+    def least_step(self) -> float:
+        """The finest step; what is asked of a finer one is told of this."""
+        return self.largest / LARGEST_LEVEL
+
+    def energies_at(self, step: float) -> Energies:
+        """Return what tells the class of each coefficient at a step."""
+        model = self.energy_model
+        offset = class_offset(step)
+        return Energies(
+            model.samples, model.channels, model.frequencies, self.groups, offset
+        )
 
 
 def make_plan(
@@ -162,6 +185,8 @@ def _plan_of(
         left_out,
         choice.step,
         choice.gain,
+        choice.near_zero,
+        choice.age,
         is_kept,
     )
 
@@ -172,6 +197,7 @@ def keep_choice(
     target: Target,
     step: float,
     gain: float | None,
+    near_zero: float,
     bits: float,
 ) -> None:
     """Keep a plan's choice for the next step of a stream.
@@ -184,7 +210,7 @@ def keep_choice(
         By which a frame was coded.
     target : Target
         What it had to meet.
-    step, gain : float
+    step, gain, near_zero : float
         As the quantizer found them.
     bits : float
         Of the frame, for each value.
@@ -199,6 +225,7 @@ def keep_choice(
         plan.channels.rotation is not None,
         step / allowed_rms(target, num_values),
         gain or 0.0,
+        near_zero,
         old.age + 1 if old else 0,
         old.first_bits if old else bits,
         bits,

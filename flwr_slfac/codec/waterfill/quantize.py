@@ -9,30 +9,23 @@ distortion is met.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from flwr_slfac.codec.waterfill.digits import Ints
-from flwr_slfac.codec.waterfill.plan import Plan
-from flwr_slfac.codec.waterfill.sample import (
-    CENTROID_UNIT,
-    LARGEST_LEVEL,
-    CoefficientSample,
+from flwr_slfac.codec.waterfill.clamping import (
+    FEWEST_TO_CLAMP,
+    gain_near,
+    share_near_zero,
 )
-from flwr_slfac.codec.waterfill.solver import SHRINK, solve
-from flwr_slfac.codec.waterfill.transform import energy, forward_planes, inverse_planes
+from flwr_slfac.codec.waterfill.energies import class_offset, classes_of
+from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized, quantize
+from flwr_slfac.codec.waterfill.plan import LARGEST_LEVEL, Plan
+from flwr_slfac.codec.waterfill.sample import CoefficientSample
+from flwr_slfac.codec.waterfill.solver import solve
+from flwr_slfac.codec.waterfill.transform import energy
 
-# Values, and samples, on which clamping's gain is measured; tensors with fewer values
-# than the last are decoded instead (our choice).
-_CLAMP_SIZE, _CLAMP_SAMPLES = 2**16, 6
-_FEWEST_TO_CLAMP = 2**13
-# Our choice: so many times fewer tell whether the gain is about that of the step
-# before, and then move it by their share.
-_FEWER, _SAME_GAIN = 3, 0.03
-# What a CPU's cache holds of coefficients, scaled ones and levels.
-_CHUNK = 2**17
 # Relative distance of a distortion that is near enough: below the 2 percent that
 # `Waterfill` documents.
 _CLOSE = 0.015
@@ -47,67 +40,10 @@ _MOST_CORRECTION = 4.0
 _FEW_LEVELS = 4096
 _FINER = 0.9
 _MOST_TRIALS = 8
+# Of log step against log distortion, which goes with step**1 to step**2.
+_SLOPE = 0.6
 # Steps that are nearer to each other give the same levels.
 _SAME_STEP = 1e-3
-# What clamping leaves of an error, at least, so that a step never grows beyond reason.
-_LEAST_GAIN = 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class Quantized:
-    """Integers of all coefficients, and what they mean.
-
-    Parameters
-    ----------
-    levels : ndarray (S, N * r)
-        Signed numbers of steps.
-    step : float
-        As float32 holds it.
-    shifts : ndarray (NUM_CLASSES,)
-        What to take off magnitudes, by class, in 128ths of a step.
-    distortion : float
-        Squared error, of the normalized tensor.
-    gain : float, optional
-        What clamping at zero leaves of it, if that was measured.
-    """
-
-    levels: Ints
-    step: float
-    shifts: Ints
-    distortion: float
-    gain: float | None = None
-
-
-def quantize(plan: Plan, sample: CoefficientSample, step: float) -> Quantized:
-    """Quantize all coefficients; the distortion is exact but for the centroids.
-
-    Parameters
-    ----------
-    plan : Plan
-        What is to be quantized.
-    sample : CoefficientSample
-        Of it, to find the centroids.
-    step : float
-        The step; what float32 transforms can tell apart is the least that is used.
-    """
-    step = float(np.float32(max(step, sample.least_step)))
-    shifts, saved = sample.centroids(step)
-    limit = plan.largest / step + 1
-    small = torch.int8 if limit < 127 else torch.int16
-    levels = torch.empty(
-        plan.coefficients.shape,
-        dtype=small if limit < 32767 else torch.int32,
-        device=plan.coefficients.device,
-    )
-    error = 0.0
-    whole, narrow = plan.coefficients.reshape(-1), levels.reshape(-1)
-    for start in range(0, len(whole), _CHUNK):
-        scaled = whole[start : start + _CHUNK] * (1 / step)
-        rounded = torch.nn.functional.softshrink(scaled, SHRINK).round_()
-        narrow[start : start + _CHUNK] = rounded
-        error += energy(scaled.sub_(rounded))
-    distortion = error * step**2 - saved + plan.left_out
-    return Quantized(levels.cpu().numpy(), step, shifts, distortion)
 
 
 def quantize_to(
@@ -126,29 +62,57 @@ def quantize_to(
     is_nonnegative : bool
         Whether the decoder clamps at zero.
     """
-    sample = CoefficientSample(plan)
     least = _LEAST_SHARE * distortion
+    kept = _at_kept_step(plan, x, distortion, least, is_nonnegative)
+    if kept is not None:
+        return kept
+    sample = CoefficientSample(plan)
     wanted = max(distortion - plan.left_out, least)
     step = solve(sample.distortion, wanted, plan.step)
     gain = None
-    if is_nonnegative and x.numel() >= _FEWEST_TO_CLAMP:
-        gain = _gain_near(plan, x, step)
+    near_zero = 0.0
+    if is_nonnegative and x.numel() >= FEWEST_TO_CLAMP:
+        near_zero = share_near_zero(x, distortion)
+        gain = gain_near(plan, x, step, near_zero)
         if gain < 1 - _CLOSE:
             wanted = max(distortion / gain - plan.left_out, least)
             step = solve(sample.distortion, wanted, step)
     quantized = _quantize_near(plan, sample, wanted, step)
-    if np.count_nonzero(quantized.levels) >= _FEW_LEVELS:
-        return replace(quantized, gain=gain)
+    if quantized.num_levels >= _FEW_LEVELS:
+        return replace(quantized, gain=gain, near_zero=near_zero)
 
     def error(candidate: Quantized) -> float:
-        return _decoded_error(plan, sample, x, candidate, is_nonnegative)
+        return _decoded_error(plan, x, candidate, is_nonnegative)
 
-    return _coarsest_within(plan, sample, quantized, error, distortion)
+    return _coarsest_within(plan, quantized, error, distortion)
+
+
+def _at_kept_step(
+    plan: Plan, x: torch.Tensor, distortion: float, least: float, clamps: bool
+) -> Quantized | None:
+    """Quantize at the step that is kept of the stream, if it meets the distortion."""
+    clamps = clamps and x.numel() >= FEWEST_TO_CLAMP
+    if not plan.is_kept or (clamps and plan.gain is None):
+        return None
+    gain, near_zero, step = 1.0, 0.0, plan.step
+    if clamps:
+        near_zero = share_near_zero(x, distortion)
+        gain = gain_near(plan, x, step, near_zero)
+    wanted = max(distortion / gain - plan.left_out, least)
+    for _ in range(_MOST_PASSES):
+        quantized = quantize(plan, step)
+        ratio = (quantized.distortion - plan.left_out) / wanted
+        if quantized.num_levels < _FEW_LEVELS or _limited(ratio, 1.0) != ratio:
+            return None
+        if abs(ratio - 1) < _CLOSE:
+            measured = gain if clamps else None
+            return replace(quantized, gain=measured, near_zero=near_zero)
+        step *= ratio**-_SLOPE
+    return None
 
 
 def _coarsest_within(
     plan: Plan,
-    sample: CoefficientSample,
     start: Quantized,
     error: Callable[[Quantized], float],
     distortion: float,
@@ -158,7 +122,7 @@ def _coarsest_within(
     fine, reached, coarse = start, error(start), math.inf
     while reached > most and plan.largest / fine.step < LARGEST_LEVEL / 2:
         coarse = fine.step
-        fine = quantize(plan, sample, coarse * _FINER)
+        fine = quantize(plan, coarse * _FINER)
         reached = error(fine)
     for _ in range(_MOST_TRIALS):
         if reached > (1 - _CLOSE) * distortion or coarse / fine.step < 1 + _SAME_STEP:
@@ -166,7 +130,7 @@ def _coarsest_within(
         step = (
             fine.step / _FINER if coarse == math.inf else math.sqrt(coarse * fine.step)
         )
-        trial = quantize(plan, sample, step)
+        trial = quantize(plan, step)
         if (err := error(trial)) <= most:
             fine, reached = trial, err
         else:
@@ -175,14 +139,12 @@ def _coarsest_within(
 
 
 def _decoded_error(
-    plan: Plan,
-    sample: CoefficientSample,
-    x: torch.Tensor,
-    quantized: Quantized,
-    clamp: bool,
+    plan: Plan, x: torch.Tensor, quantized: Quantized, clamp: bool
 ) -> float:
     """Return the squared error of the tensor as it will be decoded."""
-    classes = sample.all_classes(quantized.step)
+    rows, columns = plan.energies
+    offset = class_offset(quantized.step)
+    classes = classes_of(rows[:, None] + columns, offset).reshape(-1)
     taken = quantized.shifts[classes].reshape(quantized.levels.shape) / CENTROID_UNIT
     values = (quantized.levels - np.sign(quantized.levels) * taken) * quantized.step
     back = plan.transform.inverse(torch.from_numpy(values).to(x))
@@ -198,7 +160,7 @@ def _quantize_near(
 
     Few coefficients give a distortion that jumps: then the best below it is taken.
     """
-    quantized = quantize(plan, sample, step)
+    quantized = quantize(plan, step)
     below: Quantized | None = None
     for _ in range(_MOST_PASSES):
         ratio = (quantized.distortion - plan.left_out) / wanted
@@ -212,58 +174,14 @@ def _quantize_near(
         step = _limited(step, quantized.step)
         if below is not None and abs(step / quantized.step - 1) < _SAME_STEP:
             return below
-        quantized = quantize(plan, sample, step)
+        quantized = quantize(plan, step)
     while below is None:
         if quantized.distortion - plan.left_out <= wanted:
             below = quantized
         else:
-            quantized = quantize(plan, sample, quantized.step / 2)
+            quantized = quantize(plan, quantized.step / 2)
     return below
 
 
 def _limited(value: float, around: float) -> float:
     return min(max(value, around / _MOST_CORRECTION), around * _MOST_CORRECTION)
-
-
-def _gain_near(plan: Plan, x: torch.Tensor, step: float) -> float:
-    """Return what clamping leaves: of few values if they agree with the step before."""
-    if plan.gain is None:
-        return _clamping_gain(plan, x, step, 1)
-    gain = _clamping_gain(plan, x, step, _FEWER)
-    if abs(gain / plan.gain - 1) > _SAME_GAIN:
-        return _clamping_gain(plan, x, step, 1)
-    return plan.gain + (gain - plan.gain) / _FEWER
-
-
-def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> float:
-    """Return the squared error after clamping at zero, relative to that before."""
-    transform = plan.transform
-    # Sample 0 is the mean where there is one: it has no original.
-    first = int(transform.has_mean)
-    num_picked = min(
-        len(x) - first,
-        max(_CLAMP_SAMPLES, _CLAMP_SIZE // (x.shape[1] * x.shape[2])) // fewer,
-    )
-    picked = np.linspace(first, len(x) - 1, num_picked).astype(int)
-    index = torch.from_numpy(picked).to(x.device)
-    some = plan.rows.index_select(0, index)
-    planes = some.reshape(-1, x.shape[2])
-    scaled = forward_planes(planes, transform.basis, transform.shape) * (1 / step)
-    levels = torch.nn.functional.softshrink(scaled, SHRINK).round_()
-    error = levels - scaled
-    # The centroid of all classes together is near enough.
-    signs = levels.sign()
-    inside = float(signs.abs().sum())
-    error -= signs * (float((error * signs).sum()) / max(inside, 1.0))
-    back = inverse_planes(error * step, transform.basis, transform.shape)
-    back = back.reshape(some.shape)
-    original = x.index_select(0, index)
-    if transform.matrix is not None:
-        back = torch.matmul(transform.matrix.t(), back)
-        if transform.num_rows < x.shape[1]:
-            inner = torch.matmul(transform.matrix, original)
-            back = back + torch.matmul(transform.matrix.t(), inner) - original
-    before = float(back.square().sum(dtype=torch.float64))
-    clamped = (original + back).clamp_(min=0).sub_(original)
-    after = float(clamped.square().sum(dtype=torch.float64))
-    return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0

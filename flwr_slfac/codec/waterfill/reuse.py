@@ -17,6 +17,8 @@ from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Target
 
 _NUMBERS, _BASIS = "stream.waterfill.choice", "stream.waterfill.basis"
+# Of what is kept: fewer are those of another release's checkpoint.
+_NUM_NUMBERS = 10
 # Our choice: trials take as long as all else, so a sixteenth of them is little.
 _MOST_STEPS = 16
 # Our choice: bits a value by which a frame may be larger than the one after the trials.
@@ -39,6 +41,10 @@ class Choice:
         A guess.
     gain : float, optional
         Squared error after clamping at zero relative to that before, as it was.
+    near_zero : float
+        Share of values that were near zero then.
+    age : int
+        Steps since trials.
     """
 
     channels: klt.ChannelTransform
@@ -46,6 +52,8 @@ class Choice:
     has_mean: bool
     step: float
     gain: float | None = None
+    near_zero: float = 0.0
+    age: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,8 @@ class Kept:
         Whether the mean of the samples is used, and the channel basis in memory.
     fineness : float
         Step over the root mean square that the target allows, or of the tensor.
-    gain : float
-        See `Choice`; 0 where it was not measured.
+    gain, near_zero : float
+        See `Choice`; a gain of 0 where it was not measured.
     age : int
         Steps since the trials.
     first_bits, bits : float
@@ -76,6 +84,7 @@ class Kept:
     is_rotated: bool
     fineness: float
     gain: float
+    near_zero: float
     age: int
     first_bits: float
     bits: float
@@ -85,15 +94,17 @@ class Kept:
         """Return what a memory holds, None if nothing that serves any more."""
         if _NUMBERS not in memory or _BASIS not in memory:
             return None
-        channels, positions, mean, rotated, fineness, gain, age, first, last = memory[
-            _NUMBERS
-        ].tolist()
+        numbers = memory[_NUMBERS].tolist()
+        if len(numbers) != _NUM_NUMBERS:
+            return None
+        channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
+        age, first, last = numbers[7:]
         if age >= _MOST_STEPS or last > _GROWN * first:
             return None
         name = bytes(memory[_BASIS].tolist()).decode("ascii")
         sizes = int(channels), int(positions)
-        flags = bool(mean), bool(rotated)
-        return cls(sizes, name, *flags, fineness, gain, int(age), first, last)
+        flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
+        return cls(sizes, name, *flags, *told, int(age), first, last)
 
     def store(self, memory: Memory) -> None:
         """Keep this in a memory."""
@@ -103,6 +114,7 @@ class Kept:
             self.is_rotated,
             self.fineness,
             self.gain,
+            self.near_zero,
             self.age,
             self.first_bits,
             self.bits,
@@ -145,7 +157,10 @@ def kept_choice(
         channels = klt.ChannelTransform(matrix, np.zeros(0), rotation)
     step = target.step or kept.fineness * allowed_rms(target, x.numel())
     gain = kept.gain or None
-    return Choice(channels, parse_basis(kept.basis), kept.has_mean, step, gain)
+    basis_kept = parse_basis(kept.basis)
+    return Choice(
+        channels, basis_kept, kept.has_mean, step, gain, kept.near_zero, kept.age + 1
+    )
 
 
 def allowed_rms(target: Target, num_values: int) -> float:

@@ -1,30 +1,18 @@
 """What a quantization step would do, told by a sample of the coefficients."""
 
-import math
-
 import numpy as np
 
 from flwr_slfac.codec.waterfill.digits import Ints
-from flwr_slfac.codec.waterfill.energies import NUM_CLASSES
+from flwr_slfac.codec.waterfill.energies import NUM_CLASSES, class_offset, classes_of
 from flwr_slfac.codec.waterfill.model import ideal_bits
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.solver import SHRINK
 
-# Class c holds coefficients of standard deviation 2**((c - 8) / 2) steps: our choice,
-# so that class 0 is a sixteenth of a step, where all is zero, and the last of 60 is
-# beyond the largest level.
-CLASS_OF_STEP = 8
-# Centroids travel in 128ths of a step: our choice, finer than they are estimated.
-CENTROID_UNIT = 128.0
 # Our choice: many times the coefficients that a distortion to a percent needs.
 _SEARCH_SIZE = 2**15
 # Magnitudes below 2**6 are counted one by one, larger ones by octave and five bits, up
 # to a table of 256 (our choice): the rest is as good as uniform.
 _OWN_BITS, _NUM_KEYS = 6, 256
-
-
-# Beyond this many steps, float32 transforms are off by more than the step.
-LARGEST_LEVEL = 2**22
 
 
 class CoefficientSample:
@@ -55,8 +43,7 @@ class CoefficientSample:
         positions, planes = plan.energies
         self._energies = positions[at // len(planes)] + planes[at % len(planes)]
         self.weight = total / max(len(at), 1)
-        self._positions, self._planes = positions, planes
-        self.least_step = plan.largest / LARGEST_LEVEL
+        self.least_step = plan.least_step
 
     def distortion(self, step: float) -> float:
         """Return the squared error of all coefficients at a step."""
@@ -70,21 +57,6 @@ class CoefficientSample:
         if num:
             total -= float(np.dot(error, inside)) ** 2 / num
         return max(total, 0.0) * step**2 * self.weight
-
-    def centroids(self, step: float) -> tuple[Ints, float]:
-        """Return what to take off magnitudes by class, and the squared error saved."""
-        scaled = self.magnitudes * np.float32(1 / step)
-        levels = np.floor(scaled + np.float32(0.5 - SHRINK))
-        inside = np.flatnonzero(levels)
-        error = (levels - scaled)[inside].astype(np.float64)
-        classes = self._classes(step)[inside]
-        num = np.bincount(classes, minlength=NUM_CLASSES)
-        total = np.bincount(classes, error, minlength=NUM_CLASSES)
-        units = np.rint(total / np.maximum(num, 1) * CENTROID_UNIT)
-        shifts = np.clip(units, -CENTROID_UNIT, CENTROID_UNIT).astype(np.int64)
-        taken = shifts / CENTROID_UNIT
-        saved = float((2 * taken * total - taken**2 * num).sum())
-        return shifts, saved * step**2 * self.weight
 
     def bits(self, step: float) -> float:
         """Return the bits of all coefficients at a step."""
@@ -103,20 +75,5 @@ class CoefficientSample:
         total = sum(ideal_bits(row.astype(np.float64)) for row in counts if row.any())
         return (total + float(octave.sum()) + float((levels > 0).sum())) * self.weight
 
-    def all_classes(self, step: float) -> Ints:
-        """Return the class of every coefficient (S, N * r), sampled or not."""
-        energies = self._positions[:, None] + self._planes[None, :]
-        return _class_of(energies, step)
-
     def _classes(self, step: float) -> Ints:
-        return _class_of(self._energies, step)
-
-
-def _class_of(energies: Ints, step: float) -> Ints:
-    classes: Ints = (energies.astype(np.int64) + class_offset(step)) >> 1
-    return np.clip(classes, 0, NUM_CLASSES - 1)
-
-
-def class_offset(step: float) -> int:
-    """Return what brings half units of energy to half classes at a step."""
-    return 2 * CLASS_OF_STEP + 1 - round(4 * math.log2(step))
+        return classes_of(self._energies, class_offset(step))

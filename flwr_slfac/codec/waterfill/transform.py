@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flwr_slfac.codec.kernels import kernels, scratch
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, forward_rows, inverse_rows
 
-# Planes, or values, worked on at a time: about what a CPU's cache holds.
-_CHUNK_PLANES = 512
-_CHUNK_VALUES = 2**19
+# Values worked on at a time, of planes and of channels: about what a CPU's cache holds.
+_PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**19
+# Fewer planes at a time make products slow.
+_FEWEST_PLANES = 64
 # float32 sums of so many squares lose less than float32 has digits.
 _RUN = 1024
 
@@ -57,13 +59,19 @@ class Transform:
         return self.shape.num_channels if self.matrix is None else len(self.matrix)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Take rotated planes (N, r, S) to coefficients (S, N * r)."""
+        """Take rotated planes (N, r, S) to coefficients (S, N * r).
+
+        They may lie in a buffer of this thread, until its next call.
+        """
         planes = rows.reshape(len(self.order), self.shape.num_positions)
         index = torch.from_numpy(self.order).to(rows.device)
-        coefficients = planes.new_empty(planes.shape[1], len(index))
-        for start in range(0, len(index), _CHUNK_PLANES):
-            chunk = slice(start, start + _CHUNK_PLANES)
-            part = planes.index_select(0, index[chunk])
+        coefficients = _room("coefficients", (planes.shape[1], len(index)), planes)
+        num = _planes_at_once(planes)
+        for start in range(0, len(index), num):
+            chunk = slice(start, start + num)
+            some = index[chunk]
+            part = _room("planes", (len(some), planes.shape[1]), planes)
+            torch.index_select(planes, 0, some, out=part)
             coefficients[:, chunk] = forward_planes(
                 part, self.basis, self.shape, reuses=True
             )
@@ -78,12 +86,14 @@ class Transform:
         """
         index = torch.from_numpy(self.order).to(coefficients.device)
         planes = coefficients.new_empty(len(index), self.shape.num_positions)
-        for start in range(0, len(index), _CHUNK_PLANES):
-            chunk = slice(start, start + _CHUNK_PLANES)
-            part = coefficients[:, chunk].contiguous()
+        num = _planes_at_once(planes)
+        for start in range(0, len(index), num):
+            chunk = slice(start, start + num)
+            part = coefficients[:, chunk]
+            room = _room("planes", tuple(part.shape), planes)
+            part = room.copy_(part)
             part = inverse_planes(part, self.basis, self.shape, reuses=True)
-            part = part.contiguous()
-            planes.index_copy_(0, index[chunk], part)
+            _place(part, index[chunk], planes)
         rows = planes.view(self.shape.num_samples, self.num_rows, -1)
         if self.has_mean:
             rows = reflect(rows, out=rows)
@@ -105,6 +115,27 @@ class Transform:
             part = torch.matmul(turned, rows[chunk])
             result[chunk] = part.clamp_(min=0) if is_nonnegative else part
         return result
+
+
+def _planes_at_once(planes: torch.Tensor) -> int:
+    return max(_FEWEST_PLANES, _PLANE_VALUES // planes.shape[1])
+
+
+def _place(part: torch.Tensor, index: torch.Tensor, planes: torch.Tensor) -> None:
+    """Write rows to where the index says."""
+    loops, columns = kernels().spectra, part.t()
+    if loops is None or not columns.is_contiguous() or part.device.type != "cpu":
+        planes.index_copy_(0, index, part.contiguous())
+        return
+    matrix = columns.numpy()
+    loops.place_columns(matrix, *matrix.shape, index.numpy(), planes.numpy())
+
+
+def _room(name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Return memory, on the CPU that of the last call by this thread."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return scratch(f"waterfill {name}", shape, like.dtype)
 
 
 def forward_planes(

@@ -43,8 +43,8 @@ _BITS_PER_LANE, _SYMBOLS_PER_LANE = 600, 2048
 _FEWEST_LANES, _MOST_LANES = 8, 256
 # Our choice: longer tails, on one lane, would slow the reference.
 _LONGEST_TAIL, _TAIL_SHARE = 2048, 64
-# Every so many symbols tell about the cost of all.
-_SAMPLED = 61
+# Costs of symbols are in 256ths of a bit: our choice.
+_COST_BITS = 8
 # A limit of the format: of what is claimed, before anything is allocated.
 _MOST_LOG_LANES = 10
 _HAS_TAIL = 128
@@ -77,10 +77,11 @@ class WordWriter:
     def finish(self) -> bytes:
         """Return the words of all batches."""
         total = sum(symbols.size for symbols, _, _ in self._batches)
-        log_lanes = _log_lanes(self._batches, total)
+        costs = [_costs_of(batch) for batch in self._batches]
+        log_lanes = _log_lanes(costs, total)
         if not log_lanes:
             return b"\0" + _code_one_lane(self._batches)
-        body, tail = _split(self._batches, total, 1 << log_lanes)
+        body, tail = _split(self._batches, costs, 1 << log_lanes)
         carried = _code_one_lane(tail)
         room = _WORD.itemsize << log_lanes
         inside = np.frombuffer(carried[:room].ljust(room, b"\0"), _WORD)
@@ -91,44 +92,53 @@ class WordWriter:
         return head + _pack_states(states) + words + carried[room:]
 
 
-def _log_lanes(batches: list[_Batch], total: int) -> int:
-    """Return log2 of how many lanes suit the symbols."""
-    bits = 0.0
-    for symbols, counts, frequencies in batches:
-        some = np.arange(0, symbols.size, _SAMPLED)
-        segments = np.searchsorted(np.cumsum(counts), some, side="right")
-        f = frequencies[segments, symbols[some]]
-        share = symbols.size / max(some.size, 1)
-        bits += share * float((SCALE_BITS - np.log2(f)).sum())
-    wanted = max(int(bits) // _BITS_PER_LANE, total // _SYMBOLS_PER_LANE)
+def _costs() -> npt.NDArray[np.int64]:
+    """Return about the bits of symbols, by frequency, in 256ths.
+
+    That is 14 less log2 of a frequency, along chords between powers of two.
+    """
+    f = np.arange(1 << SCALE_BITS)
+    log = np.frexp(np.maximum(f, 1))[1].astype(np.int64) - 1
+    above = (f - (1 << log) << _COST_BITS) >> log
+    costs: npt.NDArray[np.int64] = (SCALE_BITS - log << _COST_BITS) - above
+    return costs
+
+
+_COSTS = _costs()
+
+
+def _costs_of(batch: _Batch) -> npt.NDArray[np.int64]:
+    """Return the cost of each symbol of a batch."""
+    symbols, counts, frequencies = batch
+    segments = np.repeat(np.arange(len(counts)), counts)
+    return _COSTS[frequencies[segments, symbols]]
+
+
+def _log_lanes(costs: list[npt.NDArray[np.int64]], total: int) -> int:
+    """Return log2 of how many lanes suit symbols of these costs."""
+    bits = sum(int(part.sum()) for part in costs) >> _COST_BITS
+    wanted = max(bits // _BITS_PER_LANE, total // _SYMBOLS_PER_LANE)
     return 0 if wanted < _FEWEST_LANES else min(wanted, _MOST_LANES).bit_length() - 1
 
 
 def _split(
-    batches: list[_Batch], total: int, num_lanes: int
+    batches: list[_Batch], costs: list[npt.NDArray[np.int64]], num_lanes: int
 ) -> tuple[list[_Batch], list[_Batch]]:
     """Return the batches of the body, and of a tail that about fills its states."""
-    room = 16.0 * num_lanes - 32
-    longest, length = max(_LONGEST_TAIL, total // _TAIL_SHARE), 0
+    room = 16 * num_lanes - 32 << _COST_BITS
+    longest = max(_LONGEST_TAIL, sum(part.size for part in costs) // _TAIL_SHARE)
+    ends = np.cumsum(np.concatenate([part[::-1] for part in costs[::-1]])[:longest])
+    length = int(np.searchsorted(ends, room))
     tail: list[_Batch] = []
     body = list(batches)
-    while body:
-        symbols, counts, frequencies = body[-1]
-        num = min(symbols.size, longest - length)
-        segments = np.repeat(np.arange(len(counts)), counts)[symbols.size - num :]
-        f = frequencies[segments, symbols[symbols.size - num :]]
-        bits = np.cumsum(SCALE_BITS - np.log2(f[::-1]))
-        fits = int(np.searchsorted(bits, room))
-        room -= float(bits[fits - 1]) if fits else 0.0
-        length += fits
-        cut = symbols.size - fits
+    while length:
+        symbols, counts, frequencies = body.pop()
+        cut = max(0, symbols.size - length)
+        length -= symbols.size - cut
         first = np.diff(np.minimum(np.cumsum(counts), cut), prepend=0)
-        if fits:
-            tail.insert(0, (symbols[cut:], counts - first, frequencies))
-        body.pop()
+        tail.insert(0, (symbols[cut:], counts - first, frequencies))
         if cut:
             body.append((symbols[:cut], first, frequencies))
-            break
     return body, tail
 
 

@@ -1,0 +1,99 @@
+"""What clamping at zero leaves of the error of a tensor without negative values.
+
+Where a value is near zero, an error that takes it below is undone by the decoder, so
+the step may be larger. How much is measured on a few samples.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from flwr_slfac.codec.waterfill.plan import Plan
+from flwr_slfac.codec.waterfill.solver import SHRINK
+from flwr_slfac.codec.waterfill.transform import forward_planes, inverse_planes
+
+__all__ = ["FEWEST_TO_CLAMP", "gain_near", "share_near_zero"]
+
+# Values, and samples, on which clamping's gain is measured; tensors with fewer values
+# than the last are decoded instead (our choice).
+_CLAMP_SIZE, _CLAMP_SAMPLES = 2**16, 6
+FEWEST_TO_CLAMP = 2**13
+# Our choice: so many times fewer tell whether the gain is about that of the step
+# before, and then move it by their share.
+_FEWER, _SAME_GAIN = 3, 0.03
+# What clamping leaves of an error, at least, so that a step never grows beyond reason.
+_LEAST_GAIN = 0.1
+# Values that tell how many are near zero, how far that may be off, and after how many
+# steps of a stream clamping is measured all the same (our choice).
+_SHARE_SIZE, _SAME_SHARE, _MEASURED_EVERY = 2**13, 0.02, 4
+
+
+def share_near_zero(x: torch.Tensor, distortion: float) -> float:
+    """Return the share of values that an error may take below zero, of a sample."""
+    flat = x.reshape(-1) if x.is_contiguous() else x[:, :, 0].reshape(-1)
+    some = flat[:: 1 + x.numel() // _SHARE_SIZE]
+    rms = math.sqrt(distortion / x.numel())
+    return int(torch.count_nonzero(some <= rms)) / some.numel()
+
+
+def gain_near(plan: Plan, x: torch.Tensor, step: float, near_zero: float) -> float:
+    """Return what clamping leaves of the squared error at about a step.
+
+    As it was a few steps before, if as many values are near zero; of few values, if
+    they agree with it.
+
+    Parameters
+    ----------
+    plan : Plan
+        What will be quantized.
+    x : Tensor (N, C, S)
+        What the plan was made for.
+    step : float
+        About the step.
+    near_zero : float
+        From `share_near_zero`.
+    """
+    if plan.gain is None:
+        return _clamping_gain(plan, x, step, 1)
+    is_like = abs(near_zero - plan.near_zero) < _SAME_SHARE
+    if is_like and plan.age % _MEASURED_EVERY:
+        return plan.gain
+    gain = _clamping_gain(plan, x, step, _FEWER)
+    if abs(gain / plan.gain - 1) > _SAME_GAIN:
+        return _clamping_gain(plan, x, step, 1)
+    return plan.gain + (gain - plan.gain) / _FEWER
+
+
+def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> float:
+    """Return the squared error after clamping at zero, relative to that before."""
+    transform = plan.transform
+    # Sample 0 is the mean where there is one: it has no original.
+    first = int(transform.has_mean)
+    num_picked = min(
+        len(x) - first,
+        max(_CLAMP_SAMPLES, _CLAMP_SIZE // (x.shape[1] * x.shape[2])) // fewer,
+    )
+    picked = np.linspace(first, len(x) - 1, num_picked).astype(int)
+    index = torch.from_numpy(picked).to(x.device)
+    some = plan.rows.index_select(0, index)
+    planes = some.reshape(-1, x.shape[2])
+    scaled = forward_planes(planes, transform.basis, transform.shape) * (1 / step)
+    levels = torch.nn.functional.softshrink(scaled, SHRINK).round_()
+    error = levels - scaled
+    # The centroid of all classes together is near enough.
+    signs = levels.sign()
+    inside = float(signs.abs().sum())
+    error -= signs * (float((error * signs).sum()) / max(inside, 1.0))
+    back = inverse_planes(error * step, transform.basis, transform.shape)
+    back = back.reshape(some.shape)
+    original = x.index_select(0, index)
+    if transform.matrix is not None:
+        back = torch.matmul(transform.matrix.t(), back)
+        if transform.num_rows < x.shape[1]:
+            inner = torch.matmul(transform.matrix, original)
+            back = back + torch.matmul(transform.matrix.t(), inner) - original
+    before = float(back.square().sum(dtype=torch.float64))
+    clamped = (original + back).clamp_(min=0).sub_(original)
+    after = float(clamped.square().sum(dtype=torch.float64))
+    return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0

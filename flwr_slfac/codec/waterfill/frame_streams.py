@@ -1,0 +1,140 @@
+"""All streams of a frame: in one call of the compiled loops, or one by one.
+
+::
+
+    a new channel basis, energies, centroids, levels --> parameters, words, frames
+
+Both ways make the same bytes. Streams of the fast coder, and a frame that brings a
+channel basis, are read one by one everywhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from flwr_slfac.codec.kernels import CodingTables, kernels
+from flwr_slfac.codec.waterfill.class_values import kinds, read_levels, write_values
+from flwr_slfac.codec.waterfill.digits import LARGE, Ints
+from flwr_slfac.codec.waterfill.energies import EnergyClasses, EnergyModel
+from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized
+from flwr_slfac.codec.waterfill.model import CHANCES, MIDPOINTS
+from flwr_slfac.codec.waterfill.plan import Plan
+from flwr_slfac.codec.waterfill.stream_reader import StreamReader
+from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
+from flwr_slfac.codec.waterfill.streams import Coder
+from flwr_slfac.errors import DecodeError
+
+Coefficients = tuple[npt.NDArray[np.float32], Ints]
+
+
+@cache
+def _tables() -> CodingTables:
+    return CodingTables(kinds(), MIDPOINTS, CHANCES)
+
+
+def write_streams(
+    lists: Sequence[Ints], plan: Plan, quantized: Quantized, coder: Coder
+) -> list[bytes]:
+    """Return parameters, words, and frames of the fast coder.
+
+    Parameters
+    ----------
+    lists : sequence of ndarray
+        int64: what the decoder needs before it knows of energies.
+    plan : Plan
+        Of the levels.
+    quantized : Quantized
+        Levels and centroids.
+    coder : {"range", "fast"}
+        Whether zstd takes the levels.
+    """
+    energies = plan.energies_at(quantized.step)
+    loops = kernels().frames
+    if loops is not None and coder == "range":
+        levels = np.ascontiguousarray(quantized.levels)
+        return [*loops.write(lists, energies, quantized.shifts, levels, _tables())]
+    writer = StreamWriter(coder)
+    for part in [*lists, *plan.energy_model.lists()]:
+        writer.stream(part, LARGE)
+    classes = EnergyClasses(*plan.energies, energies.offset)
+    present = np.flatnonzero(classes.counts)
+    writer.stream(np.diff(quantized.shifts[present], prepend=0), LARGE)
+    values = classes.split(quantized.levels)
+    write_values(writer, [(int(number), values[number]) for number in present])
+    sections = [*writer.finish()]
+    return sections if coder == "fast" else sections[:2]
+
+
+def read_at_once(
+    sections: Sequence[memoryview],
+    sizes: tuple[int, int, int],
+    groups: Ints,
+    offset: int,
+    step: float,
+) -> Coefficients | None:
+    """Return coefficients and the planes of their columns; None without the loops.
+
+    Parameters
+    ----------
+    sections : sequence of memoryview
+        Parameters and words.
+    sizes : tuple of int
+        Samples, rows of the channel basis, and groups of frequencies.
+    groups : ndarray (S,)
+        Of frequencies.
+    offset, step
+        As the header has them.
+
+    Raises
+    ------
+    DecodeError
+        If the bytes are not a writer's.
+    """
+    loops = kernels().frames
+    if loops is None:
+        return None
+    parameters, words = sections
+    coefficients, order, wrong = loops.read(
+        parameters, words, sizes, groups, offset, step, _tables()
+    )
+    if wrong:
+        raise DecodeError(wrong)
+    return coefficients, order
+
+
+def read_one_by_one(
+    reader: StreamReader,
+    sizes: tuple[int, int, int],
+    groups: Ints,
+    offset: int,
+    step: float,
+) -> Coefficients:
+    """Return what `read_at_once` does, from a reader that was at the energies."""
+    model = EnergyModel.read(reader, *sizes)
+    energies = model.of_planes()
+    order = np.argsort(-energies.astype(np.int16), kind="stable")
+    classes = EnergyClasses(model.frequencies[groups], energies[order], offset)
+    coefficients = classes.join(_read_values(reader, classes, step))
+    reader.finish()
+    return coefficients, order
+
+
+def _read_values(
+    reader: StreamReader, classes: EnergyClasses, step: float
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Yield the coefficients of each class at their centroids."""
+    present = np.flatnonzero(classes.counts)
+    shifts = np.cumsum(reader.stream(len(present), LARGE).astype(np.int64))
+    if np.abs(shifts).max() > CENTROID_UNIT:
+        raise DecodeError("a centroid of codec 'waterfill' is out of range")
+    counts = [(number, classes.counts[number]) for number in present.tolist()]
+    all_levels = read_levels(reader, counts)
+    for (number, _), shift, levels in zip(counts, shifts, all_levels, strict=True):
+        # A crafted step may overflow; `denormalize` finds what is not finite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            taken = np.float32(shift / CENTROID_UNIT) * np.float32(step)
+        values = np.empty(levels.size, np.float32)
+        kernels().to_values(levels, step, float(taken), values)
+        yield number, values

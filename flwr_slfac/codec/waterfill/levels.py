@@ -1,0 +1,116 @@
+"""Coefficients to levels at one step, and the centroids of each class.
+
+::
+
+    c / step, 0.1 nearer to zero, rounded --> levels
+    errors, in 1024ths of a step, by class --> centroids, distortion
+
+Errors are summed as integers, so that the compiled loop, which goes class by class,
+has the same sums.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flwr_slfac.codec.kernels import Energies, kernels
+from flwr_slfac.codec.waterfill.digits import Ints
+from flwr_slfac.codec.waterfill.energies import NUM_CLASSES, classes_of
+from flwr_slfac.codec.waterfill.plan import Plan
+from flwr_slfac.codec.waterfill.solver import SHRINK
+
+__all__ = ["CENTROID_UNIT", "Quantized", "quantize"]
+
+# Centroids travel in 128ths of a step: our choice, a hundredth of a class's deviation.
+CENTROID_UNIT = 128.0
+# Our choice: finer by far than a distortion has to be told.
+_ERROR_UNIT = 1024
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """Integers of all coefficients, and what they mean.
+
+    Parameters
+    ----------
+    levels : ndarray (S, N * r)
+        Signed numbers of steps.
+    step : float
+        As float32 holds it.
+    shifts : ndarray (NUM_CLASSES,)
+        What to take off magnitudes, by class, in 128ths of a step.
+    distortion : float
+        Squared error, of the normalized tensor.
+    num_levels : int
+        How many are not zero.
+    gain : float, optional
+        What clamping at zero leaves of the distortion, if that is known.
+    near_zero : float
+        Share of values near zero, if so.
+    """
+
+    levels: Ints
+    step: float
+    shifts: Ints
+    distortion: float
+    num_levels: int
+    gain: float | None = None
+    near_zero: float = 0.0
+
+
+def quantize(plan: Plan, step: float) -> Quantized:
+    """Quantize all coefficients; the distortion is that of the centroids.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is to be quantized.
+    step : float
+        The step; what float32 transforms can tell apart is the least that is used.
+    """
+    step = float(np.float32(max(step, plan.least_step)))
+    limit = plan.largest / step + 1
+    wide = np.int16 if limit < 32767 else np.int32
+    dtype = np.int8 if limit < 127 else wide
+    coefficients = np.ascontiguousarray(plan.coefficients.cpu().numpy())
+    energies, inverse = plan.energies_at(step), float(np.float32(1 / step))
+    loops = kernels().frames
+    if loops is None:
+        levels, sums = _levels(coefficients, energies, inverse)
+        levels = levels.astype(dtype)
+    else:
+        levels, sums = loops.quantize(coefficients, energies, inverse, np.dtype(dtype))
+    num, along, squares = sums.T
+    units = np.rint(along * (CENTROID_UNIT / _ERROR_UNIT) / np.maximum(num, 1))
+    shifts = np.clip(units, -CENTROID_UNIT, CENTROID_UNIT).astype(np.int64)
+    taken = shifts / CENTROID_UNIT
+    saved = float((taken * (2 / _ERROR_UNIT * along - taken * num)).sum())
+    error = float(squares.sum()) / _ERROR_UNIT**2 - saved
+    distortion = error * step**2 + plan.left_out
+    return Quantized(levels, step, shifts, distortion, int(num.sum()))
+
+
+def _levels(
+    coefficients: Floats, energies: Energies, inverse: float
+) -> tuple[Ints, Ints]:
+    """Return levels, and sums by class (60, 3): see the extension's `quantize`."""
+    scaled = coefficients * np.float32(inverse)
+    shrink = np.float32(SHRINK)
+    shrunk = np.where(scaled > shrink, scaled - shrink, np.float32(0))
+    shrunk = np.where(scaled < -shrink, scaled + shrink, shrunk)
+    levels = np.rint(shrunk)
+    errors = np.rint((levels - scaled) * np.float32(_ERROR_UNIT))
+    planes = (energies.samples[:, None] + energies.channels).reshape(-1)
+    # Planes are in order of energy, descending.
+    of_columns = -np.sort(-planes)
+    of_rows = energies.frequencies[energies.groups]
+    classes = classes_of(of_rows[:, None] + of_columns, energies.offset).reshape(-1)
+    sums = [
+        np.bincount(classes, part.reshape(-1), NUM_CLASSES)
+        for part in (levels != 0, np.sign(levels) * errors, np.square(errors))
+    ]
+    # Sums of whole numbers, exact in float64.
+    return levels.astype(np.int32), np.stack(sums, 1).astype(np.int64)
