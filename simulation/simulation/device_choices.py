@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import CrossEntropyLoss
 
 from flwr_slfac import DeviceCodecs, cut
@@ -23,6 +24,7 @@ from simulation.scenario import Scenario
 from simulation.work import DeviceWork
 from simulation.world import build_model, make_channel
 
+Floats = NDArray[np.float64]
 # Our choice: what the paper's tables and ours have.
 _SHARES = (0.0, 0.1, 0.3, 0.5, 0.7)
 # Batch norm needs two examples.
@@ -33,6 +35,9 @@ _RUNGS, _COARSEST = 4, 0.8
 # Our choice: nobody waits for the slowest tenth, of which one deep fade may take most
 # of a run's time, and nine of ten devices do what all do.
 _IN_TIME = 0.9
+# Our choice: what averaging fronts within a round may add to it, and after how many
+# steps that may be.
+_PERIOD_COST, _PERIODS = 0.25, (1, 2, 5, 10, 20, 50)
 _FLOAT_BYTES = 4
 
 
@@ -140,6 +145,38 @@ class DeviceChoices:
         """Return which share of channels a device does without in a round."""
         return self._in_round(server_round)[device].share
 
+    def period(self) -> int | None:
+        """Return the steps between two means of fronts; None for one at a round's end.
+
+        Periods are options from the shortest on, by what a round with them takes all
+        but the slowest tenth; a choice is given 1.25 times what a round without means
+        takes them. As in AdaptSFL, the period is one for all devices.
+        """
+        own = self._scenario.training
+        if own.period == "none":
+            return None
+        periods = [steps for steps in _PERIODS if steps < own.num_steps]
+        up, down = self._rates(server_round=1)
+        rows = []
+        for device, doing in enumerate(self._doing):
+            round_s = self._round_s(device, doing, up[device], down[device])
+            model = self._model_bytes[self._cuts[device]]
+            mean_s = model / up[device] + model / down[device]
+            means = [(own.num_steps - 1) // steps for steps in periods]
+            rows.append([*(round_s + count * mean_s for count in means), round_s])
+        seconds = np.quantile(np.array(rows), _IN_TIME, axis=0)
+        in_time_s = (1 + _PERIOD_COST) * float(seconds[-1])
+        place = find_choice("period", own.period)(seconds.tolist(), in_time_s)
+        return [*periods, None][place]
+
+    def _rates(self, server_round: int) -> list[Floats]:
+        """Return bytes a second of all devices, up and down, while all send."""
+        ways, count = (self._channel.up, self._channel.down), len(self._profiles)
+        return [
+            np.maximum(typical_bit_per_s(way, count, server_round), 1e-9) / 8
+            for way in ways
+        ]
+
     def _in_round(self, server_round: int) -> list[Doing]:
         """Return what devices do in a round."""
         if server_round != self._round:
@@ -168,10 +205,7 @@ class DeviceChoices:
     ) -> list[Doing]:
         """Return each device's choice among its options."""
         choose = find_choice(setting, getattr(self._scenario.training, setting))
-        rates = [
-            np.maximum(typical_bit_per_s(way, len(options), server_round), 1e-9) / 8
-            for way in (self._channel.up, self._channel.down)
-        ]
+        rates = self._rates(server_round)
         seconds = [
             [
                 self._round_s(device, one, rates[0][device], rates[1][device])

@@ -17,6 +17,7 @@ OVERRIDES = {
     "device-codecs": "device_codecs",
     "device-batches": "device_batches",
     "device-pruning": "device_pruning",
+    "period": "period",
     "codec-up": "codec_up",
     "codec-down": "codec_down",
     "lightweight": "lightweight",

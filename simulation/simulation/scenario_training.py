@@ -41,6 +41,10 @@ class Training:
         ``"none"`` for the same for all; ``"alike"``, or ``module:function`` of one's
         own, so that slow devices code more coarsely, take smaller batches or leave out
         more channels: see `adaptation`.
+    period : str
+        ``"none"`` to average fronts at a round's end, or as `lightweight` says;
+        ``"alike"``, or ``module:function`` of one's own, for means within a round as
+        often as they cost little: see `device_choices`.
     learning_rate, momentum : float
         Of SGD, on both sides; the rate falls to 0 over the rounds, by a cosine.
     codec_up, codec_down : str
@@ -68,6 +72,7 @@ class Training:
     device_codecs: str = "none"
     device_batches: str = "none"
     device_pruning: str = "none"
+    period: str = "none"
     learning_rate: float = 0.1
     momentum: float = 0.9
     codec_up: str = ""
@@ -96,10 +101,14 @@ class Training:
             )
         if self.device_cuts != "none" and self.lightens:
             raise SettingError(
-                "device_cuts does not go together with lightweight or device_pruning "
-                "yet; set one of them"
+                "device_cuts does not go together with lightweight, device_pruning or "
+                "period yet; set one of them"
             )
-        for name in ("device_codecs", "device_batches", "device_pruning"):
+        if self.period != "none" and "aggregate_every" in self.lightweight:
+            raise SettingError(
+                "period chooses aggregate_every, which lightweight says, too; set one"
+            )
+        for name in ("device_codecs", "device_batches", "device_pruning", "period"):
             require_choice(name, getattr(self, name))
         for name in ("codec_up", "codec_down"):
             if text := getattr(self, name):
@@ -109,17 +118,19 @@ class Training:
     @property
     def lightens(self) -> bool:
         """Whether training is lightweight."""
-        return bool(self.lightweight) or self.device_pruning != "none"
+        return bool(self.lightweight or {self.device_pruning, self.period} != {"none"})
 
     def make_lightweight(
-        self, prune: Callable[..., float] | None = None
+        self,
+        prune: Callable[..., float] | None = None,
+        aggregate_every: int | None = None,
     ) -> Lightweight | None:
         """Return what `lightweight` says; None if that is nothing.
 
         Parameters
         ----------
-        prune : callable, optional
-            In place of what it says of that.
+        prune, aggregate_every : callable and int, optional
+            In place of what it says of them.
 
         Raises
         ------
@@ -140,6 +151,8 @@ class Training:
             settings[name] = typed(value)
         if prune is not None:
             settings["prune"] = prune
+        if aggregate_every is not None:
+            settings["aggregate_every"] = aggregate_every
         return Lightweight(**settings) if settings else None
 
 

@@ -104,7 +104,7 @@ def make_strategy(
         scheme=own.scheme,  # type: ignore[arg-type]
         up=own.codec_up or None,
         down=own.codec_down or None,
-        lightweight=own.make_lightweight(prune),
+        lightweight=own.make_lightweight(prune, choices.period()),
         codecs=device_codecs(scenario, choices),
         cuts=DeviceCuts(halves.model, own.cut, at, sgd, schedule) if at else None,
         transport=StreamTransport(listen) if listen else "messages",

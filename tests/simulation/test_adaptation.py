@@ -115,6 +115,21 @@ def test_shares_are_what_devices_say_they_left_out(tmp_path: Path) -> None:
         assert pruned == (choices.share(1, device) > 0)
 
 
+def test_the_period_follows_the_cost_of_fronts(tmp_path: Path) -> None:
+    """Fronts are averaged within a round as often as that costs little, for real."""
+    often = run(tmp_path / "a", f"period={__name__}:first")
+    assert choices_of(often).period() == 1
+    seldom = run(tmp_path / "b", f"period={__name__}:last")
+    assert choices_of(seldom).period() is None
+    plain = run(tmp_path / "c")
+    assert all(torch.equal(plain.weights[n], t) for n, t in seldom.weights.items())
+    fronts = [
+        ran.strategy.traffic.num_bytes(directions=("model-up",))
+        for ran in (often, plain)
+    ]
+    assert fronts[0] > 1.5 * fronts[1]
+
+
 def test_what_cannot_be_is_named(tmp_path: Path) -> None:
     """Wrong names, no option, a codec without an aim, cuts beside pruning: by name."""
     with pytest.raises(SettingError, match=r"no\.module:at_all.*cannot be found"):
@@ -125,5 +140,7 @@ def test_what_cannot_be_is_named(tmp_path: Path) -> None:
         run(tmp_path / "c", "device_codecs=alike", codec="float16")
     with pytest.raises(SettingError, match="device_pruning is 'best'"):
         Training(device_pruning="best")
+    with pytest.raises(SettingError, match="which lightweight says, too"):
+        Training(period="alike", lightweight="aggregate_every=5")
     with pytest.raises(SettingError, match="device_cuts does not go together"):
         Training(device_cuts="fastest", device_pruning="alike")
