@@ -47,6 +47,7 @@ from tests.models import resnet18, vgg19_bn
 NUM_DEVICES, BATCH = 10, 8
 LR = 0.02
 OPTIMIZER = partial(SGD, lr=LR, momentum=0.9, weight_decay=5e-4)
+PLAIN_SGD = partial(SGD, lr=10 * LR, weight_decay=5e-4)
 DATASETS = ["cifar10", "mnist"]
 
 
@@ -152,11 +153,12 @@ def _train_split(
 ) -> dict[str, Any]:
     """Train a split model; keep what each round came to if it may be saved."""
     halves = cut(model, at=plan.cut)
+    optimizer = PLAIN_SGD if arm.plain_sgd else OPTIMIZER
     scheduler = partial(CosineAnnealingLR, T_max=plan.num_rounds)
     devices = [
         Device(
             cut(model, at=plan.cut).front,
-            optimizer=OPTIMIZER,
+            optimizer=optimizer,
             scheduler=scheduler,
             train_set=part,
             batch_size=BATCH,
@@ -168,7 +170,7 @@ def _train_split(
     server = ServerHalf(
         halves.back,
         CrossEntropyLoss(),
-        OPTIMIZER,
+        optimizer,
         scheme=arm.scheme,  # type: ignore[arg-type]
         scheduler=scheduler,
     )

@@ -18,11 +18,14 @@ class Arm:
         Of split training; "whole" is FedAvg on the whole model, without a cut.
     default_codecs : bool
         Those of `SplitFed` instead of identity.
+    plain_sgd : bool
+        Without momentum, at ten times the rate, which comes to steps of equal size.
     """
 
     setting: Setting | None
     scheme: Literal["parallel", "sflv1", "whole"] = "parallel"
     default_codecs: bool = False
+    plain_sgd: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,19 @@ _TO_TARGET = {
     "FedAvg, whole model": Arm(None, "whole"),
     "centre in SFLV1": Arm(CENTRE, "sflv1", default_codecs=True),
 }
+# What averaging within a round leaves of drift, and what control variates take of that.
+_DRIFT = {
+    f"SGD, I {every}{', control variates' if own else ''}": Arm(
+        {"aggregate_every": every, "control_variates": own}, plain_sgd=True
+    )
+    for every in (10, 30)
+    for own in (False, True)
+}
 ARMS: dict[str, Arm] = {
     **{name: Arm(setting) for name, setting in _SHORT_AND_LONG.items()},
     "centre": Arm(CENTRE, default_codecs=True),
     **_TO_TARGET,
+    **_DRIFT,
     **{name: Arm(own, default_codecs=True) for name, own in _AROUND.items()},
 }
 # In the order in which they run.
