@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,20 +24,24 @@ cluster.shutdown()
 @contextmanager
 def two_nodes() -> Iterator[tuple[str, Path]]:
     """Give address and folder of logs of a cluster; its first node has no core."""
-    script = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert script.stdin is not None
-    assert script.stdout is not None
-    with script:
-        try:
-            lines = (line.split() for line in script.stdout)
-            address, session = next(w[1:] for w in lines if w[:1] == ["at"])
-            yield address, Path(session) / "logs"
-        finally:
-            script.stdin.close()
-            script.wait(60)
+    # Ray notes a cluster where its files are, and whoever starts it there without an
+    # address joins: other runs must not find this one. Paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        script = subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT],
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert script.stdin is not None
+        assert script.stdout is not None
+        with script:
+            try:
+                lines = (line.split() for line in script.stdout)
+                address, session = next(w[1:] for w in lines if w[:1] == ["at"])
+                assert Path(session).is_relative_to(Path(folder).resolve())
+                yield address, Path(session) / "logs"
+            finally:
+                script.stdin.close()
+                script.wait(60)
