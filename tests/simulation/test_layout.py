@@ -102,7 +102,7 @@ def test_imports_run_one_way() -> None:
         ("scenario",),
         ("world", "run_settings", "data_sources", "data"),
         ("work",),
-        ("notes", "estimates", "cut_choice", "device_choices"),
+        ("notes", "estimates", "cut_choice", "rungs", "device_choices"),
         ("observed", "results"),
         ("pictures", "virtual", "report_page", "chosen"),
         ("run_folder", "launch", "comparison"),
