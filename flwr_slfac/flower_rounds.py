@@ -101,6 +101,8 @@ class FlowerRounds:
         require_transport(transport)
         require_pipeline_depth(pipeline_depth, fronts.period_steps)
         require_places((*cut_features, *fronts.cut_features), up, down)
+        if codecs is not None:
+            codecs.require_fit(up, down)
         self._server, self._history = server, history
         self._status = history.status
         self._up, self._down = up, down

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flwr_slfac.codec import Codec, Feedback, as_codec, format_codec
 from flwr_slfac.errors import SettingError
+from flwr_slfac.split.place import require_partition
 
 OwnCodecs = tuple[Codec | str | None, Codec | str | None]
 Choose = Callable[[int, int], OwnCodecs | None]
@@ -21,7 +22,7 @@ class DeviceCodecs:
         coded; None stands for the codec of all. Devices that are not named code as
         all do. A callable from (round, partition id) to such a pair or None may
         choose anew in each round, also by what was measured of links so far; it is
-        called once a device and round, before training and before evaluation.
+        called before each training and each evaluation of a device.
 
     Raises
     ------
@@ -42,11 +43,7 @@ class DeviceCodecs:
     def __post_init__(self) -> None:
         if isinstance(self.of, Mapping):
             for device in self.of:
-                if isinstance(device, bool) or not isinstance(device, int):
-                    raise SettingError(
-                        f"codecs are given to device {device!r}; name devices by "
-                        "partition id"
-                    )
+                require_partition("codecs", device)
                 self.choose(1, device)
 
     def choose(
@@ -73,23 +70,22 @@ class DeviceCodecs:
                 "and of gradients, None for that of all"
             )
         up, down = (None if codec is None else as_codec(codec) for codec in pair)
-        for codec in (up, down):
-            if codec is not None:
-                require_forgetful(codec)
+        self.require_fit(up, down)
         return up, down
 
+    @staticmethod
+    def require_fit(*codecs: Codec | None) -> None:
+        """Refuse codecs that count on a device's next round being coded as this one is.
 
-def require_forgetful(codec: Codec) -> None:
-    """Refuse a codec that counts on both rounds and codecs going on as they were.
-
-    Raises
-    ------
-    SettingError
-        If it has error feedback or remembers samples.
-    """
-    if isinstance(codec, Feedback) or codec.needs_samples:
-        raise SettingError(
-            f"{format_codec(codec)} remembers values from round to round, and with "
-            "codecs of devices' own a device may code otherwise in the next; give "
-            "codecs without feedback(...) and temporal(...)"
-        )
+        Raises
+        ------
+        SettingError
+            If one has error feedback or remembers samples.
+        """
+        for codec in codecs:
+            if isinstance(codec, Feedback) or (codec and codec.needs_samples):
+                raise SettingError(
+                    f"{format_codec(codec)} remembers values from round to round, and "
+                    "with codecs of devices' own a device may code otherwise in the "
+                    "next; give codecs without feedback(...) and temporal(...)"
+                )

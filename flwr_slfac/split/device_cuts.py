@@ -21,6 +21,7 @@ from torch import nn
 from flwr_slfac.cutting import Halves, cut, cut_between
 from flwr_slfac.errors import CutError, SettingError
 from flwr_slfac.split.device import OptimizerFactory, SchedulerFactory, require_positive
+from flwr_slfac.split.place import require_partition
 from flwr_slfac.split.tuning import Tuning
 
 
@@ -75,10 +76,7 @@ class DeviceCuts:
                 f"scheduler_per is {self.scheduler_per!r}; use 'round' or 'step'"
             )
         for device in self.at:
-            if isinstance(device, bool) or not isinstance(device, int) or device < 0:
-                raise SettingError(
-                    f"cuts are given to device {device!r}; name devices by partition id"
-                )
+            require_partition("cuts", device)
         _ = self.names, self._middles
 
     @cached_property

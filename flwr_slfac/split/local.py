@@ -171,6 +171,8 @@ def train_locally(
     fronts = fronts_for(lightweight, server, *coding, cuts=cuts)
     require_pipeline_depth(pipeline_depth, fronts.period_steps)
     require_places((*cut_features, *fronts.cut_features), *coding)
+    if codecs is not None:
+        codecs.require_fit(*coding)
     result = LocalResult(dict(front), [], [], Traffic())
     shared = Limits(), fronts, cut_features, on_device_error, codec_threads, codecs
     rounds = Rounds(server, coding[1], result.traffic, *shared)

@@ -9,6 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flwr_slfac.errors import SettingError
+
+
+def require_partition(what: str, device: object) -> None:
+    """Raise SettingError unless `what` is given to a partition id."""
+    if isinstance(device, bool) or not isinstance(device, int) or device < 0:
+        raise SettingError(
+            f"{what} are given to device {device!r}; name devices by partition id"
+        )
+
 
 def seed_for(seed: int, server_round: int, device: int, step: int, role: str) -> int:
     """Derive the seed of one use of randomness.

@@ -8,7 +8,7 @@ from torch import nn
 
 from flwr_slfac.codec import Memory, restart
 from flwr_slfac.split.crossing import ServerSide
-from flwr_slfac.split.device_codecs import DeviceCodecs, require_forgetful
+from flwr_slfac.split.device_codecs import DeviceCodecs
 from flwr_slfac.split.lasting import remembered
 from flwr_slfac.split.limits import OnDeviceError
 from flwr_slfac.split.own_losses import Loss
@@ -66,12 +66,10 @@ class ServerRun:
         Raises
         ------
         SettingError
-            If its codecs, or those of all, cannot be those of one round only.
+            If its codecs cannot be those of one round only.
         """
         if self.codecs is None:
             return begin, self.side
-        for codec in (begin.up, self.side.down):
-            require_forgetful(codec)
         up, down = self.codecs.choose(begin.server_round, device)
         told = begin if up is None else replace(begin, up=up)
         return told, self.side if down is None else replace(self.side, down=down)
