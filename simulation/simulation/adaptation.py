@@ -7,10 +7,10 @@ own, ``device_batches = "my_module:my_choice"``, takes the same arguments::
         return len(seconds) - 1
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 
 from flwr_slfac import SettingError
+from simulation.functions import find_function, require_function
 
 Choice = Callable[[Sequence[float], float], int]
 
@@ -44,16 +44,8 @@ CHOICES: dict[str, Choice] = {"alike": alike}
 
 
 def require_choice(setting: str, name: str) -> None:
-    """Refuse a name that is neither "none", nor a choice, nor ``module:function``.
-
-    Raises
-    ------
-    SettingError
-        If it is not.
-    """
-    if name != "none" and name not in CHOICES and name.count(":") != 1:
-        known = ", ".join(map(repr, ("none", *CHOICES)))
-        raise SettingError(f"{setting} is {name!r}; use {known} or 'module:function'")
+    """Raise SettingError unless a name is "none" or may be a choice's."""
+    require_function(setting, name, ("none", *CHOICES))
 
 
 def find_choice(setting: str, name: str) -> Choice:
@@ -64,13 +56,7 @@ def find_choice(setting: str, name: str) -> Choice:
     SettingError
         If it cannot be found.
     """
-    module, _, function = name.partition(":")
-    try:
-        own: Choice = CHOICES.get(name) or getattr(
-            importlib.import_module(module), function
-        )
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(f"{setting} {name!r} cannot be found: {error}") from error
+    own = find_function(setting, name, CHOICES)
 
     def checked(seconds: Sequence[float], in_time_s: float) -> int:
         place = own(seconds, in_time_s)

@@ -32,14 +32,15 @@ def _cuts(config: tuple[tuple[str, object], ...]) -> dict[int, str]:
 
 
 @cache
-def _batches(config: tuple[tuple[str, object], ...]) -> dict[int, int]:
-    """Return the batch sizes of devices' own."""
+def _batches(config: tuple[tuple[str, object], ...], count: int) -> dict[int, int]:
+    """Return the batch sizes of devices' own, of those that have a node."""
     scenario, at = _scenario(config), _cuts(config)
     if scenario.training.device_batches == "none":
         return {}
     model, shape = build_model(scenario), scenario.model.input_shape
     work = DeviceWork(model, scenario.training.cut, at, shape)
-    return DeviceChoices(scenario, make_profiles(scenario), work, at).batches
+    profiles = make_profiles(scenario)[:count]
+    return DeviceChoices(scenario, profiles, work, at).batches
 
 
 @cache
@@ -56,7 +57,7 @@ def device(context: Context) -> Device:
     own = scenario.training
     partition, count = int(node["partition-id"]), int(node["num-partitions"])
     train = device_data(scenario, partition, count)
-    batch_size = _batches(config).get(partition, own.batch_size)
+    batch_size = _batches(config, count).get(partition, own.batch_size)
     return Device(
         front=copy.deepcopy(_front(config, _cuts(config).get(partition, own.cut))),
         optimizer=partial(SGD, lr=own.learning_rate, momentum=own.momentum),

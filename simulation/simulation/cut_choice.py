@@ -6,16 +6,16 @@ One of your own, ``device_cuts = "my_module:my_choice"``, takes the same argumen
         return min(costs, key=lambda cost: cost.memory_bytes).name
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from flwr_slfac import CutPoint, SettingError, cut, legal_cuts
+from flwr_slfac import CutPoint, cut, legal_cuts
 from flwr_slfac.codec import encode
 from flwr_slfac.default_codecs import codecs_of
 from simulation.data import device_data
+from simulation.functions import find_function
 from simulation.plan_costs import Costs, Fleet, Question, round_costs
 from simulation.profiles import Profile
 from simulation.scenario import Scenario
@@ -68,24 +68,6 @@ def fastest(costs: Sequence[CutCost], memory_bytes: float) -> str:
 CHOICES: dict[str, Choice] = {"fastest": fastest}
 
 
-def find_choice(name: str) -> Choice:
-    """Return a choice by name.
-
-    Raises
-    ------
-    SettingError
-        If it cannot be found.
-    """
-    if name in CHOICES:
-        return CHOICES[name]
-    module, _, function = name.partition(":")
-    try:
-        found: Choice = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(f"device_cuts {name!r} cannot be found: {error}") from error
-    return found
-
-
 def choose_cuts(scenario: Scenario, profiles: Sequence[Profile]) -> dict[int, str]:
     """Return the cut of each device that does not train at the scenario's.
 
@@ -103,7 +85,8 @@ def choose_cuts(scenario: Scenario, profiles: Sequence[Profile]) -> dict[int, st
     own = scenario.training
     if own.device_cuts == "none":
         return {}
-    choose, cuts = find_choice(own.device_cuts), _candidates(scenario)
+    choose = find_function("device_cuts", own.device_cuts, CHOICES)
+    cuts = _candidates(scenario)
     fleet = Fleet.of(profiles, make_channel(scenario, profiles))
     question = Question(own.batch_size, own.num_steps)
     ratio = max(1.0, coded_ratio(scenario, len(profiles)))

@@ -32,6 +32,7 @@ _IN_TIME = 0.9
 # steps that may be.
 _PERIOD_COST, _PERIODS = 0.25, (1, 2, 5, 10, 20, 50)
 _FLOAT_BYTES = 4
+_SETTINGS = ("device_batches", "device_pruning", "device_codecs", "period")
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,17 @@ class DeviceChoices:
         own = scenario.training
         self._scenario, self._profiles, self._work = scenario, profiles, work
         self._channel = make_channel(scenario, profiles)
+        named = {setting: getattr(own, setting) for setting in _SETTINGS}
+        self._choices = {
+            setting: find_choice(setting, name)
+            for setting, name in named.items()
+            if name != "none"
+        }
         self._cuts = [at.get(device, own.cut) for device in range(len(profiles))]
+        # What costs are made of is measured only if somebody chooses by them.
         self._rungs = {
-            name: rungs(scenario, name, len(profiles)) for name in {*self._cuts}
+            name: rungs(scenario, name, len(profiles))
+            for name in ({*self._cuts} if self._choices else ())
         }
         self._model_bytes = {
             name: _FLOAT_BYTES * sum(p.numel() for p in front.parameters())
@@ -128,7 +137,7 @@ class DeviceChoices:
         takes them. As in AdaptSFL, the period is one for all devices.
         """
         own = self._scenario.training
-        if own.period == "none":
+        if "period" not in self._choices:
             return None
         periods = [steps for steps in _PERIODS if steps < own.num_steps]
         up, down = self._rates(server_round=1)
@@ -141,7 +150,7 @@ class DeviceChoices:
             rows.append([*(round_s + count * mean_s for count in means), round_s])
         seconds = np.quantile(np.array(rows), _IN_TIME, axis=0)
         in_time_s = (1 + _PERIOD_COST) * float(seconds[-1])
-        place = find_choice("period", own.period)(seconds.tolist(), in_time_s)
+        place = self._choices["period"](seconds.tolist(), in_time_s)
         return [*periods, None][place]
 
     def _rates(self, server_round: int) -> list[Floats]:
@@ -155,12 +164,11 @@ class DeviceChoices:
     def _in_round(self, server_round: int) -> list[Doing]:
         """Return what devices do in a round."""
         if server_round != self._round:
-            own = self._scenario.training
             doing = [Doing(d.batch_size) for d in self._doing]
-            if own.device_pruning != "none":
+            if "device_pruning" in self._choices:
                 options = [[replace(d, share=s) for s in _SHARES] for d in doing]
                 doing = self._chosen("device_pruning", options, server_round)
-            if own.device_codecs != "none":
+            if "device_codecs" in self._choices:
                 options = [
                     [replace(d, rung=k) for k in range(NUM_RUNGS)] for d in doing
                 ]
@@ -170,7 +178,7 @@ class DeviceChoices:
 
     def _choose_batches(self) -> list[Doing]:
         own = self._scenario.training
-        if own.device_batches == "none":
+        if "device_batches" not in self._choices:
             return [Doing(own.batch_size) for _ in self._profiles]
         sizes = [own.batch_size >> k for k in range(_HALVINGS + 1)]
         sizes = [size for size in sizes if size >= _SMALLEST_BATCH] or sizes[:1]
@@ -181,7 +189,7 @@ class DeviceChoices:
         self, setting: str, options: Sequence[Sequence[Doing]], server_round: int
     ) -> list[Doing]:
         """Return each device's choice among its options."""
-        choose = find_choice(setting, getattr(self._scenario.training, setting))
+        choose = self._choices[setting]
         rates = self._rates(server_round)
         seconds = [
             [

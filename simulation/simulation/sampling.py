@@ -6,14 +6,13 @@ One of your own, ``sampling = "my_module:my_policy"``, takes the same arguments:
         return [c.device for c in sorted(candidates, key=lambda c: c.round_s)][:count]
 """
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from flwr_slfac import SettingError
+from simulation.functions import find_function, require_function
 
 
 @dataclass(frozen=True)
@@ -136,11 +135,7 @@ POLICIES: dict[str, Policy] = {
 
 def require_policy(name: str) -> None:
     """Raise SettingError unless a name may be a policy's."""
-    if name not in POLICIES and name.count(":") != 1:
-        raise SettingError(
-            f"sampling is {name!r}; use one of {', '.join(POLICIES)}, or "
-            "'module:function'"
-        )
+    require_function("sampling", name, POLICIES)
 
 
 def find_policy(name: str) -> Policy:
@@ -151,12 +146,4 @@ def find_policy(name: str) -> Policy:
     SettingError
         If it cannot be found.
     """
-    require_policy(name)
-    if name in POLICIES:
-        return POLICIES[name]
-    module, _, function = name.partition(":")
-    try:
-        found: Policy = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise SettingError(f"sampling {name!r} cannot be found: {error}") from error
-    return found
+    return find_function("sampling", name, POLICIES)

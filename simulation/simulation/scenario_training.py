@@ -9,6 +9,7 @@ from flwr_slfac import Lightweight, SettingError
 from flwr_slfac.codec import as_codec
 from flwr_slfac.split import SCHEMES
 from simulation.adaptation import require_choice
+from simulation.functions import require_function
 from simulation.numbers import require_at_least, require_between, require_positive
 from simulation.sampling import require_policy
 from simulation.typed_texts import typed
@@ -93,12 +94,7 @@ class Training:
         require_positive("learning_rate", self.learning_rate)
         require_between("momentum", self.momentum, 0, 1)
         require_policy(self.sampling)
-        known = self.device_cuts in ("none", "fastest")
-        if not known and self.device_cuts.count(":") != 1:
-            raise SettingError(
-                f"device_cuts is {self.device_cuts!r}; use 'none', 'fastest' or "
-                "'module:function'"
-            )
+        require_function("device_cuts", self.device_cuts, ("none", "fastest"))
         if self.device_cuts != "none" and self.lightens:
             raise SettingError(
                 "device_cuts does not go together with lightweight, device_pruning or "

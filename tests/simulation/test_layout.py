@@ -90,6 +90,7 @@ def test_imports_run_one_way() -> None:
             "tables",
             "row_files",
             "typed_texts",
+            "functions",
             "adaptation",
         ),
         ("profiles", "reference", "typed_tables", "channel", "sampling"),
