@@ -42,12 +42,17 @@ class Hints:
         residual). The encoder may read and replace entries, never change a tensor in
         place; the caller keeps and stores them. Names that begin with ``stream.`` end
         with the stream, see `restart`: what counts on the decoder's memory.
+    samples : sequence of int, optional
+        Which of the device's samples the rows of the tensor are.
+    activations : Tensor, optional
+        Of a gradient, what it is the gradient of: of the same shape, as it was decoded.
     """
 
     role: Role = "activation"
     seed: int = 0
     memory: Memory = field(default_factory=dict)
     samples: Sequence[int] | None = None
+    activations: torch.Tensor | None = None
 
 
 class Codec(ABC):
@@ -131,6 +136,11 @@ class Codec(ABC):
         DecodeError
             If any section is not valid.
         """
+
+    @property
+    def wants_activations(self) -> bool:
+        """Whether `Hints.activations` serve it."""
+        return False
 
     @property
     def relative_error(self) -> float | None:

@@ -31,6 +31,7 @@ def encode(
     seed: int = 0,
     memory: Memory | None = None,
     samples: Sequence[int] | None = None,
+    activations: torch.Tensor | None = None,
 ) -> bytes:
     """Turn a tensor into one self-describing frame.
 
@@ -40,7 +41,7 @@ def encode(
         Strided, on any device; gradients are not tracked through the codec.
     codec : Codec
         How to code it.
-    role, seed, memory, samples
+    role, seed, memory, samples, activations
         See `Hints`.
 
     Returns
@@ -75,10 +76,15 @@ def encode(
             f"codec {codec.codec_id!r} does not take {tensor.dtype}; it takes "
             + ", ".join(str(d).removeprefix("torch.") for d in codec.dtypes)
         )
+    if activations is not None and activations.shape != tensor.shape:
+        raise EncodeError(
+            f"a gradient of shape {tuple(tensor.shape)} belongs to activations of "
+            f"the same shape, not of {tuple(activations.shape)}"
+        )
     tensor = tensor.detach()
     if not codec.carries_nonfinite:
         _require_finite(tensor, codec)
-    hints = Hints(role, seed, {} if memory is None else memory, samples)
+    hints = Hints(role, seed, {} if memory is None else memory, samples, activations)
     with torch.no_grad():
         sections = sections_of(tensor, codec, hints)
     return pack_frame(codec.codec_id, tensor.dtype, tensor.shape, sections)

@@ -70,6 +70,11 @@ class Feedback(Codec):
                 "temporal"
             )
 
+    @property
+    def wants_activations(self) -> bool:
+        """As the inner codec."""
+        return self.inner.wants_activations
+
     def config(self) -> dict[str, Any]:
         """Return the inner codec as its text."""
         return {"inner": format_codec(self.inner)}

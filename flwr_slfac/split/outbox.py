@@ -34,7 +34,10 @@ def coded_gradients(
     works = {}
     for stream, gradient in gradients:
         part = stream.end.part_of(gradient)
-        works[stream.key] = partial(stream.end.encode, part, step), part.numel()
+        works[stream.key] = (
+            partial(stream.end.encode, part, step),
+            part.gradient.numel(),
+        )
     coded = {}
     for key, future in pool.as_done(works):
         coded[key] = future

@@ -1,13 +1,14 @@
 """What compression costs in accuracy: split training under each codec, three seeds.
 
 Usage: python -m tests.bench.training_parity [--datasets mnist ham10000 cifar10]
-       [--seeds 0 1 2] [--arms identity waterfill ...] [--out FILE]
+       [--seeds 0 1 2] [--arms identity waterfill ...] [--validation] [--out FILE]
 
 Quarter-width ResNet-18 cut after `layer1`, five IID devices in one process, scheme
 `parallel`; images come from SLFAC_DATA_DIR. The accuracy of a run is that after its
 last round, on test images (balanced accuracy on HAM10000). Bytes are those of the
-training frames, up and down, headers included. Every finished run is appended to FILE
-as JSON.
+training frames, up and down, headers included. With --validation, accuracy is that on
+training images that a run did not train on: settings are chosen so. Every finished run
+is appended to FILE as JSON.
 """
 
 import argparse
@@ -42,9 +43,15 @@ ARMS = {
     "waterfill 0.15/0.5": ("waterfill(nrmse=0.15)", "waterfill(nrmse=0.5)"),
     "waterfill 0.2/0.6": ("waterfill(nrmse=0.2)", "waterfill(nrmse=0.6)"),
     "waterfill 0.3/0.7": ("waterfill(nrmse=0.3)", "waterfill(nrmse=0.7)"),
+    "noise 0.05": ("waterfill(noise=0.05)", "waterfill(noise=0.05)"),
+    "noise 0.1": ("waterfill(noise=0.1)", "waterfill(noise=0.1)"),
+    "noise 0.2": ("waterfill(noise=0.2)", "waterfill(noise=0.2)"),
+    "noise 0.4": ("waterfill(noise=0.4)", "waterfill(noise=0.4)"),
     "topk 10%": ("topk(fraction=0.1)", "topk(fraction=0.1)"),
     "uniform 4": ("uniform(bits=4)", "uniform(bits=4)"),
 }
+# Images that settings are chosen by.
+_MOST_VALIDATION = 6000
 # Training images and rounds.
 PLAN = {"mnist": (2000, 4), "ham10000": (5000, 10), "cifar10": (4000, 8)}
 
@@ -56,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--out", type=Path, default=Path("training_parity.jsonl"))
+    parser.add_argument("--validation", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -66,7 +74,7 @@ def main() -> None:
                 key = {"dataset": dataset, "arm": arm, "seed": seed}
                 if any(key.items() <= row.items() for row in done):
                     continue
-                row = {**key, **train(dataset, arm, seed)}
+                row = {**key, **train(dataset, arm, seed, options.validation)}
                 print(json.dumps(row), flush=True)
                 with options.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -74,13 +82,21 @@ def main() -> None:
     print(table(done))
 
 
-def train(dataset: str, arm: str, seed: int) -> dict[str, float]:
+def train(
+    dataset: str, arm: str, seed: int, validates: bool = False
+) -> dict[str, float]:
     """Train once; return accuracy, bytes, ratio and seconds."""
     num_images, num_rounds = PLAN[dataset]
     data = load_dataset(Path(os.environ["SLFAC_DATA_DIR"]), dataset)
-    order = torch.randperm(
+    order, rest = torch.randperm(
         len(data.train_y), generator=torch.Generator().manual_seed(seed)
-    )[:num_images]
+    ).split([num_images, len(data.train_y) - num_images])
+    test_x, test_y = data.test_x, data.test_y
+    if validates:
+        test_x, test_y = (
+            data.train_x[rest[:_MOST_VALIDATION]],
+            data.train_y[rest[:_MOST_VALIDATION]],
+        )
     torch.manual_seed(seed)
     model = resnet18(
         num_classes=data.num_classes, in_channels=data.train_x.shape[1], width=WIDTH
@@ -120,11 +136,11 @@ def train(dataset: str, arm: str, seed: int) -> dict[str, float]:
     seconds = time.perf_counter() - start
     whole = halves.load(result.front, server.snapshot()).eval()
     with torch.no_grad():
-        scores = torch.cat([whole(x) for x in data.test_x.split(256)])
+        scores = torch.cat([whole(x) for x in test_x.split(256)])
     crossed = [r for r in result.traffic.rows() if r.direction in ("up", "down")]
     num_bytes = sum(r.num_bytes for r in crossed)
     return {
-        "accuracy": score(scores, data.test_y, balanced=dataset == "ham10000"),
+        "accuracy": score(scores, test_y, balanced=dataset == "ham10000"),
         "num_bytes": num_bytes,
         "ratio": sum(r.raw_bytes for r in crossed) / num_bytes,
         "seconds": seconds,

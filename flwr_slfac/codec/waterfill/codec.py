@@ -19,6 +19,7 @@ from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.transforms import parse_basis
 from flwr_slfac.codec.waterfill import klt
+from flwr_slfac.codec.waterfill.budget import variation, weights_of
 from flwr_slfac.codec.waterfill.levels import Quantized, quantize
 from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
 from flwr_slfac.codec.waterfill.plan import Plan, keep_choice, make_plan
@@ -51,6 +52,8 @@ _MOST_PASSES, _CLOSE, _LEAST_SHARE = 4, 0.01, 0.02
 # A frame that is larger than this, relative to what is allowed, is tried again without
 # a channel basis.
 _TOO_LARGE = 1.02
+# What may be aimed at, and the most of it, which only bits may reach.
+_TARGETS = {"nrmse": 1.0, "noise": 1.0, "bits": 32.0, "step": math.inf}
 # In place of no bits at all, where their reciprocal is taken.
 _LEAST_BITS = 1e-9
 
@@ -63,12 +66,17 @@ class Waterfill(Codec):
     Our choice, because one step for all coefficients is the optimum of reverse
     water-filling: see README.md beside the codecs, and the sources in this module.
 
-    Give one of `nrmse`, `bits` and `step`; none of them means ``nrmse=0.1``.
+    Give one of `nrmse`, `noise`, `bits` and `step`; none of them means ``nrmse=0.1``.
 
     Parameters
     ----------
     nrmse : float, optional
         Relative error to hit, ``norm(x - decoded) / norm(x)``, in (0, 1).
+    noise : float, optional
+        What coding may add to the variance that mini-batches give the gradients of
+        weights, relative to it, in (0, 1); see `budget` for our reading. It allows an
+        error by what differs between samples, not by the tensor's norm, and weighs that
+        of a gradient by frequency where `Hints.activations` tell how.
     bits : float, optional
         Bits per value to hit, the whole frame counted, in (0, 32]. Where headers alone
         take more, the frame is about as small as it can be.
@@ -115,6 +123,7 @@ class Waterfill(Codec):
     codec_id: ClassVar[str] = "waterfill"
 
     nrmse: float | None = None
+    noise: float | None = None
     bits: float | None = None
     step: float | None = None
     basis: str = "auto"
@@ -131,27 +140,31 @@ class Waterfill(Codec):
             raise SettingError(f"basis {self.basis!r} is too long a name")
 
     def _require_one_target(self) -> None:
-        given = [n for n in ("nrmse", "bits", "step") if getattr(self, n) is not None]
+        given = [n for n in _TARGETS if getattr(self, n) is not None]
         if len(given) > 1:
             raise SettingError(f"{' and '.join(given)} are given; give one of them")
-        limits = {"nrmse": 1.0, "bits": 32.0, "step": math.inf}
         for name in given:
-            value = getattr(self, name)
+            value, limit = getattr(self, name), _TARGETS[name]
             if (
                 isinstance(value, bool)
                 or not isinstance(value, int | float)
-                or not 0 < value <= limits[name]
-                or value == (1.0 if name == "nrmse" else math.inf)
+                or not 0 < value <= limit
+                or (value == limit and name != "bits")
             ):
                 raise SettingError(
                     f"{name} is {value!r}; give a number above 0 and "
-                    f"{'below' if name != 'bits' else 'up to'} {limits[name]:g}"
+                    f"{'below' if name != 'bits' else 'up to'} {limit:g}"
                 )
+
+    @property
+    def wants_activations(self) -> bool:
+        """Whether a gradient is weighed by its activations: if `noise` is given."""
+        return self.noise is not None
 
     @property
     def relative_error(self) -> float | None:
         """The error that `nrmse` asks for; None for another target."""
-        if self.bits is not None or self.step is not None:
+        if any(getattr(self, n) is not None for n in _TARGETS if n != "nrmse"):
             return None
         return _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
 
@@ -169,14 +182,20 @@ class Waterfill(Codec):
             return zero_sections()
         shape = PlaneShape.of(tensor.shape)
         x, normalization = normalize(shape.to_planes(tensor.contiguous()))
+        weights = None if self.noise is None else weights_of(hints)
+        if weights is not None:
+            x = weights.apply(x, shape)
+            normalization = replace(normalization, is_nonnegative=False)
         total = energy(x)
         if total == 0.0:
             return zero_sections()
-        target = self._target(total, x.numel(), normalization.exponent)
+        target = self._target(total, x, hints, normalization.exponent)
         plan = self._plan(x, shape, target, hints.memory)
         if target.num_bits is None:
             quantized = _quantized(plan, x, target, normalization)
-            sections = write_sections(plan, quantized, normalization, self._coder)
+            sections = write_sections(
+                plan, quantized, normalization, self._coder, weights
+            )
         else:
             quantized, sections = self._fit_bits(plan, target.num_bits, normalization)
             size = 8 * sum(map(len, sections))
@@ -239,13 +258,17 @@ class Waterfill(Codec):
             plan = make_plan(x, shape, target, memory, basis=self.basis, use_klt=False)
         return plan
 
-    def _target(self, total: float, num_values: int, exponent: int) -> Target:
+    def _target(
+        self, total: float, x: torch.Tensor, hints: Hints, exponent: int
+    ) -> Target:
         if self.step is not None:
             mantissa, power = math.frexp(self.step)
             power = min(max(power - exponent, -_WIDEST), _WIDEST)
             return Target(total, step=math.ldexp(mantissa, power))
         if self.bits is not None:
-            return Target(total, num_bits=self.bits * num_values)
+            return Target(total, num_bits=self.bits * x.numel())
+        if self.noise is not None:
+            return Target(total, distortion=self.noise * variation(x, hints))
         nrmse = _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
         return Target(total, distortion=nrmse**2 * total)
 

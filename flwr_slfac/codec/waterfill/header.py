@@ -10,8 +10,8 @@ from flwr_slfac.errors import DecodeError
 _LAYOUT = 2
 _FIXED = struct.Struct("<BBfhhHB")
 # Bits of the flags, all others zero.
-ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, FAST = 1, 2, 4, 8, 16, 32
-_ALL_FLAGS = 63
+ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, FAST, WEIGHTED = 1, 2, 4, 8, 16, 32, 64
+_ALL_FLAGS = 127
 # Beyond the range of float64 with its subnormals, 2**-1074 to 2**1024: only crafted.
 _MAX_EXPONENT = 1100
 
@@ -25,7 +25,8 @@ class Header:
     flags : int
         Sum of `ZERO` (no energy: nothing follows), `NONNEGATIVE` (clamp at zero),
         `MEAN` (the mean of the samples is in sample 0), `ROTATED` (channels have a
-        basis), `REUSED` (the one in memory) and `FAST` (zstd takes bulk streams).
+        basis), `REUSED` (the one in memory), `FAST` (zstd takes bulk streams) and
+        `WEIGHTED` (frequencies were weighted).
     step : float
         Quantization step, of the tensor divided by ``2**exponent``.
     exponent : int
@@ -38,6 +39,8 @@ class Header:
         Spatial basis.
     fingerprint : bytes
         4 bytes that tell the channel basis from others.
+    weights : bytes
+        Packed `Weights`.
     """
 
     flags: int
@@ -47,6 +50,7 @@ class Header:
     num_rows: int = 0
     basis: str = ""
     fingerprint: bytes = b""
+    weights: bytes = b""
 
     @property
     def is_fast(self) -> bool:
@@ -71,7 +75,8 @@ class Header:
             self.num_rows,
             len(self.basis),
         )
-        return fixed + self.basis.encode("ascii") + self.fingerprint
+        name = self.basis.encode("ascii")
+        return fixed + name + self.fingerprint + self.weights
 
     @classmethod
     def unpack(cls, section: memoryview) -> "Header":
@@ -91,7 +96,9 @@ class Header:
             raise DecodeError("the head of codec 'waterfill' ends early")
         _, _, step, exponent, offset, num_rows, length = _FIXED.unpack_from(section)
         rest = bytes(section[_FIXED.size :])
-        if len(rest) != length + (4 if flags & ROTATED else 0) or flags > _ALL_FLAGS:
+        end = length + (4 if flags & ROTATED else 0)
+        is_long = len(rest) > end if flags & WEIGHTED else len(rest) == end
+        if not is_long or flags > _ALL_FLAGS:
             raise DecodeError("the head of codec 'waterfill' has a wrong length")
         if not (math.isfinite(step) and step > 0) or abs(exponent) > _MAX_EXPONENT:
             raise DecodeError("the step of codec 'waterfill' is out of range")
@@ -99,4 +106,5 @@ class Header:
             basis = rest[:length].decode("ascii")
         except UnicodeDecodeError as error:
             raise DecodeError("the basis name is not ASCII") from error
-        return cls(flags, step, exponent, offset, num_rows, basis, rest[length:])
+        fixed = flags, step, exponent, offset, num_rows
+        return cls(*fixed, basis, rest[length:end], rest[end:])

@@ -30,6 +30,7 @@ from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.transform import Transform
+from flwr_slfac.codec.waterfill.weights import Weights
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, SettingError
 
@@ -40,7 +41,11 @@ def zero_sections() -> list[bytes]:
 
 
 def write_sections(
-    plan: Plan, quantized: Quantized, normalization: Normalization, coder: Coder
+    plan: Plan,
+    quantized: Quantized,
+    normalization: Normalization,
+    coder: Coder,
+    weights: Weights | None = None,
 ) -> list[bytes]:
     """Code everything.
 
@@ -54,6 +59,8 @@ def write_sections(
         Of the tensor.
     coder : {"range", "fast"}
         Whether zstd takes the coefficients.
+    weights : Weights, optional
+        By which the planes were filtered.
 
     Returns
     -------
@@ -64,6 +71,7 @@ def write_sections(
     flags |= header.FAST if coder == "fast" else 0
     flags |= header.NONNEGATIVE if normalization.is_nonnegative else 0
     flags |= header.MEAN if plan.transform.has_mean else 0
+    flags |= header.WEIGHTED if weights is not None else 0
     head = header.Header(
         flags,
         quantized.step,
@@ -72,6 +80,7 @@ def write_sections(
         plan.transform.num_rows if flags & header.ROTATED else 0,
         str(plan.transform.basis),
         fingerprint,
+        b"" if weights is None else weights.pack(),
     )
     return [head.pack(), *write_streams(lists, plan, quantized, coder)]
 
@@ -109,12 +118,17 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
     rotation, is_new = _read_rotation(head, shape, frame, reader, memory)
     matrix = None if rotation is None else rotation.matrix(device)[: head.num_rows]
     basis = _read_basis(head.basis, shape)
+    weights = None
+    if head.flags & header.WEIGHTED:
+        weights = Weights.unpack(head.weights, shape.sizes)
     coefficients, order = _read_coefficients(head, shape, basis, frame, reader)
     transform = Transform(shape, basis, matrix, bool(head.flags & header.MEAN), order)
     planes = transform.inverse(
         torch.from_numpy(coefficients).to(device),
         is_nonnegative=bool(head.flags & header.NONNEGATIVE),
     )
+    if weights is not None:
+        planes = weights.undo(planes, shape)
     result = denormalize(planes, head.exponent, shape, frame)
     if rotation is not None and is_new:
         rotation.store(memory)

@@ -66,6 +66,22 @@ class Encoded:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a device can use of a full gradient.
+
+    Parameters
+    ----------
+    gradient : Tensor
+        Of what was sent.
+    activations : Tensor, optional
+        The same part of what it is the gradient of, if the codec wants it.
+    """
+
+    gradient: torch.Tensor
+    activations: torch.Tensor | None
+
+
 class ServerEnd:
     """The server's end of one device's stream in one phase of a round.
 
@@ -100,6 +116,7 @@ class ServerEnd:
         self._side, self._place, self._channels = side, place, channels
         self._accounts = accounts
         self._ways: list[Passage] = []
+        self._activations: torch.Tensor | None = None
 
     def renew(self, channels: CutMask) -> None:
         """Go on with a device under another mask, as from one round to the next."""
@@ -125,7 +142,10 @@ class ServerEnd:
         DivergedError
             If the activations hold NaN or infinity.
         """
-        return self._receive(smashed, decoded, step, self._side.features)
+        batch = self._receive(smashed, decoded, step, self._side.features)
+        if self._side.down.wants_activations:
+            self._activations = batch.activations
+        return batch
 
     def receive_test(
         self, smashed: Smashed, decoded: Future[Decoded], index: int
@@ -191,14 +211,21 @@ class ServerEnd:
             sent = way.receive(sent, memory, self._channels)
         return self._channels.scatter(sent)
 
-    def part_of(self, gradient: torch.Tensor) -> torch.Tensor:
+    def part_of(self, gradient: torch.Tensor) -> Part:
         """Return the part of a full gradient that the device can use."""
-        part = self._channels.gather(gradient)
+        activations, self._activations = self._activations, None
+        return Part(
+            self._select(gradient),
+            None if activations is None else self._select(activations.detach()),
+        )
+
+    def _select(self, full: torch.Tensor) -> torch.Tensor:
+        part = self._channels.gather(full)
         for way in self._ways:
             part = way.select(part)
         return part
 
-    def encode(self, part: torch.Tensor, step: int) -> Encoded:
+    def encode(self, part: Part, step: int) -> Encoded:
         """Code such a part; may run on any thread, one step of this device at a time.
 
         Raises
@@ -210,17 +237,18 @@ class ServerEnd:
         moment = self._place.at(step)
         try:
             frame = encode(
-                part,
+                part.gradient,
                 self._side.down,
                 role="gradient",
                 seed=moment.seed_of("down"),
                 memory=self.down,
+                activations=part.activations,
             )
         except EncodeError as error:
             raise DivergedError(
                 f"the cut-layer gradient of {moment} cannot be coded: {error}"
             ) from error
-        return Encoded(frame, memory_order(part), time.perf_counter() - start)
+        return Encoded(frame, memory_order(part.gradient), time.perf_counter() - start)
 
     def sent(self, encoded: Encoded, gradient: torch.Tensor) -> None:
         """Enter what was sent of a full gradient."""

@@ -1,0 +1,46 @@
+"""How much error a share of the mini-batch's own noise allows.
+
+The gradient of a mini-batch is off from that of all data anyway, by the variance
+between examples over their number. What a codec adds to that is in our reading
+
+- of activations: their squared error over their variance between examples, as what all
+  examples have in common tells none from another, and
+- of a gradient: its squared error over its squares, both weighed by frequency (see
+  `weights`), as gradients of examples have next to nothing in common.
+
+Measured shares are 0.5 to 2.4 times as large (tests/bench/results/noise_budget.md).
+"""
+
+import torch
+
+from flwr_slfac.codec.base import Hints
+from flwr_slfac.codec.waterfill.transform import energy
+from flwr_slfac.codec.waterfill.weights import Weights
+
+# Our choice: examples that are more alike are coded as if they were not.
+_LEAST_VARIATION = 2.0**-10
+
+
+def weights_of(hints: Hints) -> Weights | None:
+    """Return the weights of a gradient, None if it is no gradient or none are told."""
+    if hints.role != "gradient" or hints.activations is None:
+        return None
+    return Weights.of(hints.activations)
+
+
+def variation(planes: torch.Tensor, hints: Hints) -> float:
+    """Return the energy that a tensor's error is measured against.
+
+    Parameters
+    ----------
+    planes : Tensor (N, C, S)
+        Of a gradient, all its energy counts; of activations that between samples.
+    hints : Hints
+        Whether it is a gradient.
+    """
+    total, num_samples = energy(planes), len(planes)
+    if hints.role == "gradient" or num_samples == 1:
+        return total
+    between = total - num_samples * energy(planes.mean(0))
+    between *= num_samples / (num_samples - 1)
+    return min(max(between, _LEAST_VARIATION * total), total)

@@ -1,0 +1,141 @@
+r"""Weights by frequency: where an error of a gradient matters, and where it does not.
+
+The device multiplies a cut-layer gradient with activations to get its weights'
+gradients, position by position. By Parseval's theorem the error in these is, frequency
+by frequency, that of the gradient times what activations have there: of smooth maps
+nothing at high frequencies, where a strided convolution leaves most of the gradient's
+energy. So a tensor is filtered before it is coded::
+
+    planes -> DCT -> times 2**(-k / 2), k = 0 ... 15 by band -> inverse DCT -> code
+
+and the decoder undoes it. The least mean-square error of what is coded is then the
+least weighted error of the gradient. Weights go with the fourth root of the
+activations' power, not with the square root that the theorem gives, because ReLUs in
+between mix frequencies (our choice, by tests/bench/results/noise_budget.md).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.transforms import parse_basis
+from flwr_slfac.codec.waterfill.transform import forward_planes, inverse_planes
+from flwr_slfac.errors import DecodeError
+
+# Half octaves of attenuation, a nibble each.
+_MOST = 15
+_POWER = 0.25
+# Our choice: more planes tell a spectrum no better.
+_ENOUGH_VALUES = 2**16
+_DCT = parse_basis("dct")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Attenuation of the bands of each axis of a plane, in half octaves.
+
+    Parameters
+    ----------
+    bands : tuple of tuple of int
+        For each size of the plane, those of its bands, 0 to 15.
+    """
+
+    bands: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, activations: torch.Tensor) -> "Weights | None":
+        """Return the weights that activations give; None if they have no frequencies.
+
+        Parameters
+        ----------
+        activations : Tensor of any shape
+            Of the shape of the gradient, in floating point.
+        """
+        shape = PlaneShape.of(activations.shape)
+        if shape.num_positions == 1 or not activations.numel():
+            return None
+        planes = shape.to_planes(activations.contiguous())
+        planes = planes.reshape(-1, shape.num_positions)
+        step = max(1, planes.numel() // _ENOUGH_VALUES)
+        some = planes[::step].to("cpu", torch.float32).contiguous()
+        powers = forward_planes(some, _DCT, shape).double().square().sum(1)
+        total = float(powers.sum())
+        if not 0 < total < math.inf:
+            return None
+        axes = powers.numpy().reshape(shape.sizes)
+        return cls(
+            tuple(
+                _attenuation(axes.sum(tuple(d for d in range(axes.ndim) if d != axis)))
+                for axis in range(axes.ndim)
+            )
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes, sizes: tuple[int, ...]) -> "Weights":
+        """Read what `pack` wrote for planes of such sizes, or raise DecodeError."""
+        counts = [_num_bands(size) for size in sizes]
+        nibbles = [n for byte in data for n in (byte >> 4, byte & _MOST)]
+        num = sum(counts)
+        if len(data) != (num + 1) // 2 or any(nibbles[num:]):
+            raise DecodeError("weights of codec 'waterfill' do not fit the planes")
+        ends = np.cumsum([0, *counts]).tolist()
+        return cls(
+            tuple(tuple(nibbles[ends[i] : ends[i + 1]]) for i in range(len(counts)))
+        )
+
+    def pack(self) -> bytes:
+        """Return the bands as nibbles."""
+        nibbles = [n for bands in self.bands for n in bands]
+        nibbles += [0] * (len(nibbles) % 2)
+        return bytes(
+            high << 4 | low
+            for high, low in zip(nibbles[::2], nibbles[1::2], strict=True)
+        )
+
+    def apply(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
+        """Filter planes (N, C, S) by the weights."""
+        return self._filter(planes, shape, -0.5)
+
+    def undo(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
+        """Undo `apply`."""
+        return self._filter(planes, shape, 0.5)
+
+    def _filter(
+        self, planes: torch.Tensor, shape: PlaneShape, octaves: float
+    ) -> torch.Tensor:
+        flat = planes.reshape(-1, shape.num_positions)
+        coefficients = forward_planes(flat, _DCT, shape)
+        halves = np.zeros((1,) * len(self.bands))
+        for axis, (bands, size) in enumerate(zip(self.bands, shape.sizes, strict=True)):
+            of_axis = np.array(bands)[_bands(size)]
+            halves = halves + np.expand_dims(
+                of_axis, tuple(d for d in range(len(self.bands)) if d != axis)
+            )
+        factors = torch.from_numpy(2.0 ** (octaves * halves.reshape(-1, 1)))
+        coefficients = coefficients * factors.to(coefficients)
+        return inverse_planes(coefficients, _DCT, shape).reshape(planes.shape)
+
+
+def _attenuation(powers: npt.NDArray[np.float64]) -> tuple[int, ...]:
+    """Return half octaves by band: the fourth root of its mean power."""
+    bands = _bands(len(powers))
+    means = np.bincount(bands, powers) / np.bincount(bands)
+    floor = means.max() * 2.0 ** (-_MOST / 2 / _POWER)
+    octaves = _POWER * np.log2(means.max() / np.maximum(means, floor))
+    return tuple(int(n) for n in np.rint(2 * octaves).clip(0, _MOST))
+
+
+@lru_cache(maxsize=64)
+def _bands(size: int) -> npt.NDArray[np.int64]:
+    """Return the band of each frequency of an axis: two to an octave, none empty."""
+    wanted = np.floor(2 * np.log2(1 + np.arange(size))).astype(np.int64)
+    return np.unique(wanted, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _num_bands(size: int) -> int:
+    return int(_bands(size)[-1]) + 1 if size else 0
