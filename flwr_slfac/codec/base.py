@@ -146,7 +146,8 @@ class Codec(ABC):
     def relative_error(self) -> float | None:
         """The relative error that it aims at, None if it aims at none.
 
-        Of a tensor ``x``, ``norm(x - decoded) / norm(x)``.
+        Of a tensor ``x``, ``norm(x - decoded) / norm(x)``, or relative to what the
+        codec measures it against.
         """
         return None
 
@@ -157,6 +158,13 @@ class Codec(ABC):
         ----------
         relative_error : float
             In (0, 1).
+        """
+        return self
+
+    def settled(self, tensor: torch.Tensor, hints: Hints) -> "Codec":
+        """Return the codec whose relative error is of this tensor's norm.
+
+        Itself, unless it measures its error against something else.
         """
         return self
 

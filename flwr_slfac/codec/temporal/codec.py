@@ -158,24 +158,17 @@ class Temporal(Codec):
     def _cheapest(self, x: torch.Tensor, ids: Ids, hints: Hints) -> Candidate:
         """Code a batch with prediction or without, whichever takes fewer bytes."""
         remembered, known = SampleMemory(hints.memory).find(ids, x.shape[1:])
-        error = self.inner.relative_error
+        inner = self.inner.settled(x, hints)
+        error = inner.relative_error
         choice = predict(x, remembered, known, error)
         if choice is None:
-            return code(x, self.inner, hints)
-        predicted = code(x, self._aimed(choice, hints.memory), hints, choice)
+            return code(x, inner, hints)
+        aimed = _aimed(inner, choice, hints.memory)
+        predicted = code(x, aimed, hints, choice)
         if error is None or choice.left <= _SURELY_PAYS:
             return predicted
-        plain = code(x, self.inner, hints)
+        plain = code(x, inner, hints)
         return min(predicted, plain, key=lambda coded: coded.num_bytes)
-
-    def _aimed(self, choice: Choice, memory: Memory) -> Codec:
-        """Return the inner codec for what is left over of a batch."""
-        if choice.aim is None:
-            return self.inner
-        clamping = 1.0
-        if choice.prediction.clamps and CLAMPING in memory:
-            clamping = float(memory[CLAMPING])
-        return self.inner.aiming_at(min(choice.aim / clamping**0.5, _LARGEST_AIM))
 
     @classmethod
     def decode_sections(
@@ -213,6 +206,16 @@ class Temporal(Codec):
 
 
 _NOT_INSIDE = (Temporal, Feedback)
+
+
+def _aimed(inner: Codec, choice: Choice, memory: Memory) -> Codec:
+    """Return an inner codec for what is left over of a batch."""
+    if choice.aim is None:
+        return inner
+    clamping = 1.0
+    if choice.prediction.clamps and CLAMPING in memory:
+        clamping = float(memory[CLAMPING])
+    return inner.aiming_at(min(choice.aim / clamping**0.5, _LARGEST_AIM))
 
 
 def _recalled(samples: SampleMemory, said: Samples, frame: Frame) -> Prediction | None:

@@ -11,9 +11,13 @@ between examples over their number. What a codec adds to that is in our reading
 Measured shares are 0.5 to 2.4 times as large (tests/bench/results/noise_budget.md).
 """
 
+import math
+
 import torch
 
 from flwr_slfac.codec.base import Hints
+from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.waterfill.normalize import normalize
 from flwr_slfac.codec.waterfill.transform import energy
 from flwr_slfac.codec.waterfill.weights import Weights
 
@@ -44,3 +48,22 @@ def variation(planes: torch.Tensor, hints: Hints) -> float:
     between = total - num_samples * energy(planes.mean(0))
     between *= num_samples / (num_samples - 1)
     return min(max(between, _LEAST_VARIATION * total), total)
+
+
+def error_allowed(noise: float, tensor: torch.Tensor, hints: Hints) -> float:
+    """Return the error that a share of noise allows, relative to the tensor's norm.
+
+    Parameters
+    ----------
+    noise : float
+        The share.
+    tensor : Tensor of any shape
+        Activations; 0 is returned for one without energy.
+    hints : Hints
+        See `variation`.
+    """
+    if not tensor.numel():
+        return 0.0
+    x, _ = normalize(PlaneShape.of(tensor.shape).to_planes(tensor.contiguous()))
+    total = energy(x)
+    return math.sqrt(noise * variation(x, hints) / total) if total else 0.0

@@ -19,7 +19,7 @@ from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.transforms import parse_basis
 from flwr_slfac.codec.waterfill import klt
-from flwr_slfac.codec.waterfill.budget import variation, weights_of
+from flwr_slfac.codec.waterfill.budget import error_allowed, variation, weights_of
 from flwr_slfac.codec.waterfill.levels import Quantized, quantize
 from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
 from flwr_slfac.codec.waterfill.plan import Plan, keep_choice, make_plan
@@ -66,17 +66,16 @@ class Waterfill(Codec):
     Our choice, because one step for all coefficients is the optimum of reverse
     water-filling: see README.md beside the codecs, and the sources in this module.
 
-    Give one of `nrmse`, `noise`, `bits` and `step`; none of them means ``nrmse=0.1``.
+    Give one of `nrmse`, `noise`, `bits`, `step`; none of them means ``nrmse=0.1``.
 
     Parameters
     ----------
     nrmse : float, optional
         Relative error to hit, ``norm(x - decoded) / norm(x)``, in (0, 1).
     noise : float, optional
-        What coding may add to the variance that mini-batches give the gradients of
-        weights, relative to it, in (0, 1); see `budget` for our reading. It allows an
-        error by what differs between samples, not by the tensor's norm, and weighs that
-        of a gradient by frequency where `Hints.activations` tell how.
+        Share of the variance that mini-batches give the gradients of weights anyway,
+        which coding may add to it, in (0, 1); our reading, see `budget`. Of a gradient,
+        frequencies are weighed where `Hints.activations` tell how.
     bits : float, optional
         Bits per value to hit, the whole frame counted, in (0, 32]. Where headers alone
         take more, the frame is about as small as it can be.
@@ -163,16 +162,25 @@ class Waterfill(Codec):
 
     @property
     def relative_error(self) -> float | None:
-        """The error that `nrmse` asks for; None for another target."""
-        if any(getattr(self, n) is not None for n in _TARGETS if n != "nrmse"):
+        """The root of `noise`, or the error that `nrmse` asks for; None for others."""
+        if self.noise is not None:
+            return math.sqrt(self.noise)
+        if self.bits is not None or self.step is not None:
             return None
         return _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
 
     def aiming_at(self, relative_error: float) -> "Waterfill":
-        """Return the codec with another `nrmse`, if that is its target."""
-        if self.relative_error is None:
+        """Return the codec with another `noise` or `nrmse`, if that is its target."""
+        if self.noise is not None:
+            return replace(self, noise=relative_error**2)
+        return replace(self, nrmse=relative_error) if self.relative_error else self
+
+    def settled(self, tensor: torch.Tensor, hints: Hints) -> "Waterfill":
+        """Return the codec with the `nrmse` that `noise` allows activations."""
+        if self.noise is None or hints.role == "gradient":
             return self
-        return replace(self, nrmse=relative_error)
+        error = error_allowed(self.noise, tensor, hints)
+        return replace(self, noise=None, nrmse=error) if error else self
 
     def encode_sections(
         self, tensor: torch.Tensor, hints: Hints
