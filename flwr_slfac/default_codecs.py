@@ -2,10 +2,10 @@
 
 from flwr_slfac.codec import Codec, Waterfill, as_codec
 
-# Chosen by tests/bench/results/training_parity.md; gradients bear more error than
-# activations do.
-DEFAULT_UP = Waterfill(nrmse=0.1)
-DEFAULT_DOWN = Waterfill(nrmse=0.4)
+# A share of the noise that mini-batches bring anyway, the same for all data: see
+# tests/bench/results/noise_budget.md and training_parity.md.
+DEFAULT_UP = Waterfill(noise=0.1)
+DEFAULT_DOWN = Waterfill(noise=0.1)
 
 
 def codecs_of(up: Codec | str | None, down: Codec | str | None) -> tuple[Codec, Codec]:

@@ -63,8 +63,9 @@ def rungs(scenario: Scenario, at: str, num_devices: int) -> list[Rung]:
     gradient = smashed.grad
     assert gradient is not None
     up, down = codecs_of(own.codec_up or None, own.codec_down or None)
-    ups = _coded(scenario, "codec_up", up, smashed.detach())
-    downs = _coded(scenario, "codec_down", down, gradient)
+    activations = smashed.detach()
+    ups = _coded(scenario, "codec_up", up, activations)
+    downs = _coded(scenario, "codec_down", down, gradient, activations)
     return [
         Rung(up, down, up_bytes, down_bytes)
         for (up, up_bytes), (down, down_bytes) in zip(ups, downs, strict=True)
@@ -72,12 +73,21 @@ def rungs(scenario: Scenario, at: str, num_devices: int) -> list[Rung]:
 
 
 def _coded(
-    scenario: Scenario, key: str, codec: Codec, tensor: torch.Tensor
+    scenario: Scenario,
+    key: str,
+    codec: Codec,
+    tensor: torch.Tensor,
+    activations: torch.Tensor | None = None,
 ) -> list[tuple[Codec, int]]:
     """Return a codec and coarser ones, each with the bytes of its frame of a tensor."""
     role: Role = "activation" if key == "codec_up" else "gradient"
+
+    def num_bytes(own: Codec) -> int:
+        seed = scenario.seed
+        return len(encode(tensor, own, role=role, seed=seed, activations=activations))
+
     if scenario.training.device_codecs == "none":
-        return [(codec, len(encode(tensor, codec, role=role, seed=scenario.seed)))]
+        return [(codec, num_bytes(codec))]
     finest = codec.relative_error
     if finest is None:
         raise scenario.error(
@@ -90,5 +100,5 @@ def _coded(
     for place in range(NUM_RUNGS):
         share = place / (NUM_RUNGS - 1)
         own = codec.aiming_at(round(finest ** (1 - share) * coarsest**share, 4))
-        coded.append((own, len(encode(tensor, own, role=role, seed=scenario.seed))))
+        coded.append((own, num_bytes(own)))
     return coded

@@ -130,7 +130,7 @@ def shares(
             codec = parse_codec(text)
             up, down = (codec, None) if way == "up" else (None, codec)
             # Each way remembers its stream, as in training.
-            memories: tuple[dict[str, Tensor], ...] = ({}, {})
+            memories: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
             coded = [gradients(front, back, *b, up, down, memories) for b in batches]
             cells = [
                 _share(
@@ -151,10 +151,10 @@ def gradients(
     y: Tensor,
     up: Codec | None = None,
     down: Codec | None = None,
-    memories: tuple[dict[str, Tensor], ...] = ({}, {}),
+    memories: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None,
 ) -> Gradients:
     """Return one batch's gradients, with codecs at the cut or without."""
-    here, there = memories
+    here, there = memories or ({}, {})
     smashed = front(x)
     frame = b""
     arrived = smashed.detach()

@@ -38,15 +38,19 @@ def variation(planes: torch.Tensor, hints: Hints) -> float:
     Parameters
     ----------
     planes : Tensor (N, C, S)
-        Of a gradient, all its energy counts; of activations that between samples.
+        Of a gradient, all its energy counts; of activations that between samples, and
+        of one sample's that between positions.
     hints : Hints
         Whether it is a gradient.
     """
-    total, num_samples = energy(planes), len(planes)
-    if hints.role == "gradient" or num_samples == 1:
+    total = energy(planes)
+    # What is averaged over tells what is common.
+    dim = 2 if len(planes) == 1 else 0
+    num = planes.shape[dim]
+    if hints.role == "gradient" or num == 1:
         return total
-    between = total - num_samples * energy(planes.mean(0))
-    between *= num_samples / (num_samples - 1)
+    between = total - num * energy(planes.mean(dim))
+    between *= num / (num - 1)
     return min(max(between, _LEAST_VARIATION * total), total)
 
 
