@@ -11,6 +11,7 @@ from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
 from flwr_slfac.codec.kernels.frames import CodingTables, Energies, FrameLoops
 from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
+from flwr_slfac.codec.kernels.planes import LONGEST_LINE, PlaneTransform, Stage
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
@@ -18,6 +19,7 @@ from flwr_slfac.codec.kernels.spectra import SpectraLoops
 __all__ = [
     "BUCKET_ENDS",
     "CHANCE_BITS",
+    "LONGEST_LINE",
     "LOWER_BOUND",
     "NUM_SYMBOLS",
     "SCALE_BITS",
@@ -26,7 +28,9 @@ __all__ = [
     "Energies",
     "FrameLoops",
     "Kernels",
+    "PlaneTransform",
     "SpectraLoops",
+    "Stage",
     "kernels",
     "scratch",
 ]
