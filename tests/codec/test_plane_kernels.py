@@ -94,6 +94,19 @@ def test_both_kernels_give_the_same_bits(
 
 
 @needs_extension
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 3000), st.sampled_from([*SCALES, "sparse"]))
+def test_energies_are_the_same_bits(num: int, size: int, kind: str) -> None:
+    """Sums of squares are those of NumPy to the bit, and of float64 to five digits."""
+    planes = drawn(num, size, kind, size)
+    found = compiled_kernels().plane_energies(planes)  # type: ignore[union-attr]
+    np.testing.assert_array_equal(found, REFERENCE.plane_energies(planes))
+    if kind != "subnormal":
+        expected = np.square(planes.astype(np.float64)).sum(1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@needs_extension
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_not_finite_stays_so_in_both(seed: int) -> None:
     """Infinite and undefined coefficients, as crafted frames have, give the same."""
@@ -191,6 +204,9 @@ def test_the_extension_refuses_planes_that_do_not_fit() -> None:
         (3, weights[1:]), (5, room[:900]), (6, planes[:4]),
     ]  # fmt: skip
     _refused(compiled.inverse_planes, good, changes)
+    good = [planes, 24, np.zeros(5)]
+    changes = [(0, planes[:4]), (1, 0), (1, 25), (1, -24), (2, np.zeros(0))]
+    _refused(compiled.plane_energies, good, changes)
 
 
 def _is_flag(numbers: np.ndarray, place: int) -> bool:
@@ -209,8 +225,10 @@ def _refused(work, good, changes) -> None:  # type: ignore[no-untyped-def]
     """Hold that a function takes what is good, and no change of it."""
     work(*good)
     for place, wrong in changes:
+        if isinstance(wrong, np.ndarray):
+            wrong = np.ascontiguousarray(wrong)
         with pytest.raises(ValueError, match=r"\w"):
-            work(*good[:place], np.ascontiguousarray(wrong), *good[place + 1 :])
+            work(*good[:place], wrong, *good[place + 1 :])
 
 
 def test_the_kernels_that_run_have_planes() -> None:

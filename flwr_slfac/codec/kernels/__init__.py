@@ -11,10 +11,10 @@ from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
 from flwr_slfac.codec.kernels.frames import CodingTables, Energies, FrameLoops
 from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
-from flwr_slfac.codec.kernels.planes import LONGEST_LINE, PlaneTransform, Stage
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
+from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform, Stage
 
 __all__ = [
     "BUCKET_ENDS",

@@ -34,7 +34,7 @@ class Kernels:
         See `classes`.
     fit_model, to_values : callable
         See `models`.
-    forward_planes, inverse_planes : callable
+    plane_energies, forward_planes, inverse_planes : callable
         See `planes`.
     spectra : SpectraLoops, optional
         None where PyTorch does them.
@@ -51,6 +51,7 @@ class Kernels:
     join: Callable[..., Any]
     fit_model: Callable[..., bytes]
     to_values: Callable[..., None]
+    plane_energies: Callable[..., Any]
     forward_planes: Callable[..., tuple[Any, Any]]
     inverse_planes: Callable[..., None]
     spectra: SpectraLoops | None = None
@@ -67,6 +68,7 @@ REFERENCE = Kernels(
     classes.join,
     models.fit,
     models.to_values,
+    planes.energies,
     planes.forward,
     planes.inverse,
 )
@@ -89,6 +91,7 @@ def compiled_kernels() -> Kernels | None:
         extension.join,
         compiled.fit_model,
         extension.to_values,
+        extension.plane_energies,
         extension.forward_planes,
         extension.inverse_planes,
         SpectraLoops(compiled),

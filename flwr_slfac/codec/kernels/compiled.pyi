@@ -134,6 +134,7 @@ def read_streams(
     order: Any,
     out: Any,
 ) -> str: ...
+def plane_energies(planes: Any, num_places: int, energies: Any) -> None: ...
 def forward_planes(
     planes: Any,
     index: Any,

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.kernels.classes import ClassGrid
-from flwr_slfac.codec.kernels.planes import LANES, LONGEST_LINE, PlaneTransform
+from flwr_slfac.codec.kernels.planes import LANES
 from flwr_slfac.codec.kernels.rans import NUM_SYMBOLS
 from flwr_slfac.codec.kernels.scratch import scratch
+from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform
 
 
 class Extension:
@@ -67,6 +68,12 @@ class Extension:
         """Bring levels to their values, see `models.to_values`."""
         levels = np.ascontiguousarray(levels)
         self._compiled.to_values(levels, levels.itemsize, step, taken, out)
+
+    def plane_energies(self, planes: Any) -> Any:
+        """Return sums of squares, see `planes.energies`."""
+        energies = np.empty(len(planes))
+        self._compiled.plane_energies(planes, planes.shape[1], energies)
+        return energies
 
     def forward_planes(
         self,

@@ -99,6 +99,22 @@ TARGET static void NAME(inverse_line)(const Stage *s, float *line, Py_ssize_t st
             memcpy(line + j * step, room + j * LANES, LANES * sizeof *line);
 }
 
+/* Sums of squares of each sixteenth value, of a multiple of sixteen. */
+TARGET static void NAME(squares)(const float *values, Py_ssize_t num, float *lanes)
+{
+    for (int lane = 0; lane < LANES; lane += NAME(PAIR)) {
+        VECTOR *sums = (VECTOR *)(lanes + lane);
+        VECTOR first = {0}, second = {0};
+        for (Py_ssize_t i = lane; i < num; i += LANES) {
+            const VECTOR *x = (const VECTOR *)(values + i);
+            first += x[0] * x[0];
+            second += x[1] * x[1];
+        }
+        sums[0] = first;
+        sums[1] = second;
+    }
+}
+
 #undef VECTOR
 #undef NAME
 #undef TARGET

@@ -11,7 +11,7 @@
 /* A cache line of one place. */
 enum { LANES = 16, MOST_SIZE = 64, MOST_STAGES = 16, MOST_GROUP = 4 };
 
-/* One dimension of the first rows and columns of a plane, see planes.py. */
+/* One dimension of the first rows and columns of a plane, see stages.py. */
 typedef struct {
     int32_t rows, columns, is_along_rows, folds, num_groups;
     int32_t n; /* of a line */
@@ -20,6 +20,7 @@ typedef struct {
 } Stage;
 
 typedef void Line(const Stage *, float *, Py_ssize_t, float *);
+typedef void Squares(const float *, Py_ssize_t, float *);
 
 /* The types of vectors may be anywhere, and lie over plain floats. */
 #ifdef __GNUC__
@@ -46,13 +47,20 @@ typedef float Wide VECTOR_OF(32);
 #include "lines.h"
 #endif
 
-static Line *line_of(int inverts)
+typedef struct {
+    Line *forward, *inverse;
+    Squares *squares;
+} Loops;
+
+static const Loops *loops_here(void)
 {
+    static const Loops narrow = {narrow_forward_line, narrow_inverse_line, narrow_squares};
 #ifdef HAS_WIDE
+    static const Loops wide = {wide_forward_line, wide_inverse_line, wide_squares};
     if (__builtin_cpu_supports("avx2"))
-        return inverts ? wide_inverse_line : wide_forward_line;
+        return &wide;
 #endif
-    return inverts ? narrow_inverse_line : narrow_forward_line;
+    return &narrow;
 }
 
 /* ------------------------------------------------------------------ program */
@@ -204,7 +212,7 @@ static void forward_tile(const Program *p, const float *const planes[LANES],
                          Py_ssize_t num_planes, Py_ssize_t num, float *tile, float *out,
                          Told *told)
 {
-    Line *line = line_of(0);
+    Line *line = loops_here()->forward;
     float *room = tile + tile_size(p);
     const Stage *stage = p->stages, *end = stage + p->num_stages;
     int is_whole = stage < end && stage->is_along_rows && stage->rows == p->height;
@@ -310,6 +318,54 @@ static PyObject *forward_planes(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* ------------------------------------------------------------------ energies */
+
+/* So many squares are summed in float32, the sums of them in float64. */
+enum { RUN = 1024 };
+
+static double energy_of(const float *values, Py_ssize_t num, Squares *squares)
+{
+    double energy = 0;
+    for (Py_ssize_t i = 0; i < num; i += RUN) {
+        float lanes[LANES];
+        Py_ssize_t some = num - i < RUN ? num - i : RUN, whole = some / LANES * LANES;
+        squares(values + i, whole, lanes);
+        for (Py_ssize_t j = 0; j < some - whole; j++)
+            lanes[j] += values[i + whole + j] * values[i + whole + j];
+        double sum = 0;
+        for (int j = 0; j < LANES; j++)
+            sum += lanes[j];
+        energy += sum;
+    }
+    return energy;
+}
+
+PyDoc_STRVAR(energies_doc,
+"plane_energies(planes, num_places, energies)\n\n"
+"See planes.energies in the module beside this one.");
+
+static PyObject *plane_energies(PyObject *self, PyObject *args)
+{
+    PyObject *o[2];
+    Py_ssize_t num_places;
+    Buffer planes, energies;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OnO", &o[0], &num_places, &o[1]) ||
+        as_buffer(o[0], &planes, 0) || as_buffer(o[1], &energies, 1))
+        return NULL;
+    Py_ssize_t num = energies.size / 8;
+    if (num < 1 || num_places < 1 || planes.size / 4 / num != num_places ||
+        !holds(planes, num * num_places, 4) || !holds(energies, num, 8))
+        return refuse("planes and their energies do not go together");
+    Py_BEGIN_ALLOW_THREADS
+    const Loops *loops = loops_here();
+    for (Py_ssize_t k = 0; k < num; k++)
+        ((double *)energies.data)[k] =
+            energy_of((float *)planes.data + k * num_places, num_places, loops->squares);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 /* ------------------------------------------------------------------ inverse */
 
 /* Undoes `gather_row` for the first `num` lanes. */
@@ -357,7 +413,7 @@ static void inverse_tile(const Program *p, const float *coeffs, Py_ssize_t num_p
                          Py_ssize_t num, float *tile, float *const planes[LANES],
                          int clamps)
 {
-    Line *line = line_of(1);
+    Line *line = loops_here()->inverse;
     float *room = tile + tile_size(p);
     const Stage *stage = p->stages + p->num_stages, *first = p->stages;
     int is_whole = stage > first && first->is_along_rows && first->rows == p->height;
@@ -415,7 +471,8 @@ static PyObject *inverse_planes(PyObject *self, PyObject *args)
 }
 
 PyMethodDef planes_methods[] = {
-    {"forward_planes", forward_planes, METH_VARARGS, forward_doc},
+        {"forward_planes", forward_planes, METH_VARARGS, forward_doc},
     {"inverse_planes", inverse_planes, METH_VARARGS, inverse_doc},
+    {"plane_energies", plane_energies, METH_VARARGS, energies_doc},
     {NULL, NULL, 0, NULL},
 };

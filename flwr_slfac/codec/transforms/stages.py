@@ -1,4 +1,4 @@
-"""The stages of a basis for planes whose sizes are small, see `kernels.planes`."""
+"""The stages of a basis for planes whose sizes are small, see `kernels.stages`."""
 
 from collections.abc import Sequence
 from functools import lru_cache

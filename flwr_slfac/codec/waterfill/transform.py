@@ -32,8 +32,6 @@ Floats = npt.NDArray[np.floating[Any]]
 _PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**19
 # Fewer planes at a time make products slow.
 _FEWEST_PLANES = 64
-# float32 sums of so many squares lose less than float32 has digits.
-_RUN = 1024
 # Squares of so many coefficients at a time stay in a CPU's cache, a MiB of float32.
 _SQUARES_SIZE = 2**18
 
@@ -253,18 +251,16 @@ def reflect(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor
 
 
 def energy(x: torch.Tensor) -> float:
-    """Return the sum of squares: float32 within short runs, float64 over them."""
-    if x.is_contiguous() and x.numel() >= _RUN:
-        flat = x.reshape(-1)
-        whole = flat.numel() // _RUN * _RUN
-        runs = flat[:whole].view(-1, 1, _RUN)
-        total = torch.bmm(runs, runs.transpose(1, 2)).sum(dtype=torch.float64)
-        return float(total + flat[whole:].square().sum(dtype=torch.float64))
-    return float(x.square().sum(dtype=torch.float64))
+    """Return the sum of squares of (N, r, S), not empty, float32."""
+    return float(plane_energies(x).sum())
 
 
 def plane_energies(rows: torch.Tensor) -> npt.NDArray[np.float64]:
     """Return sums of squares over positions (N, r), in float64."""
+    if rows.device.type == "cpu":
+        found = kernels().plane_energies(rows.reshape(-1, rows.shape[2]).numpy())
+        of_planes: npt.NDArray[np.float64] = found.reshape(rows.shape[:2])
+        return of_planes
     norms = torch.linalg.vector_norm(rows, dim=2)
     result: npt.NDArray[np.float64] = norms.to("cpu", torch.float64).square().numpy()
     return result
