@@ -111,10 +111,12 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
     basis = _read_basis(head.basis, shape)
     coefficients, order = _read_coefficients(head, shape, basis, frame, reader)
     transform = Transform(shape, basis, matrix, bool(head.flags & header.MEAN), order)
-    planes = transform.inverse(
-        torch.from_numpy(coefficients).to(device),
-        is_nonnegative=bool(head.flags & header.NONNEGATIVE),
-    )
+    clamps = bool(head.flags & header.NONNEGATIVE)
+    values = torch.from_numpy(coefficients).to(device)
+    rows = transform.inverse_rows(values, is_nonnegative=clamps)
+    # As large as the tensor: not to be kept while channels are turned back.
+    del coefficients, values
+    planes = transform.unrotate(rows, is_nonnegative=clamps)
     result = denormalize(planes, head.exponent, shape, frame)
     if rotation is not None and is_new:
         rotation.store(memory)

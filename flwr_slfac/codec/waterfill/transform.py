@@ -29,7 +29,7 @@ from flwr_slfac.codec.transforms import (
 Floats = npt.NDArray[np.floating[Any]]
 
 # Values worked on at a time, of planes and of channels: about what a CPU's cache holds.
-_PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**19
+_PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**17
 # Fewer planes at a time make products slow.
 _FEWEST_PLANES = 64
 # Squares of so many coefficients at a time stay in a CPU's cache, a MiB of float32.
@@ -147,6 +147,13 @@ class Transform:
         self, coefficients: torch.Tensor, *, is_nonnegative: bool = False
     ) -> torch.Tensor:
         """Take coefficients back to planes (N, C, S), clamped at zero if asked to."""
+        rows = self.inverse_rows(coefficients, is_nonnegative=is_nonnegative)
+        return self.unrotate(rows, is_nonnegative=is_nonnegative)
+
+    def inverse_rows(
+        self, coefficients: torch.Tensor, *, is_nonnegative: bool
+    ) -> torch.Tensor:
+        """Take coefficients back to rotated planes (N, r, S), for `unrotate`."""
         planes = coefficients.new_empty(len(self.order), self.shape.num_positions)
         is_last = self.matrix is None and not self.has_mean
         stages = self._stages(planes)
@@ -161,11 +168,7 @@ class Transform:
                 is_nonnegative and is_last,
             )
         rows = planes.view(self.shape.num_samples, self.num_rows, -1)
-        if self.has_mean:
-            rows = reflect(rows, out=rows)
-        if stages is not None and is_last:
-            return rows
-        return self._unrotate(rows, is_nonnegative)
+        return reflect(rows, out=rows) if self.has_mean else rows
 
     def _inverse_by_chunks(
         self, coefficients: torch.Tensor, planes: torch.Tensor
@@ -181,10 +184,13 @@ class Transform:
             part = inverse_planes(part, self.basis, self.shape, reuses=True)
             planes.index_copy_(0, index[chunk], part.contiguous())
 
-    def _unrotate(self, rows: torch.Tensor, is_nonnegative: bool) -> torch.Tensor:
+    def unrotate(self, rows: torch.Tensor, *, is_nonnegative: bool) -> torch.Tensor:
         """Undo the rotation of channels, in place where it is square."""
         if self.matrix is None:
-            return rows.clamp_(min=0) if is_nonnegative else rows
+            # Small planes that nothing else is done to are clamped already.
+            is_clamped = self._stages(rows) is not None and not self.has_mean
+            needs_clamp = is_nonnegative and not is_clamped
+            return rows.clamp_(min=0) if needs_clamp else rows
         num_samples, num_rows, num_positions = rows.shape
         num_channels = self.shape.num_channels
         result = rows
@@ -194,7 +200,9 @@ class Transform:
         turned = self.matrix.t().contiguous()
         for start in range(0, num_samples, step):
             chunk = slice(start, start + step)
-            part = torch.matmul(turned, rows[chunk])
+            some = rows[chunk]
+            room = _room("turned", (len(some), num_channels, num_positions), rows)
+            part = torch.matmul(turned, some, out=room)
             result[chunk] = part.clamp_(min=0) if is_nonnegative else part
         return result
 
