@@ -168,7 +168,8 @@ class Waterfill(Codec):
         if tensor.numel() == 0:
             return zero_sections()
         shape = PlaneShape.of(tensor.shape)
-        x, normalization = normalize(shape.to_planes(tensor.contiguous()))
+        planes = shape.to_planes(tensor.contiguous()).contiguous()
+        x, normalization = normalize(planes)
         total = energy(x)
         if total == 0.0:
             return zero_sections()

@@ -266,7 +266,8 @@ def energy(x: torch.Tensor) -> float:
 def plane_energies(rows: torch.Tensor) -> npt.NDArray[np.float64]:
     """Return sums of squares over positions (N, r), in float64."""
     if rows.device.type == "cpu":
-        found = kernels().plane_energies(rows.reshape(-1, rows.shape[2]).numpy())
+        planes = rows.reshape(-1, rows.shape[2]).contiguous()
+        found = kernels().plane_energies(planes.numpy())
         of_planes: npt.NDArray[np.float64] = found.reshape(rows.shape[:2])
         return of_planes
     norms = torch.linalg.vector_norm(rows, dim=2)
