@@ -37,7 +37,7 @@ PUBLIC = {
         SampleMemory Temporal
     """,
     "flwr_slfac.codec.transforms": """
-        Basis forward_rows inverse_rows order_1d order_2d parse_basis
+        Basis forward_rows inverse_rows order_1d order_2d parse_basis plane_transform
     """,
     "flwr_slfac.codec.waterfill": """
         Waterfill
@@ -111,8 +111,9 @@ PUBLIC = {
         pack_positions require_bits unpack_codes unpack_fields unpack_positions
     """,
     "flwr_slfac.codec.kernels": """
-        BUCKET_ENDS CHANCE_BITS LOWER_BOUND NUM_SYMBOLS SCALE_BITS ClassGrid
-        CodingTables Energies FrameLoops Kernels SpectraLoops kernels scratch
+        BUCKET_ENDS CHANCE_BITS LONGEST_LINE LOWER_BOUND NUM_SYMBOLS SCALE_BITS
+        ClassGrid CodingTables Energies FrameLoops Kernels PlaneTransform SpectraLoops
+        Stage kernels scratch
     """,
     "flwr_slfac.codec.layout": """
         PlaneShape channel_dim from_rows num_samples spectrum_dims to_rows

@@ -77,6 +77,7 @@ def main() -> None:
             "test_kernels.py",
             "test_spectra_kernels.py",
             "test_frame_kernels.py",
+            "test_plane_kernels.py",
             "test_streams.py",
         )
         tests = [f"tests/codec/{name}" for name in names]

@@ -276,3 +276,14 @@ def test_a_basis_is_no_larger_than_the_decoder_allows(
     x = (x + 1e-3 * torch.randn(x.shape, generator=generator)).reshape(shape)
     error = (decode(encode(x, Waterfill(nrmse=nrmse))) - x).norm() / x.norm()
     assert error < 1.02 * nrmse
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (2, 7, 3), (1, 5, 1), (4, 1, 6)])
+def test_tokens_of_any_layout_are_coded(shape: tuple[int, int, int]) -> None:
+    """Channels may come last, of one sample too, and lie anyhow in memory."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    turned = x.transpose(0, 2).contiguous().transpose(0, 2)
+    for codec in (Waterfill(nrmse=0.05), Waterfill(nrmse=0.05, basis="identity")):
+        frame = encode(x, codec)
+        assert frame == encode(turned, codec)
+        assert (decode(frame) - x).norm() <= 0.06 * x.norm()

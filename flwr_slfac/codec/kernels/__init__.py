@@ -14,10 +14,12 @@ from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
+from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform, Stage
 
 __all__ = [
     "BUCKET_ENDS",
     "CHANCE_BITS",
+    "LONGEST_LINE",
     "LOWER_BOUND",
     "NUM_SYMBOLS",
     "SCALE_BITS",
@@ -26,7 +28,9 @@ __all__ = [
     "Energies",
     "FrameLoops",
     "Kernels",
+    "PlaneTransform",
     "SpectraLoops",
+    "Stage",
     "kernels",
     "scratch",
 ]

@@ -32,11 +32,18 @@ PyAPI_FUNC(int) PyObject_AsWriteBuffer(PyObject *, void **, Py_ssize_t *);
 #define FOR_AVX2_TOO
 #endif
 
+/* Of a number that is not zero. */
+static inline int lowest_bit(uint64_t number)
+{
 #ifdef __GNUC__
-#define APART __attribute__((noinline))
+    return __builtin_ctzll(number);
 #else
-#define APART
+    int found = 0;
+    while (!(number >> found & 1))
+        found++;
+    return found;
 #endif
+}
 
 typedef struct {
     uint8_t *data;
@@ -63,6 +70,7 @@ static inline int holds(Buffer buffer, Py_ssize_t num, Py_ssize_t size)
            (uintptr_t)buffer.data % (size_t)size == 0;
 }
 
+extern PyMethodDef planes_methods[];
 extern PyMethodDef spectra_methods[];
 
 #endif

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, models, rans
+from flwr_slfac.codec.kernels import classes, digits, models, planes, rans
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
@@ -34,6 +34,8 @@ class Kernels:
         See `classes`.
     fit_model, to_values : callable
         See `models`.
+    plane_energies, forward_planes, inverse_planes : callable
+        See `planes`.
     spectra : SpectraLoops, optional
         None where PyTorch does them.
     frames : FrameLoops, optional
@@ -49,6 +51,9 @@ class Kernels:
     join: Callable[..., Any]
     fit_model: Callable[..., bytes]
     to_values: Callable[..., None]
+    plane_energies: Callable[..., Any]
+    forward_planes: Callable[..., tuple[Any, Any]]
+    inverse_planes: Callable[..., None]
     spectra: SpectraLoops | None = None
     frames: FrameLoops | None = None
 
@@ -63,6 +68,9 @@ REFERENCE = Kernels(
     classes.join,
     models.fit,
     models.to_values,
+    planes.energies,
+    planes.forward,
+    planes.inverse,
 )
 
 
@@ -83,6 +91,9 @@ def compiled_kernels() -> Kernels | None:
         extension.join,
         compiled.fit_model,
         extension.to_values,
+        extension.plane_energies,
+        extension.forward_planes,
+        extension.inverse_planes,
         SpectraLoops(compiled),
         FrameLoops(compiled),
     )

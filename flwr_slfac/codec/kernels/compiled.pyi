@@ -134,3 +134,24 @@ def read_streams(
     order: Any,
     out: Any,
 ) -> str: ...
+def plane_energies(planes: Any, num_places: int, energies: Any) -> None: ...
+def forward_planes(
+    planes: Any,
+    index: Any,
+    numbers: Any,
+    weights: Any,
+    of_planes: Any,
+    room: Any,
+    coeffs: Any,
+    sums: Any,
+    ends: Any,
+) -> None: ...
+def inverse_planes(
+    coeffs: Any,
+    index: Any,
+    numbers: Any,
+    weights: Any,
+    clamps: bool,
+    room: Any,
+    planes: Any,
+) -> None: ...

@@ -4,9 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.planes import LANES
 from flwr_slfac.codec.kernels.rans import NUM_SYMBOLS
+from flwr_slfac.codec.kernels.scratch import scratch
+from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform
 
 
 class Extension:
@@ -64,6 +68,49 @@ class Extension:
         """Bring levels to their values, see `models.to_values`."""
         levels = np.ascontiguousarray(levels)
         self._compiled.to_values(levels, levels.itemsize, step, taken, out)
+
+    def plane_energies(self, planes: Any) -> Any:
+        """Return sums of squares, see `planes.energies`."""
+        energies = np.empty(len(planes))
+        self._compiled.plane_energies(planes, planes.shape[1], energies)
+        return energies
+
+    def forward_planes(
+        self,
+        planes: Any,
+        index: Any,
+        transform: PlaneTransform,
+        coeffs: Any,
+        weights: Any = None,
+    ) -> tuple[Any, Any]:
+        """Transform planes, see `planes.forward`."""
+        room = _tile_room(transform)
+        sums, ends = np.empty(len(coeffs)), np.empty(2, np.float32)
+        told = np.empty(0, np.float32) if weights is None else weights
+        stages = transform.packed
+        self._compiled.forward_planes(
+            planes, index, *stages, told, room, coeffs, sums, ends
+        )
+        return sums, ends
+
+    def inverse_planes(
+        self,
+        coeffs: Any,
+        index: Any,
+        transform: PlaneTransform,
+        planes: Any,
+        clamps: bool = False,
+    ) -> None:
+        """Undo `forward_planes`, see `planes.inverse`."""
+        room, stages = _tile_room(transform), transform.packed_inverse
+        self._compiled.inverse_planes(coeffs, index, *stages, clamps, room, planes)
+
+
+def _tile_room(transform: PlaneTransform) -> Any:
+    """Return room for a tile, a line and what is told of each place."""
+    height, width = transform.height, transform.width
+    floats = LANES * (height * (width + 1) + height * width + LONGEST_LINE)
+    return scratch("tile", (floats,), torch.float32).numpy()
 
 
 def _move(work: Callable[..., None], source: Any, grid: ClassGrid, target: Any) -> Any:

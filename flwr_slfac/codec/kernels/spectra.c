@@ -7,6 +7,7 @@
  *     place j of group g is at j * G + g, G groups a row, one row after the other
  */
 #include "buffers.h"
+#include "turn.h"
 
 #include <stdlib.h>
 
@@ -25,42 +26,6 @@ static Layout layout_of(Py_ssize_t n)
     /* Rows a multiple of a kibibyte apart would share few sets of the cache. */
     return (Layout){n, groups, floats % 256 ? floats : floats + 16};
 }
-
-/* Four lines of four floats turned; GCC and Clang keep them in registers. */
-#ifdef __GNUC__
-typedef float Four __attribute__((vector_size(16)));
-#ifdef __clang__
-#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-typedef int32_t Places __attribute__((vector_size(16)));
-#define MIX(a, b, i, j, k, l) __builtin_shuffle(a, b, (Places){i, j, k, l})
-#endif
-static inline void turn_four(const float *const from[4], float *const to[4])
-{
-    Four a, b, c, d;
-    memcpy(&a, from[0], 16);
-    memcpy(&b, from[1], 16);
-    memcpy(&c, from[2], 16);
-    memcpy(&d, from[3], 16);
-    Four ab = MIX(a, b, 0, 4, 1, 5), cd = MIX(c, d, 0, 4, 1, 5);
-    Four ab2 = MIX(a, b, 2, 6, 3, 7), cd2 = MIX(c, d, 2, 6, 3, 7);
-    a = MIX(ab, cd, 0, 1, 4, 5);
-    b = MIX(ab, cd, 2, 3, 6, 7);
-    c = MIX(ab2, cd2, 0, 1, 4, 5);
-    d = MIX(ab2, cd2, 2, 3, 6, 7);
-    memcpy(to[0], &a, 16);
-    memcpy(to[1], &b, 16);
-    memcpy(to[2], &c, 16);
-    memcpy(to[3], &d, 16);
-}
-#else
-static inline void turn_four(const float *const from[4], float *const to[4])
-{
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++)
-            to[j][i] = from[i][j];
-}
-#endif
 
 /* NULL if the order is of n coefficients, else why not. */
 static const char *check_order(Buffer order, Py_ssize_t n)

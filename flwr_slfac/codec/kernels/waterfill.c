@@ -147,46 +147,59 @@ typedef struct {
 /* Few enough that sums of squares of errors, at most 0.6 of a step, stay in 32 bits. */
 enum { FEW = 4096 };
 
-#define QUANTIZE(type)                                                                  \
-    FOR_AVX2_TOO                                                                        \
-    static void quantize_##type(const float *restrict x, Py_ssize_t num, float inverse, \
-                                type *restrict levels, Errors *restrict sums)           \
-    {                                                                                   \
-        int32_t count = 0, along = 0;                                                   \
-        uint32_t squares = 0;                                                           \
-        for (Py_ssize_t i = 0; i < num; i++) {                                          \
-            float scaled = x[i] * inverse, off = scaled < 0.1f ? scaled : 0.1f;         \
-            off = off > -0.1f ? off : -0.1f;                                            \
-            float level = (scaled - off + ROUNDER) - ROUNDER;                           \
-            float fine = (level - scaled) * 1024.0f;                                    \
-            int32_t error = (int32_t)((fine + ROUNDER) - ROUNDER);                      \
-            int32_t whole = (int32_t)level, sign = (whole > 0) - (whole < 0);           \
-            levels[i] = (type)whole;                                                    \
-            count += whole != 0;                                                        \
-            along += sign * error;                                                      \
-            squares += (uint32_t)(error * error);                                       \
-        }                                                                               \
-        sums->num += count;                                                             \
-        sums->along += along;                                                           \
-        sums->squares += squares;                                                       \
-    }
-QUANTIZE(int8_t)
-QUANTIZE(int16_t)
-QUANTIZE(int32_t)
-
-static void quantize_run(const float *x, Py_ssize_t num, float inverse, char *levels,
-                         Py_ssize_t size, Errors *sums)
+/* Levels of 32 bits, as narrower ones would have short runs done one by one. */
+FOR_AVX2_TOO
+static void quantize_few(const float *restrict x, Py_ssize_t num, float inverse,
+                         int32_t *restrict levels, Errors *restrict sums)
 {
-    for (Py_ssize_t i = 0; i < num; i += FEW) {
-        Py_ssize_t some = num - i < FEW ? num - i : FEW;
-        char *to = levels + i * size;
-        if (size == 1)
-            quantize_int8_t(x + i, some, inverse, (int8_t *)to, sums);
-        else if (size == 2)
-            quantize_int16_t(x + i, some, inverse, (int16_t *)to, sums);
-        else
-            quantize_int32_t(x + i, some, inverse, (int32_t *)to, sums);
+    int32_t count = 0, along = 0;
+    uint32_t squares = 0;
+    for (Py_ssize_t i = 0; i < num; i++) {
+        float scaled = x[i] * inverse, off = scaled < 0.1f ? scaled : 0.1f;
+        off = off > -0.1f ? off : -0.1f;
+        float level = (scaled - off + ROUNDER) - ROUNDER;
+        float fine = (level - scaled) * 1024.0f;
+        int32_t error = (int32_t)((fine + ROUNDER) - ROUNDER);
+        int32_t whole = (int32_t)level, sign = (whole > 0) - (whole < 0);
+        levels[i] = whole;
+        count += whole != 0;
+        along += sign * error;
+        squares += (uint32_t)(error * error);
     }
+    sums->num += count;
+    sums->along += along;
+    sums->squares += squares;
+}
+
+FOR_AVX2_TOO
+static void narrow_row(const int32_t *restrict levels, Py_ssize_t num, Py_ssize_t size,
+                       char *restrict out)
+{
+    if (size == 4)
+        memcpy(out, levels, (size_t)num * sizeof *levels);
+    else if (size == 2)
+        for (Py_ssize_t i = 0; i < num; i++)
+            ((int16_t *)out)[i] = (int16_t)levels[i];
+    else
+        for (Py_ssize_t i = 0; i < num; i++)
+            ((int8_t *)out)[i] = (int8_t)levels[i];
+}
+
+/* A row of coefficients; `room` is for its levels. */
+static void quantize_row(const Classes *c, Py_ssize_t row, const float *x, float inverse,
+                         int32_t *room, Py_ssize_t size, char *levels, Errors *found)
+{
+    Py_ssize_t stop;
+    for (Py_ssize_t j = 0; j < c->num_runs; j = stop) {
+        int number = class_of(c, row, j);
+        stop = alike(c, row, j, number);
+        for (Py_ssize_t i = c->starts[j]; i < c->starts[stop]; i += FEW) {
+            Py_ssize_t left = (Py_ssize_t)c->starts[stop] - i;
+            quantize_few(x + i, left < FEW ? left : FEW, inverse, room + i,
+                         found + number);
+        }
+    }
+    narrow_row(room, c->num_columns, size, levels);
 }
 
 PyDoc_STRVAR(quantize_doc,
@@ -211,28 +224,26 @@ static PyObject *quantize(PyObject *self, PyObject *args)
         return NULL;
     Py_ssize_t num = x.size / 4;
     const char *wrong = NULL;
+    int32_t *room = NULL;
     if ((size != 1 && size != 2 && size != 4) || !holds(x, num, 4) ||
         !holds(levels, num, size) || !holds(sums, 3 * NUM_CLASSES, 8))
         return refuse("coefficients and levels do not go together");
     Py_BEGIN_ALLOW_THREADS
     wrong = classes_of(&c, &e, num);
-    if (!wrong) {
+    if (!wrong && (room = malloc((size_t)c.num_columns * sizeof *room))) {
         Errors found[NUM_CLASSES] = {{0, 0, 0}};
         for (Py_ssize_t i = 0; i < c.num_rows; i++) {
-            Py_ssize_t line = c.rows[i] * c.num_columns, stop;
-            for (Py_ssize_t j = 0; j < c.num_runs; j = stop) {
-                int number = class_of(&c, i, j);
-                stop = alike(&c, i, j, number);
-                Py_ssize_t cell = line + c.starts[j];
-                quantize_run((float *)x.data + cell, c.starts[stop] - c.starts[j],
-                             (float)inverse, (char *)levels.data + cell * size, size,
-                             found + number);
-            }
+            Py_ssize_t line = c.rows[i] * c.num_columns;
+            quantize_row(&c, i, (float *)x.data + line, (float)inverse, room, size,
+                         (char *)levels.data + line * size, found);
         }
         memcpy(sums.data, found, sizeof found);
     }
+    free(room);
     free(c.owned);
     Py_END_ALLOW_THREADS
+    if (wrong == no_memory || (!wrong && !room))
+        return PyErr_NoMemory();
     if (wrong)
         return refuse(wrong);
     Py_RETURN_NONE;
@@ -897,15 +908,32 @@ static void widen(Reader *r, Levels *p)
         p->wide[i] = p->narrow[i];
 }
 
-/* One more is read than is used. Apart, as its few variables then stay in registers. */
-APART static void apply_to_narrow(int8_t *restrict values, Py_ssize_t num, int limit,
-                                  const int64_t *restrict excess)
+/* Which of 64 values or fewer saturate, a byte each; those that are not there do not. */
+FOR_AVX2_TOO
+static void find_saturated(const int8_t *restrict values, Py_ssize_t num, int limit,
+                           uint8_t *restrict found)
 {
-    for (Py_ssize_t i = 0; i < num; i++) {
-        int v = values[i], sign = v >> 31, size = (v ^ sign) - sign;
-        int found = size >= limit, more = (int)*excess & -found;
-        values[i] = (int8_t)(v + (more ^ sign) - sign);
-        excess += found;
+    int8_t high = (int8_t)limit, low = (int8_t)-limit;
+    if (num == 64)
+        for (int i = 0; i < 64; i++)
+            found[i] = (uint8_t)((values[i] >= high) | (values[i] <= low));
+    else
+        for (int i = 0; i < 64; i++)
+            found[i] = i < num && (values[i] >= high || values[i] <= low);
+}
+
+static void apply_to_narrow(int8_t *values, Py_ssize_t num, int limit,
+                            const int64_t *excess)
+{
+    for (Py_ssize_t i = 0; i < num; i += 64, values += 64) {
+        uint64_t words[8];
+        find_saturated(values, num - i < 64 ? num - i : 64, limit, (uint8_t *)words);
+        for (int j = 0; j < 8; j++)
+            for (uint64_t left = words[j]; left; left &= left - 1) {
+                int8_t *v = values + 8 * j + lowest_bit(left) / 8;
+                int more = (int)*excess++;
+                *v = (int8_t)(*v < 0 ? *v - more : *v + more);
+            }
     }
 }
 

@@ -8,11 +8,13 @@
 
 `separable` applies a basis along the dimensions one after the other, `lines` chooses
 how a line is transformed: by a matrix, by an FFT (`dct`) or by filters (`wavelets`).
+`stages` says it of small planes, which loops of `kernels` transform.
 """
 
 from flwr_slfac.codec.transforms.basis import Basis, parse_basis
 from flwr_slfac.codec.transforms.order import order_1d, order_2d
 from flwr_slfac.codec.transforms.separable import forward_rows, inverse_rows
+from flwr_slfac.codec.transforms.stages import plane_transform
 
 __all__ = [
     "Basis",
@@ -21,4 +23,5 @@ __all__ = [
     "order_1d",
     "order_2d",
     "parse_basis",
+    "plane_transform",
 ]

@@ -9,13 +9,19 @@ that is 8 to 11 times the speed of one product with the Kronecker matrix, and fo
 still 1.5 times. What happens to one line is in `lines`. Along two dimensions the DCT is
 separable; wavelets are those of `pywt.wavedec2`, laid out as `pywt.coeffs_to_array`
 does (coarse at the top left).
+
+Planes of float32 on a CPU whose sizes are at most 64 go by the stages of `stages`
+instead, in loops of `kernels` that give the same bits compiled and in NumPy.
 """
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 
-from flwr_slfac.codec.kernels import scratch
+from flwr_slfac.codec.kernels import PlaneTransform, kernels, scratch
 from flwr_slfac.codec.transforms.basis import Basis
 from flwr_slfac.codec.transforms.lines import (
     Line,
@@ -24,7 +30,12 @@ from flwr_slfac.codec.transforms.lines import (
     inverse_line,
     level_matrix,
 )
+from flwr_slfac.codec.transforms.stages import plane_transform
+from flwr_slfac.codec.transforms.wavelets import Array
 from flwr_slfac.errors import SettingError
+
+# Indices of more planes than this are not kept.
+_CACHED_PLANES = 2**14
 
 
 def forward_rows(
@@ -58,7 +69,10 @@ def forward_rows(
     torch.Size([4, 6, 3])
     """
     _require_float(rows.dtype)
-    sizes = rows.shape[1:]
+    sizes = tuple(rows.shape[1:])
+    transform = _small_planes(rows, basis, sizes)
+    if transform is not None:
+        return _forward_planes(rows.contiguous(), transform, sizes, reuses)
     if not basis.is_wavelet:
         names = ("forward", "forward too") if reuses else ("", "")
         lines = [
@@ -98,7 +112,10 @@ def inverse_rows(
         As `forward_rows`.
     """
     _require_float(coeffs.dtype)
-    sizes = coeffs.shape[:-1]
+    sizes = tuple(coeffs.shape[:-1])
+    transform = _small_planes(coeffs, basis, sizes)
+    if transform is not None:
+        return _inverse_planes(coeffs.contiguous(), transform, sizes, reuses)
     if not basis.is_wavelet:
         return _unrotate_all(coeffs, basis.name, reuses)
     num_levels = basis.num_levels(*sizes)
@@ -110,6 +127,56 @@ def inverse_rows(
         part = tuple(slice(n >> level) for n in sizes)
         coeffs[part] = _unrotate_all(coeffs[part], basis.name).movedim(0, -1)
     return _unrotate_all(coeffs, basis.name)
+
+
+def _small_planes(
+    values: torch.Tensor, basis: Basis, sizes: tuple[int, ...]
+) -> PlaneTransform | None:
+    """Return the stages if the kernels take such values, None if they do not."""
+    if values.dtype is not torch.float32 or values.device.type != "cpu":
+        return None
+    return plane_transform(basis, sizes)
+
+
+def _forward_planes(
+    rows: torch.Tensor, transform: PlaneTransform, sizes: tuple[int, ...], reuses: bool
+) -> torch.Tensor:
+    num_places, num_rows = math.prod(sizes), len(rows)
+    coeffs = _result("forward", (num_places, num_rows), rows, reuses)
+    planes = rows.reshape(num_rows, num_places).numpy()
+    kernels().forward_planes(planes, _all(num_rows), transform, coeffs.numpy())
+    return coeffs.view(*sizes, num_rows)
+
+
+def _inverse_planes(
+    coeffs: torch.Tensor,
+    transform: PlaneTransform,
+    sizes: tuple[int, ...],
+    reuses: bool,
+) -> torch.Tensor:
+    num_places, num_rows = math.prod(sizes), coeffs.shape[-1]
+    planes = _result("inverse", (num_rows, num_places), coeffs, reuses)
+    flat = coeffs.reshape(num_places, num_rows).numpy()
+    kernels().inverse_planes(flat, _all(num_rows), transform, planes.numpy())
+    return planes.view(num_rows, *sizes)
+
+
+def _result(
+    name: str, shape: tuple[int, int], like: torch.Tensor, reuses: bool
+) -> torch.Tensor:
+    return scratch(name, shape, like.dtype) if reuses else like.new_empty(shape)
+
+
+def _all(num_rows: int) -> Array:
+    """Return the index of all rows."""
+    if num_rows <= _CACHED_PLANES:
+        return _cached_all(num_rows)
+    return np.arange(num_rows, dtype=np.int64)
+
+
+@lru_cache(maxsize=16)
+def _cached_all(num_rows: int) -> Array:
+    return np.arange(num_rows, dtype=np.int64)
 
 
 def _rotate_all(rows: torch.Tensor, lines: Sequence[Line]) -> torch.Tensor:

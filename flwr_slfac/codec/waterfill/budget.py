@@ -49,7 +49,7 @@ def variation(planes: torch.Tensor, hints: Hints) -> float:
     num = planes.shape[dim]
     if hints.role == "gradient" or num == 1:
         return total
-    between = total - num * energy(planes.mean(dim))
+    between = total - num * energy(planes.mean(dim, keepdim=True))
     between *= num / (num - 1)
     return min(max(between, _LEAST_VARIATION * total), total)
 

@@ -34,7 +34,7 @@ def share_near_zero(x: torch.Tensor, distortion: float) -> float:
     flat = x.reshape(-1) if x.is_contiguous() else x[:, :, 0].reshape(-1)
     some = flat[:: 1 + x.numel() // _SHARE_SIZE]
     rms = math.sqrt(distortion / x.numel())
-    return int(torch.count_nonzero(some <= rms)) / some.numel()
+    return int(np.count_nonzero(some.cpu().numpy() <= rms)) / some.numel()
 
 
 def gain_near(plan: Plan, x: torch.Tensor, step: float, near_zero: float) -> float:
@@ -77,23 +77,34 @@ def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> floa
     picked = np.linspace(first, len(x) - 1, num_picked).astype(int)
     index = torch.from_numpy(picked).to(x.device)
     some = plan.rows.index_select(0, index)
-    planes = some.reshape(-1, x.shape[2])
-    scaled = forward_planes(planes, transform.basis, transform.shape) * (1 / step)
-    levels = torch.nn.functional.softshrink(scaled, SHRINK).round_()
-    error = levels - scaled
-    # The centroid of all classes together is near enough.
-    signs = levels.sign()
-    inside = float(signs.abs().sum())
-    error -= signs * (float((error * signs).sum()) / max(inside, 1.0))
-    back = inverse_planes(error * step, transform.basis, transform.shape)
+    error = _quantization_error(plan, some, step)
+    back = inverse_planes(error, transform.basis, transform.shape)
     back = back.reshape(some.shape)
     original = x.index_select(0, index)
     if transform.matrix is not None:
         back = torch.matmul(transform.matrix.t(), back)
         if transform.num_rows < x.shape[1]:
             inner = torch.matmul(transform.matrix, original)
-            back = back + torch.matmul(transform.matrix.t(), inner) - original
-    before = float(back.square().sum(dtype=torch.float64))
-    clamped = (original + back).clamp_(min=0).sub_(original)
-    after = float(clamped.square().sum(dtype=torch.float64))
+            left_out = torch.matmul(transform.matrix.t(), inner).sub_(original)
+            back = back.add_(left_out, alpha=1 / step)
+    before = _dot(back, back)
+    clamped = original.add(back, alpha=step).clamp_(min=0).sub_(original)
+    after = _dot(clamped, clamped) / step**2
     return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0
+
+
+def _quantization_error(plan: Plan, some: torch.Tensor, step: float) -> torch.Tensor:
+    """Return the errors of the coefficients of some rows, in steps."""
+    planes = some.reshape(-1, some.shape[2])
+    transform = plan.transform
+    scaled = forward_planes(planes, transform.basis, transform.shape).mul_(1 / step)
+    levels = torch.nn.functional.softshrink(scaled, SHRINK).round_()
+    error = torch.sub(levels, scaled, out=scaled)
+    signs = levels.sign_()
+    # The centroid of all classes together is near enough.
+    inside = max(int(torch.count_nonzero(signs)), 1)
+    return error.sub_(signs, alpha=_dot(error, signs) / inside)
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.dot(one.reshape(-1), other.reshape(-1)))

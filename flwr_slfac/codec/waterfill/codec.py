@@ -189,7 +189,8 @@ class Waterfill(Codec):
         if tensor.numel() == 0:
             return zero_sections()
         shape = PlaneShape.of(tensor.shape)
-        x, normalization = normalize(shape.to_planes(tensor.contiguous()))
+        planes = shape.to_planes(tensor.contiguous()).contiguous()
+        x, normalization = normalize(planes)
         weights = None if self.noise is None else weights_of(hints)
         if weights is not None:
             x = weights.apply(x, shape)

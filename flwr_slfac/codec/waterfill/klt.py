@@ -42,6 +42,8 @@ _VISIBLE = 1e-6
 # Our limit, against crafted headers: values of a channel basis for each value coded.
 _MOST_SHARE, _SMALL = 4, 64
 _CODES, _LEVELS = "stream.waterfill.codes", "stream.waterfill.levels"
+# What comes of them: for small frames it takes as long as all else.
+_ROWS = "stream.waterfill.rows"
 
 
 def is_allowed(num_rows: int, num_channels: int, num_values: int) -> bool:
@@ -59,10 +61,13 @@ class Rotation:
         Row k is ``codes[k] * 2**-levels[k]`` before it is made orthonormal.
     levels : Tensor (r,), int32
         In [0, 20], in units of a halving of the step.
+    known : Tensor (r, C), optional
+        The orthonormal rows, float32, if they are known already.
     """
 
     codes: torch.Tensor
     levels: torch.Tensor
+    known: torch.Tensor | None = None
 
     def matrix(self, device: torch.device) -> torch.Tensor:
         """Return orthonormal rows (r, C), float32.
@@ -72,6 +77,8 @@ class Rotation:
         DecodeError
             If the rows are not independent.
         """
+        if self.known is not None:
+            return self.known.to(device)
         rows = self.codes.to(torch.float64) * torch.exp2(-self.levels.double())[:, None]
         factor, info = torch.linalg.cholesky_ex(rows @ rows.t())
         result: torch.Tensor = torch.linalg.solve_triangular(factor, rows, upper=False)
@@ -89,6 +96,7 @@ class Rotation:
     def store(self, memory: Memory) -> None:
         """Store the basis in the memory of a stream."""
         memory[_CODES], memory[_LEVELS] = self.codes, self.levels
+        memory[_ROWS] = self.matrix(torch.device("cpu"))
 
     def lists(self) -> list[Ints]:
         """Return what travels, int64: changes of levels, then the rows of each."""
@@ -117,7 +125,7 @@ def stored_rotation(memory: Memory) -> Rotation | None:
     """Return the basis in the memory of a stream, if there is one."""
     if _CODES not in memory:
         return None
-    return Rotation(memory[_CODES], memory[_LEVELS])
+    return Rotation(memory[_CODES], memory[_LEVELS], memory.get(_ROWS))
 
 
 def gram_matrix(x: torch.Tensor) -> Reals:

@@ -30,10 +30,10 @@ class Normalization:
 
 
 def normalize(planes: torch.Tensor) -> tuple[torch.Tensor, Normalization]:
-    """Return float32 values of safe magnitude, and what was taken out."""
-    low, high = torch.aminmax(planes)
-    is_nonnegative = float(low) >= 0
-    largest = max(-float(low), float(high))
+    """Return float32 values (N, C, S) of safe magnitude, and what was taken out."""
+    low, high = map(float, torch.aminmax(planes))
+    is_nonnegative = low >= 0
+    largest = max(-low, high)
     if largest == 0.0 or _SAFE_RANGE[0] < largest < _SAFE_RANGE[1]:
         return planes.to(torch.float32), Normalization(0, is_nonnegative)
     exponent = math.frexp(largest)[1]

@@ -26,11 +26,14 @@ from flwr_slfac.codec.waterfill.energies import (
 from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.codec.waterfill.reuse import Choice, Kept, allowed_rms, kept_choice
 from flwr_slfac.codec.waterfill.target import Target
-from flwr_slfac.codec.waterfill.transform import Transform, plane_energies, reflect
+from flwr_slfac.codec.waterfill.transform import (
+    Told,
+    Transform,
+    plane_energies,
+    reflect,
+)
 from flwr_slfac.codec.waterfill.trials import bases_for, best_trial
 
-# Squares of so many coefficients at a time stay in a CPU's cache, a MiB of float32.
-_SQUARES_SIZE = 2**18
 # Our choice: a sample's energy costs about a byte, which fewer coefficients do not
 # save by having their own.
 _FEWEST_PER_SAMPLE = 8
@@ -170,16 +173,15 @@ def _plan_of(
     of_samples, of_channels = fit_separable(energies / shape.num_positions, level)
     if rows.shape[1] * shape.num_positions < _FEWEST_PER_SAMPLE:
         of_samples = np.ones_like(of_samples)
-    transform, coefficients, energy_model, groups = _transformed(
+    transform, told, energy_model, groups = _transformed(
         rows, shape, choice, (of_samples, of_channels), level
     )
-    low, high = torch.aminmax(coefficients)
     return Plan(
         transform,
         choice.channels,
         rows,
-        coefficients,
-        max(-float(low), float(high)),
+        told.coefficients,
+        told.largest,
         energy_model,
         groups,
         left_out,
@@ -238,7 +240,7 @@ def _transformed(
     choice: Choice,
     energies: tuple[Reals, Reals],
     level: float,
-) -> tuple[Transform, torch.Tensor, EnergyModel, Ints]:
+) -> tuple[Transform, Told, EnergyModel, Ints]:
     """Transform rows, planes of most energy first, and complete the energy model."""
     a, u = energies
     model = EnergyModel(half_units(a), half_units(u), np.zeros(1, np.int64))
@@ -246,12 +248,18 @@ def _transformed(
     transform = Transform(
         shape, choice.basis, choice.channels.matrix, choice.has_mean, order
     )
-    coefficients = transform.forward(rows)
     groups = frequency_groups(choice.basis, shape, rows.shape[1])
     of_planes = (a[:, None] * u[None, :]).reshape(-1)[order]
-    frequencies = _frequency_energies(coefficients, groups, of_planes, level)
+    floor = max(level, _LEAST_SHARE * float(of_planes.max()), _LEAST_ENERGY)
+    weights = 1 / (of_planes + floor)
+    told = transform.forward(rows, weights)
+    # The energy of each frequency group, relative to the model of planes.
+    below = np.bincount(groups) * float((of_planes * weights).sum())
+    frequencies = np.bincount(groups, told.energies) / below
+    if len(groups) == 1:
+        frequencies = np.ones(1)
     model = replace(model, frequencies=half_units(frequencies))
-    return transform, coefficients, model, groups
+    return transform, told, model, groups
 
 
 def _channel_options(
@@ -272,22 +280,3 @@ def _channel_options(
     return klt.channel_transforms(
         moments, num_each, level, spare, memory, x.device
     ), level
-
-
-def _frequency_energies(
-    coefficients: torch.Tensor, groups: Ints, model: Reals, level: float
-) -> Reals:
-    """Return the energy of each frequency group, relative to the model of planes."""
-    if len(groups) == 1:
-        return np.ones(1)
-    weights = 1 / (model + max(level, _LEAST_SHARE * float(model.max()), _LEAST_ENERGY))
-    column = torch.from_numpy(weights).to(coefficients)
-    # A few frequencies at a time: their squares stay in the cache.
-    num_at_once = max(1, _SQUARES_SIZE // coefficients.shape[1])
-    starts = range(0, len(coefficients), num_at_once)
-    squares = [coefficients[i : i + num_at_once].square() @ column for i in starts]
-    above = torch.cat(squares).to("cpu", torch.float64).numpy()
-    below = float((model * weights).sum())
-    sizes = np.bincount(groups)
-    result: Reals = np.bincount(groups, above) / (sizes * below)
-    return result

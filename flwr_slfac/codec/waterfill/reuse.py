@@ -119,10 +119,9 @@ class Kept:
             self.first_bits,
             self.bits,
         ]
-        memory[_NUMBERS] = torch.tensor(numbers, dtype=torch.float64)
-        memory[_BASIS] = torch.tensor(
-            list(self.basis.encode("ascii")), dtype=torch.uint8
-        )
+        memory[_NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
+        name = np.frombuffer(self.basis.encode("ascii"), np.uint8)
+        memory[_BASIS] = torch.from_numpy(name.copy())
 
 
 def kept_choice(

@@ -123,10 +123,12 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
         weights = Weights.unpack(head.weights, shape.sizes)
     coefficients, order = _read_coefficients(head, shape, basis, frame, reader)
     transform = Transform(shape, basis, matrix, bool(head.flags & header.MEAN), order)
-    planes = transform.inverse(
-        torch.from_numpy(coefficients).to(device),
-        is_nonnegative=bool(head.flags & header.NONNEGATIVE),
-    )
+    clamps = bool(head.flags & header.NONNEGATIVE)
+    values = torch.from_numpy(coefficients).to(device)
+    rows = transform.inverse_rows(values, is_nonnegative=clamps)
+    # As large as the tensor: not to be kept while channels are turned back.
+    del coefficients, values
+    planes = transform.unrotate(rows, is_nonnegative=clamps)
     if weights is not None:
         planes = weights.undo(planes, shape)
     result = denormalize(planes, head.exponent, shape, frame)

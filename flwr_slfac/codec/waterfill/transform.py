@@ -17,16 +17,54 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flwr_slfac.codec.kernels import kernels, scratch
+from flwr_slfac.codec.kernels import PlaneTransform, kernels, scratch
 from flwr_slfac.codec.layout import PlaneShape
-from flwr_slfac.codec.transforms import Basis, forward_rows, inverse_rows
+from flwr_slfac.codec.transforms import (
+    Basis,
+    forward_rows,
+    inverse_rows,
+    plane_transform,
+)
+
+Floats = npt.NDArray[np.floating[Any]]
 
 # Values worked on at a time, of planes and of channels: about what a CPU's cache holds.
-_PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**19
+_PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**17
 # Fewer planes at a time make products slow.
 _FEWEST_PLANES = 64
-# float32 sums of so many squares lose less than float32 has digits.
-_RUN = 1024
+# Squares of so many coefficients at a time stay in a CPU's cache, a MiB of float32.
+_SQUARES_SIZE = 2**18
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """Coefficients, and what is told of them.
+
+    Parameters
+    ----------
+    coefficients : Tensor (S, N * r)
+        Planes in the order of columns.
+    largest : float
+        Largest magnitude.
+    energies : ndarray (S,)
+        Sums of squares times the weights of columns.
+    """
+
+    coefficients: torch.Tensor
+    largest: float
+    energies: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, coefficients: torch.Tensor, weights: Floats) -> "Told":
+        """Look at coefficients by PyTorch."""
+        column = torch.from_numpy(weights).to(coefficients)
+        # A few frequencies at a time: their squares stay in the cache.
+        num = max(1, _SQUARES_SIZE // coefficients.shape[1])
+        starts = range(0, len(coefficients), num)
+        squares = [coefficients[i : i + num].square() @ column for i in starts]
+        energies = torch.cat(squares).to("cpu", torch.float64).numpy()
+        low, high = torch.aminmax(coefficients)
+        return cls(coefficients, max(-float(low), float(high)), energies)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +96,43 @@ class Transform:
         """Rows after the rotation of channels."""
         return self.shape.num_channels if self.matrix is None else len(self.matrix)
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Take rotated planes (N, r, S) to coefficients (S, N * r).
+    def forward(self, rows: torch.Tensor, weights: Floats) -> "Told":
+        """Take rotated planes (N, r, S) to coefficients (S, N * r), and tell of them.
 
-        They may lie in a buffer of this thread, until its next call.
+        Coefficients may lie in a buffer of this thread, until its next call.
+
+        Parameters
+        ----------
+        rows : Tensor (N, r, S)
+            float32.
+        weights : ndarray (N * r,)
+            Of planes, in the order of columns.
         """
         planes = rows.reshape(len(self.order), self.shape.num_positions)
-        index = torch.from_numpy(self.order).to(rows.device)
-        coefficients = _room("coefficients", (planes.shape[1], len(index)), planes)
+        coefficients = _room("coefficients", (planes.shape[1], len(planes)), planes)
+        stages = self._stages(planes)
+        if stages is None:
+            self._forward_by_chunks(planes, coefficients)
+            return Told.of(coefficients, weights)
+        sums, ends = kernels().forward_planes(
+            planes.contiguous().numpy(),
+            self.order,
+            stages,
+            coefficients.numpy(),
+            weights.astype(np.float32),
+        )
+        return Told(coefficients, max(-float(ends[0]), float(ends[1])), sums)
+
+    def _stages(self, planes: torch.Tensor) -> PlaneTransform | None:
+        """Return what the kernels do, None where they do not."""
+        if planes.device.type != "cpu":
+            return None
+        return plane_transform(self.basis, self.shape.sizes or (1,))
+
+    def _forward_by_chunks(
+        self, planes: torch.Tensor, coefficients: torch.Tensor
+    ) -> None:
+        index = torch.from_numpy(self.order).to(planes.device)
         num = _planes_at_once(planes)
         for start in range(0, len(index), num):
             chunk = slice(start, start + num)
@@ -75,17 +142,39 @@ class Transform:
             coefficients[:, chunk] = forward_planes(
                 part, self.basis, self.shape, reuses=True
             )
-        return coefficients
 
     def inverse(
         self, coefficients: torch.Tensor, *, is_nonnegative: bool = False
     ) -> torch.Tensor:
-        """Take coefficients back to planes (N, C, S), clamped at zero if asked to.
+        """Take coefficients back to planes (N, C, S), clamped at zero if asked to."""
+        rows = self.inverse_rows(coefficients, is_nonnegative=is_nonnegative)
+        return self.unrotate(rows, is_nonnegative=is_nonnegative)
 
-        Chunks that fit a cache spare the memory of whole tensors in between.
-        """
+    def inverse_rows(
+        self, coefficients: torch.Tensor, *, is_nonnegative: bool
+    ) -> torch.Tensor:
+        """Take coefficients back to rotated planes (N, r, S), for `unrotate`."""
+        planes = coefficients.new_empty(len(self.order), self.shape.num_positions)
+        is_last = self.matrix is None and not self.has_mean
+        stages = self._stages(planes)
+        if stages is None:
+            self._inverse_by_chunks(coefficients, planes)
+        else:
+            kernels().inverse_planes(
+                coefficients.contiguous().numpy(),
+                self.order,
+                stages,
+                planes.numpy(),
+                is_nonnegative and is_last,
+            )
+        rows = planes.view(self.shape.num_samples, self.num_rows, -1)
+        return reflect(rows, out=rows) if self.has_mean else rows
+
+    def _inverse_by_chunks(
+        self, coefficients: torch.Tensor, planes: torch.Tensor
+    ) -> None:
+        """Chunks that fit a cache spare the memory of whole tensors in between."""
         index = torch.from_numpy(self.order).to(coefficients.device)
-        planes = coefficients.new_empty(len(index), self.shape.num_positions)
         num = _planes_at_once(planes)
         for start in range(0, len(index), num):
             chunk = slice(start, start + num)
@@ -93,16 +182,15 @@ class Transform:
             room = _room("planes", tuple(part.shape), planes)
             part = room.copy_(part)
             part = inverse_planes(part, self.basis, self.shape, reuses=True)
-            _place(part, index[chunk], planes)
-        rows = planes.view(self.shape.num_samples, self.num_rows, -1)
-        if self.has_mean:
-            rows = reflect(rows, out=rows)
-        return self._unrotate(rows, is_nonnegative)
+            planes.index_copy_(0, index[chunk], part.contiguous())
 
-    def _unrotate(self, rows: torch.Tensor, is_nonnegative: bool) -> torch.Tensor:
+    def unrotate(self, rows: torch.Tensor, *, is_nonnegative: bool) -> torch.Tensor:
         """Undo the rotation of channels, in place where it is square."""
         if self.matrix is None:
-            return rows.clamp_(min=0) if is_nonnegative else rows
+            # Small planes that nothing else is done to are clamped already.
+            is_clamped = self._stages(rows) is not None and not self.has_mean
+            needs_clamp = is_nonnegative and not is_clamped
+            return rows.clamp_(min=0) if needs_clamp else rows
         num_samples, num_rows, num_positions = rows.shape
         num_channels = self.shape.num_channels
         result = rows
@@ -112,23 +200,15 @@ class Transform:
         turned = self.matrix.t().contiguous()
         for start in range(0, num_samples, step):
             chunk = slice(start, start + step)
-            part = torch.matmul(turned, rows[chunk])
+            some = rows[chunk]
+            room = _room("turned", (len(some), num_channels, num_positions), rows)
+            part = torch.matmul(turned, some, out=room)
             result[chunk] = part.clamp_(min=0) if is_nonnegative else part
         return result
 
 
 def _planes_at_once(planes: torch.Tensor) -> int:
     return max(_FEWEST_PLANES, _PLANE_VALUES // planes.shape[1])
-
-
-def _place(part: torch.Tensor, index: torch.Tensor, planes: torch.Tensor) -> None:
-    """Write rows to where the index says."""
-    loops, columns = kernels().spectra, part.t()
-    if loops is None or not columns.is_contiguous() or part.device.type != "cpu":
-        planes.index_copy_(0, index, part.contiguous())
-        return
-    matrix = columns.numpy()
-    loops.place_columns(matrix, *matrix.shape, index.numpy(), planes.numpy())
 
 
 def _room(name: str, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
@@ -179,18 +259,17 @@ def reflect(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor
 
 
 def energy(x: torch.Tensor) -> float:
-    """Return the sum of squares: float32 within short runs, float64 over them."""
-    if x.is_contiguous() and x.numel() >= _RUN:
-        flat = x.reshape(-1)
-        whole = flat.numel() // _RUN * _RUN
-        runs = flat[:whole].view(-1, 1, _RUN)
-        total = torch.bmm(runs, runs.transpose(1, 2)).sum(dtype=torch.float64)
-        return float(total + flat[whole:].square().sum(dtype=torch.float64))
-    return float(x.square().sum(dtype=torch.float64))
+    """Return the sum of squares of (N, r, S), not empty, float32."""
+    return float(plane_energies(x).sum())
 
 
 def plane_energies(rows: torch.Tensor) -> npt.NDArray[np.float64]:
     """Return sums of squares over positions (N, r), in float64."""
+    if rows.device.type == "cpu":
+        planes = rows.reshape(-1, rows.shape[2]).contiguous()
+        found = kernels().plane_energies(planes.numpy())
+        of_planes: npt.NDArray[np.float64] = found.reshape(rows.shape[:2])
+        return of_planes
     norms = torch.linalg.vector_norm(rows, dim=2)
     result: npt.NDArray[np.float64] = norms.to("cpu", torch.float64).square().numpy()
     return result
