@@ -32,6 +32,7 @@ _MOST = 15
 _POWER = 0.25
 # Our choice: more planes tell a spectrum no better.
 _ENOUGH_VALUES = 2**16
+_CHUNK_VALUES = 2**16
 _DCT = parse_basis("dct")
 
 
@@ -99,26 +100,29 @@ class Weights:
 
     def apply(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
         """Filter planes (N, C, S) by the weights."""
-        return self._filter(planes, shape, -0.5)
+        return self._filter(planes, shape, -0.5, torch.empty_like(planes))
 
     def undo(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
-        """Undo `apply`."""
-        return self._filter(planes, shape, 0.5)
+        """Undo `apply`, in place."""
+        return self._filter(planes, shape, 0.5, planes)
 
     def _filter(
-        self, planes: torch.Tensor, shape: PlaneShape, octaves: float
+        self, planes: torch.Tensor, shape: PlaneShape, octaves: float, out: torch.Tensor
     ) -> torch.Tensor:
-        flat = planes.reshape(-1, shape.num_positions)
-        coefficients = forward_planes(flat, _DCT, shape)
         halves = np.zeros((1,) * len(self.bands))
         for axis, (bands, size) in enumerate(zip(self.bands, shape.sizes, strict=True)):
-            of_axis = np.array(bands)[_bands(size)]
-            halves = halves + np.expand_dims(
-                of_axis, tuple(d for d in range(len(self.bands)) if d != axis)
-            )
-        factors = torch.from_numpy(2.0 ** (octaves * halves.reshape(-1, 1)))
-        coefficients = coefficients * factors.to(coefficients)
-        return inverse_planes(coefficients, _DCT, shape).reshape(planes.shape)
+            others = tuple(d for d in range(len(self.bands)) if d != axis)
+            halves = halves + np.expand_dims(np.array(bands)[_bands(size)], others)
+        factors = torch.from_numpy(2.0 ** (octaves * halves.reshape(-1, 1))).to(planes)
+        flat, result = (x.view(-1, shape.num_positions) for x in (planes, out))
+        # So many at a time stay in a cache.
+        num = max(1, _CHUNK_VALUES // shape.num_positions)
+        for start in range(0, len(flat), num):
+            chunk = slice(start, start + num)
+            coefficients = forward_planes(flat[chunk], _DCT, shape, reuses=True)
+            coefficients.mul_(factors)
+            result[chunk] = inverse_planes(coefficients, _DCT, shape, reuses=True)
+        return out
 
 
 def _attenuation(powers: npt.NDArray[np.float64]) -> tuple[int, ...]:
