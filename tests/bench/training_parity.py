@@ -26,8 +26,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import TensorDataset
 
-from flwr_slfac import Device, cut
-from flwr_slfac.codec import parse_codec
+from flwr_slfac import Device, Halves, cut
+from flwr_slfac.codec import Codec, decode, encode, parse_codec
 from flwr_slfac.split import ServerHalf, train_locally
 from tests.bench.datasets import load_dataset
 from tests.models import resnet18
@@ -43,6 +43,8 @@ ARMS = {
     "waterfill 0.15/0.5": ("waterfill(nrmse=0.15)", "waterfill(nrmse=0.5)"),
     "waterfill 0.2/0.6": ("waterfill(nrmse=0.2)", "waterfill(nrmse=0.6)"),
     "waterfill 0.3/0.7": ("waterfill(nrmse=0.3)", "waterfill(nrmse=0.7)"),
+    "noise 0.1 up": ("waterfill(noise=0.1)", "identity"),
+    "noise 0.1 down": ("identity", "waterfill(noise=0.1)"),
     "noise 0.05": ("waterfill(noise=0.05)", "waterfill(noise=0.05)"),
     "noise 0.1": ("waterfill(noise=0.1)", "waterfill(noise=0.1)"),
     "noise 0.2": ("waterfill(noise=0.2)", "waterfill(noise=0.2)"),
@@ -137,14 +139,23 @@ def train(
     whole = halves.load(result.front, server.snapshot()).eval()
     with torch.no_grad():
         scores = torch.cat([whole(x) for x in test_x.split(256)])
+        coded = torch.cat([_through(halves, x, up) for x in test_x.split(BATCH)])
     crossed = [r for r in result.traffic.rows() if r.direction in ("up", "down")]
     num_bytes = sum(r.num_bytes for r in crossed)
     return {
         "accuracy": score(scores, test_y, balanced=dataset == "ham10000"),
+        "through_split": score(coded, test_y, balanced=dataset == "ham10000"),
         "num_bytes": num_bytes,
         "ratio": sum(r.raw_bytes for r in crossed) / num_bytes,
         "seconds": seconds,
     }
+
+
+def _through(halves: Halves, x: Tensor, up: Codec) -> Tensor:
+    """Return the scores of a batch whose activations are coded on their way."""
+    smashed = halves.front.eval()(x)
+    scores: Tensor = halves.back.eval()(decode(encode(smashed, up)))
+    return scores
 
 
 def _class_weights(targets: Tensor, num_classes: int) -> Tensor:
