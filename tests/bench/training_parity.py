@@ -139,7 +139,8 @@ def train(
     whole = halves.load(result.front, server.snapshot()).eval()
     with torch.no_grad():
         scores = torch.cat([whole(x) for x in test_x.split(256)])
-        coded = torch.cat([_through(halves, x, up) for x in test_x.split(BATCH)])
+        split = cut(whole, at="layer1")
+        coded = torch.cat([_through(split, x, up) for x in test_x.split(BATCH)])
     crossed = [r for r in result.traffic.rows() if r.direction in ("up", "down")]
     num_bytes = sum(r.num_bytes for r in crossed)
     return {
