@@ -177,6 +177,7 @@ class Waterfill(Codec):
         plan = self._plan(x, shape, target, hints.memory)
         if target.num_bits is None:
             quantized = _quantized(plan, x, target, normalization)
+            plan = _without_values(plan)
             sections = write_sections(plan, quantized, normalization, self._coder)
         else:
             quantized, sections = self._fit_bits(plan, target.num_bits, normalization)
@@ -256,6 +257,12 @@ class Waterfill(Codec):
     ) -> torch.Tensor:
         """Decode with the stream's channel basis, or raise DecodeError."""
         return read_sections(frame, memory, device)
+
+
+def _without_values(plan: Plan) -> Plan:
+    """Return a plan that does not hold on to tensors while levels are coded."""
+    rows = plan.rows.new_empty(len(plan.rows), 0)
+    return replace(plan, rows=rows, coefficients=rows.new_empty(0))
 
 
 def _quantized(
