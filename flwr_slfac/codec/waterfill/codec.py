@@ -84,7 +84,8 @@ class Waterfill(Codec):
         is what trials chose, which come every sixteenth step.
     coder : {"range", "fast"}, default "range"
         ``"range"`` comes within about a percent of the entropy of its model; ``"fast"``
-        is Huffman coding of several values at once (zstd), some percent larger.
+        is Huffman coding of several values at once (zstd), some percent larger, and
+        quicker than ``"range"`` only where the reference kernels run.
 
     Raises
     ------
