@@ -47,6 +47,7 @@ CODECS = (
 SIZES = (2**16, 2**20, 2**23, 50 * 2**20)
 PEAK_SIZES = (2**20, 2**23)
 _WAYS = ("encode", "decode")
+_IN_A_STREAM = " in a stream"
 RESULTS = Path(__file__).parent / "results" / "codec_speed.md"
 
 
@@ -217,15 +218,21 @@ def table(x: torch.Tensor, codecs: Sequence[str], repeats: int) -> list[str]:
 
 def peak_growth(text: str, way: str, num_bytes: int) -> float:
     """Return the growth of this process's peak over one call, in tensor sizes."""
-    codec, x = parse_codec(text), smashed(num_bytes)
+    codec, x = parse_codec(text.removesuffix(_IN_A_STREAM)), smashed(num_bytes)
+    mine: Memory | None = {} if text.endswith(_IN_A_STREAM) else None
+    theirs: Memory | None = None if mine is None else {}
     # Loaded code, caches and thread pools are not the tensor's memory.
-    data = encode(x, codec)
-    decode(data)
+    for _ in range(2):
+        data = encode(x, codec, memory=mine)
+        decode(data, memory=theirs)
     # Freed memory that the allocator keeps would be reused without growth.
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     reset_peak()
     before = peak_bytes("VmRSS")
-    result = decode(data) if way == "decode" else encode(x, codec)
+    if way == "decode":
+        result: object = decode(data, memory=theirs)
+    else:
+        result = encode(x, codec, memory=mine)
     growth = peak_bytes("VmHWM") - before
     del result
     return growth / x.nbytes
@@ -258,7 +265,8 @@ def memory_table(codecs: Sequence[str]) -> list[str]:
     # Smooth noise: the images' own loading would leave freed memory to be reused.
     env = {k: v for k, v in os.environ.items() if k != "SLFAC_DATA_DIR"}
     module = [sys.executable, "-m", "tests.bench.codec_speed", "--peak"]
-    for text in codecs:
+    streams = [text + _IN_A_STREAM for text in codecs if text.startswith("waterfill")]
+    for text in sorted([*codecs, *streams]):
         cells = []
         for size, way in itertools.product(PEAK_SIZES, _WAYS):
             command = [*module, text, way, str(size)]

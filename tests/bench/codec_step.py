@@ -1,6 +1,6 @@
 """How much codecs add to split training, in process, in paired runs.
 
-Usage: python -m tests.bench.codec_step [--pairs 15]
+Usage: python -m tests.bench.codec_step [--pairs 15] [--work ResNet-18]
 
 Two kinds of work: a round of the quickstart (its network, ten devices with 128 images
 each, batches of 32, two epochs, one thread) against `float16`, and steps of a
@@ -42,6 +42,8 @@ def main() -> None:
     """Print both ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=15)
+    names = ("quickstart", "ResNet-18")
+    parser.add_argument("--work", nargs="+", default=names, choices=names)
     options = parser.parse_args()
     default = codecs_of(None, None)
     slfac = parse_codec("slfac")
@@ -52,11 +54,13 @@ def main() -> None:
         ("quickstart", quickstart, parse_codec("float16"), 1),
         ("ResNet-18", resnet, parse_codec("identity"), 2),
     ):
+        if name not in options.work:
+            continue
         torch.set_num_threads(threads)
         for label, codecs in (("default", default), ("slfac", (slfac, slfac))):
             both = work(codecs), work((base, base))
-            print(f"| {name} | {label} | {base.codec_id} | ", end="")
-            print(compared(*both, options.pairs), flush=True)
+            cells = compared(*both, options.pairs)
+            print(f"| {name} | {label} | {base.codec_id} | {cells}", flush=True)
 
 
 def compared(ours: Callable[[], None], base: Callable[[], None], pairs: int) -> str:

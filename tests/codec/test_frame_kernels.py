@@ -12,6 +12,7 @@ from flwr_slfac.codec import Memory, Waterfill, decode, encode
 from flwr_slfac.codec.kernels import Energies, kernels
 from flwr_slfac.codec.kernels.choice import compiled_kernels
 from flwr_slfac.codec.waterfill.class_values import kinds
+from flwr_slfac.codec.waterfill.header import Header
 from flwr_slfac.codec.waterfill.levels import _levels
 from flwr_slfac.codec.waterfill.model import CHANCES, MIDPOINTS
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
@@ -101,7 +102,9 @@ def test_both_ways_refuse_the_same_bytes(
     """Mended frames with changed sections give both the same values, or neither any."""
     rng = np.random.default_rng(seed)
     x = drawn((6, 4, 8, 8), KINDS[seed], seed) + drawn((6, 4, 8, 8), "smooth", 1)
-    codec = Waterfill(nrmse=[0.1, 1e-5][seed % 2], channels=None)
+    channels = None if seed < 4 else "klt"
+    x = x.sum(1, keepdim=True) + 0.01 * x if channels else x
+    codec = Waterfill(nrmse=[0.1, 1e-5][seed % 2], channels=channels)
     parts = unpack_frame(encode(x, codec), max_elements=10**6)
     num_refused = 0
     for _ in range(60):
@@ -210,11 +213,12 @@ def test_the_extension_refuses_frames_that_do_not_fit() -> None:
     _refused(compiled.write_streams, good, [*changes, (8, levels[1:]), (9, 8)])
     parameters, words = compiled.write_streams(*good)
     order, out = np.zeros(n * r, np.int64), np.zeros((s, n * r), np.float32)
-    good = [parameters, words, n, r, 2, groups, 0, 1.0, *tables, order, out]
-    changes = [(8 + place, wrong) for place, wrong in of_tables]
+    good = [parameters, words, none, n, r, 2, groups, 0, 1.0, *tables, order, out]
+    changes = [(9 + place, wrong) for place, wrong in of_tables]
     changes += [
-        (2, 3), (2, 0), (2, -1), (2, 2**62), (3, 2), (3, -3), (4, 0), (4, 5),
-        (5, groups[1:]), (11, order[1:]), (12, out[1:]),
+        (3, 3), (3, 0), (3, -1), (3, 2**62), (4, 2), (4, -3), (5, 0), (5, 5),
+        (6, groups[1:]), (12, order[1:]), (13, out[1:]), (2, np.array([-1])),
+        (2, np.array([2**62, 2**62])), (2, np.array([2**60])),
     ]  # fmt: skip
     _refused(compiled.read_streams, good, changes)
     assert compiled.read_streams(*good) == ""
@@ -222,6 +226,27 @@ def test_the_extension_refuses_frames_that_do_not_fit() -> None:
     for place, wrong in ((0, parameters[:-1]), (0, parameters + b"0"), (1, words[:4])):
         told = compiled.read_streams(*good[:place], wrong, *good[place + 1 :])
         assert told
+    found = np.zeros(n, np.int64)
+    good = [parameters, words, np.array([n]), *tables, found]
+    changes = [(3 + place, wrong) for place, wrong in of_tables]
+    changes += [(2, np.array([-1])), (2, np.array([3])), (6, found[1:])]
+    _refused(compiled.read_lists, good, changes)
+
+
+def test_lists_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that brings a channel basis decodes alike at once and one by one."""
+    x = drawn((32, 6, 8, 8), "noise", 0)
+    x = torch.einsum("ck,nkhw->nchw", drawn((12, 6), "noise", 1), x)
+    frame = encode(x, Waterfill(nrmse=0.1))
+    head = Header.unpack(unpack_frame(frame, max_elements=10**6).sections[0])
+    assert head.brings_rotation
+    found = []
+    for name in ("compiled", "reference"):
+        by(name, monkeypatch)
+        found.append(decode(frame))
+    assert torch.equal(*found)
+    error = float((found[0] - x).norm() / x.norm())
+    assert error == pytest.approx(0.1, rel=0.02)
 
 
 def _refused(work, good, changes) -> None:  # type: ignore[no-untyped-def]

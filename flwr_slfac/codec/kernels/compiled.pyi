@@ -119,9 +119,19 @@ def write_streams(
     midpoints: Any,
     chances: Any,
 ) -> tuple[bytes, bytes]: ...
+def read_lists(
+    parameters: Any,
+    words: Any,
+    sizes: Any,
+    kinds: Any,
+    midpoints: Any,
+    chances: Any,
+    out: Any,
+) -> str: ...
 def read_streams(
     parameters: Any,
     words: Any,
+    lists: Any,
     samples: int,
     channels: int,
     num_groups: int,

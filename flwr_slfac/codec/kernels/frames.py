@@ -154,10 +154,40 @@ class FrameLoops:
         )
         return written
 
+    def read_lists(
+        self,
+        parameters: memoryview,
+        words: memoryview,
+        lists: Sequence[int],
+        tables: CodingTables,
+    ) -> tuple[Array, str]:
+        """Return the first lists of a frame end to end, and what is wrong.
+
+        Parameters
+        ----------
+        parameters, words, tables
+            See `read`.
+        lists : sequence of int
+            Their sizes.
+        """
+        sizes = np.array(lists, np.int64)
+        values = np.empty(sum(lists), np.int64)
+        wrong = self._compiled.read_lists(
+            parameters,
+            words,
+            sizes,
+            tables.kinds,
+            tables.midpoints,
+            tables.chances,
+            values,
+        )
+        return values, wrong
+
     def read(
         self,
         parameters: memoryview,
         words: memoryview,
+        lists: Sequence[int],
         sizes: tuple[int, int, int],
         groups: Array,
         offset: int,
@@ -170,6 +200,8 @@ class FrameLoops:
         ----------
         parameters, words : memoryview
             From anywhere; what is wrong with them is told by the last result.
+        lists : sequence of int
+            Sizes of the lists before all other streams, which are passed over.
         sizes : tuple of int
             N, r and G, see `Energies`.
         groups, offset
@@ -185,6 +217,7 @@ class FrameLoops:
         wrong = self._compiled.read_streams(
             parameters,
             words,
+            np.array(lists, np.int64),
             *sizes,
             groups,
             offset,

@@ -1058,8 +1058,64 @@ static void scatter(const Classes *c, const Levels *parts, const int *part_of, f
     }
 }
 
-/* Reads all streams of a frame; what is wrong is in the reader. */
-static void read_streams(Reader *r, Py_ssize_t num_samples, Py_ssize_t num_channels,
+/* The sum of sizes of lists, -1 if one is negative or they are too many to count. */
+static Py_ssize_t total_of(Buffer sizes)
+{
+    int64_t total = 0;
+    for (Py_ssize_t i = 0; i < sizes.size / 8; i++) {
+        int64_t size = ((const int64_t *)sizes.data)[i];
+        if (size < 0 || size > PY_SSIZE_T_MAX / 16 - total)
+            return -1;
+        total += size;
+    }
+    return (Py_ssize_t)total;
+}
+
+/* Reads the lists before all other streams. */
+static void read_lists(Reader *r, Buffer sizes, int64_t *out)
+{
+    for (Py_ssize_t i = 0; i < sizes.size / 8; i++) {
+        Py_ssize_t num = (Py_ssize_t)((const int64_t *)sizes.data)[i];
+        read_stream(r, out, num, &large);
+        out += num;
+    }
+}
+
+PyDoc_STRVAR(lists_doc,
+"read_lists(parameters, words, sizes, kinds, midpoints, chances, out) -> str\n\n"
+"The first lists of write_streams; what is wrong with the bytes, or nothing.");
+
+static PyObject *read_first_lists(PyObject *self, PyObject *args)
+{
+    PyObject *o[7];
+    Buffer b[7];
+    Kind kinds[NUM_CLASSES];
+    Reader r = {0};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOOOOO", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6]))
+        return NULL;
+    for (int i = 0; i < 7; i++)
+        if (as_buffer(o[i], b + i, i == 6))
+            return NULL;
+    const char *wrong = kinds_of(kinds, b[3], b[4], b[5], &r.chances);
+    if (!wrong && (!holds(b[2], b[2].size / 8, 8) || !holds(b[6], total_of(b[2]), 8)))
+        wrong = "lists and their sizes do not go together";
+    if (wrong)
+        return refuse(wrong);
+    Py_BEGIN_ALLOW_THREADS
+    r.parameters = b[0].data;
+    r.parameters_end = b[0].data + b[0].size;
+    open_words(&r, b[1]);
+    read_lists(&r, b[2], (int64_t *)b[6].data);
+    free_reader(&r);
+    Py_END_ALLOW_THREADS
+    if (r.wrong == no_memory)
+        return PyErr_NoMemory();
+    return PyUnicode_FromString(r.wrong ? r.wrong : "");
+}
+
+/* Reads all streams of a frame, lists aside; what is wrong is in the reader. */
+static void read_streams(Reader *r, Buffer lists, Py_ssize_t num_samples, Py_ssize_t num_channels,
                          Py_ssize_t num_groups, Buffer groups, Py_ssize_t offset,
                          float step, const Kind *kinds, int64_t *order, float *out)
 {
@@ -1072,6 +1128,10 @@ static void read_streams(Reader *r, Py_ssize_t num_samples, Py_ssize_t num_chann
     int8_t *flat = room_for(r, num_rows * num_columns, 1);
     if (!r->wrong && !allocate_classes(&c, num_rows, num_columns))
         r->wrong = no_memory;
+    int64_t *skipped = room_for(r, total_of(lists), sizeof *skipped);
+    if (skipped)
+        read_lists(r, lists, skipped);
+    free(skipped);
     if (!r->wrong) {
         int64_t *u = a + num_samples, *v = u + num_channels;
         read_stream(r, a, num_samples, &large);
@@ -1112,29 +1172,32 @@ static void read_streams(Reader *r, Py_ssize_t num_samples, Py_ssize_t num_chann
 }
 
 PyDoc_STRVAR(read_doc,
-"read_streams(parameters, words, samples, channels, num_groups, groups, offset, step, "
-"kinds, midpoints, chances, order, out) -> str\n\n"
-"Undoes write_streams without lists; what is wrong with the bytes, or nothing.");
+"read_streams(parameters, words, sizes, samples, channels, num_groups, groups, offset, "
+"step, kinds, midpoints, chances, order, out) -> str\n\n"
+"Undoes write_streams, but lists of these sizes; what is wrong with the bytes, or "
+"nothing.");
 
 static PyObject *read_frame(PyObject *self, PyObject *args)
 {
-    PyObject *o[8];
+    PyObject *o[9];
     Py_ssize_t num_samples, num_channels, num_groups, offset;
     double step;
-    Buffer parameters, words, groups, table, midpoints, chances, order, out;
+    Buffer parameters, words, lists, groups, table, midpoints, chances, order, out;
     Kind kinds[NUM_CLASSES];
     Reader r = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "OOnnnOndOOOOO", &o[0], &o[1], &num_samples, &num_channels,
+    if (!PyArg_ParseTuple(args, "OOOnnnOndOOOOO", &o[0], &o[1], &o[8], &num_samples, &num_channels,
                           &num_groups, &o[2], &offset, &step, &o[3], &o[4], &o[5], &o[6],
                           &o[7]) ||
         as_buffer(o[0], &parameters, 0) || as_buffer(o[1], &words, 0) ||
-        as_buffer(o[2], &groups, 0) || as_buffer(o[3], &table, 0) ||
+        as_buffer(o[8], &lists, 0) || as_buffer(o[2], &groups, 0) || as_buffer(o[3], &table, 0) ||
         as_buffer(o[4], &midpoints, 0) || as_buffer(o[5], &chances, 0) ||
         as_buffer(o[6], &order, 1) || as_buffer(o[7], &out, 1))
         return NULL;
     const char *wrong = kinds_of(kinds, table, midpoints, chances, &r.chances);
     Py_ssize_t num_rows = groups.size / 8, num_columns = order.size / 8;
+    if (!wrong && (!holds(lists, lists.size / 8, 8) || total_of(lists) < 0))
+        wrong = "sizes of lists are out of range";
     if (!wrong && (num_samples < 1 || num_channels < 1 || num_groups < 1 || num_rows < 1 ||
                    num_groups > num_rows || !holds(groups, num_rows, 8) ||
                    !holds(order, num_columns, 8) ||
@@ -1149,7 +1212,7 @@ static PyObject *read_frame(PyObject *self, PyObject *args)
     r.parameters = parameters.data;
     r.parameters_end = parameters.data + parameters.size;
     open_words(&r, words);
-    read_streams(&r, num_samples, num_channels, num_groups, groups, offset, (float)step,
+    read_streams(&r, lists, num_samples, num_channels, num_groups, groups, offset, (float)step,
                  kinds, (int64_t *)order.data, (float *)out.data);
     free_reader(&r);
     Py_END_ALLOW_THREADS
@@ -1160,6 +1223,7 @@ static PyObject *read_frame(PyObject *self, PyObject *args)
 
 PyMethodDef waterfill_methods[] = {
     {"quantize", quantize, METH_VARARGS, quantize_doc},
+    {"read_lists", read_first_lists, METH_VARARGS, lists_doc},
     {"read_streams", read_frame, METH_VARARGS, read_doc},
     {"write_streams", write_frame, METH_VARARGS, write_doc},
     {NULL, NULL, 0, NULL},

@@ -23,7 +23,7 @@ from flwr_slfac.codec.waterfill.budget import error_allowed, variation, weights_
 from flwr_slfac.codec.waterfill.levels import Quantized, quantize
 from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
 from flwr_slfac.codec.waterfill.plan import Plan, keep_choice, make_plan
-from flwr_slfac.codec.waterfill.quantize import quantize_to
+from flwr_slfac.codec.waterfill.quantize import quantize_for
 from flwr_slfac.codec.waterfill.sample import CoefficientSample
 from flwr_slfac.codec.waterfill.sections import (
     read_sections,
@@ -91,7 +91,8 @@ class Waterfill(Codec):
         is what trials chose, which come every sixteenth step.
     coder : {"range", "fast"}, default "range"
         ``"range"`` comes within about a percent of the entropy of its model; ``"fast"``
-        is Huffman coding of several values at once (zstd), some percent larger.
+        is Huffman coding of several values at once (zstd), some percent larger, and
+        quicker than ``"range"`` only where the reference kernels run.
 
     Raises
     ------
@@ -201,7 +202,10 @@ class Waterfill(Codec):
         target = self._target(total, x, hints, normalization.exponent)
         plan = self._plan(x, shape, target, hints.memory)
         if target.num_bits is None:
-            quantized = _quantized(plan, x, target, normalization)
+            quantized = quantize_for(
+                plan, x, target, clamps=normalization.is_nonnegative
+            )
+            plan = _without_values(plan)
             sections = write_sections(
                 plan, quantized, normalization, self._coder, weights
             )
@@ -289,12 +293,7 @@ class Waterfill(Codec):
         return read_sections(frame, memory, device)
 
 
-def _quantized(
-    plan: Plan, x: torch.Tensor, target: Target, normalization: Normalization
-) -> Quantized:
-    """Quantize at the target's step, or at the one that meets its distortion."""
-    if target.step is not None:
-        return quantize(plan, target.step)
-    distortion = target.distortion or 0.0
-    clamps = normalization.is_nonnegative
-    return quantize_to(plan, x, distortion, is_nonnegative=clamps)
+def _without_values(plan: Plan) -> Plan:
+    """Return a plan that does not hold on to tensors while levels are coded."""
+    rows = plan.rows.new_empty(len(plan.rows), 0)
+    return replace(plan, rows=rows, coefficients=rows.new_empty(0))

@@ -4,8 +4,7 @@
 
     a new channel basis, energies, centroids, levels --> parameters, words, frames
 
-Both ways make the same bytes. Streams of the fast coder, and a frame that brings a
-channel basis, are read one by one everywhere.
+Both ways make the same bytes. Streams of the fast coder are read one by one everywhere.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +13,9 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.kernels import CodingTables, kernels
+from flwr_slfac.codec.kernels import CodingTables, FrameLoops, kernels
 from flwr_slfac.codec.waterfill.class_values import kinds, read_levels, write_values
-from flwr_slfac.codec.waterfill.digits import LARGE, Ints
+from flwr_slfac.codec.waterfill.digits import LARGE, Digits, Ints
 from flwr_slfac.codec.waterfill.energies import EnergyClasses, EnergyModel
 from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized
 from flwr_slfac.codec.waterfill.model import CHANCES, MIDPOINTS
@@ -67,8 +66,42 @@ def write_streams(
     return sections if coder == "fast" else sections[:2]
 
 
+class ListReader:
+    """Reads the lists before all other streams by the compiled loops.
+
+    Parameters
+    ----------
+    loops : FrameLoops
+        The compiled ones.
+    parameters, words : memoryview
+        Sections of a frame.
+
+    Attributes
+    ----------
+    sizes : list of int
+        Of the lists that were read.
+    """
+
+    def __init__(
+        self, loops: FrameLoops, parameters: memoryview, words: memoryview
+    ) -> None:
+        self._loops, self._sections = loops, (parameters, words)
+        self.sizes: list[int] = []
+
+    def stream(self, num_values: int, digits: Digits) -> Ints:
+        """Return the next list, see `StreamReader.stream`."""
+        # From the first one on: they are few, and small beside the rest.
+        sizes = [*self.sizes, num_values]
+        values, wrong = self._loops.read_lists(*self._sections, sizes, _tables())
+        if wrong:
+            raise DecodeError(wrong)
+        self.sizes = sizes
+        return values[values.size - num_values :]
+
+
 def read_at_once(
     sections: Sequence[memoryview],
+    lists: Sequence[int],
     sizes: tuple[int, int, int],
     groups: Ints,
     offset: int,
@@ -80,6 +113,8 @@ def read_at_once(
     ----------
     sections : sequence of memoryview
         Parameters and words.
+    lists : sequence of int
+        Sizes of what was read before by a `ListReader`.
     sizes : tuple of int
         Samples, rows of the channel basis, and groups of frequencies.
     groups : ndarray (S,)
@@ -97,7 +132,7 @@ def read_at_once(
         return None
     parameters, words = sections
     coefficients, order, wrong = loops.read(
-        parameters, words, sizes, groups, offset, step, _tables()
+        parameters, words, lists, sizes, groups, offset, step, _tables()
     )
     if wrong:
         raise DecodeError(wrong)

@@ -11,16 +11,15 @@ rows orthonormal again, so coarse rows cost a little decorrelation and no error:
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.waterfill.digits import LARGE, Ints
+from flwr_slfac.codec.waterfill.digits import LARGE, Digits, Ints
 from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits
-from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.errors import DecodeError
 
 # Our choice: beyond, the eigenvectors of (C, C) take longer than all else.
@@ -44,6 +43,14 @@ _MOST_SHARE, _SMALL = 4, 64
 _CODES, _LEVELS = "stream.waterfill.codes", "stream.waterfill.levels"
 # What comes of them: for small frames it takes as long as all else.
 _ROWS = "stream.waterfill.rows"
+
+
+class ListSource(Protocol):
+    """What lists are read from, see `StreamReader.stream`."""
+
+    def stream(self, num_values: int, digits: Digits) -> Ints:
+        """Return the next list, or raise DecodeError."""
+        ...
 
 
 def is_allowed(num_rows: int, num_channels: int, num_values: int) -> bool:
@@ -106,7 +113,7 @@ class Rotation:
         return [np.diff(levels, prepend=0), *rows]
 
     @classmethod
-    def read(cls, reader: StreamReader, num_rows: int, num_channels: int) -> "Rotation":
+    def read(cls, reader: ListSource, num_rows: int, num_channels: int) -> "Rotation":
         """Read back what `lists` are, or raise DecodeError."""
         levels = np.cumsum(reader.stream(num_rows, LARGE).astype(np.int64))
         if levels.min() < 0 or levels.max() > _MAX_LEVEL:

@@ -24,6 +24,7 @@ from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized, quantize
 from flwr_slfac.codec.waterfill.plan import LARGEST_LEVEL, Plan
 from flwr_slfac.codec.waterfill.sample import CoefficientSample
 from flwr_slfac.codec.waterfill.solver import solve
+from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import energy
 
 # Relative distance of a distortion that is near enough: below the 2 percent that
@@ -44,6 +45,25 @@ _MOST_TRIALS = 8
 _SLOPE = 0.6
 # Steps that are nearer to each other give the same levels.
 _SAME_STEP = 1e-3
+
+
+def quantize_for(
+    plan: Plan, x: torch.Tensor, target: Target, *, clamps: bool
+) -> Quantized:
+    """Quantize at the target's step, or at the one that meets its distortion.
+
+    Parameters
+    ----------
+    plan, x
+        See `quantize_to`.
+    target : Target
+        Of a step or a distortion.
+    clamps : bool
+        Whether the decoder clamps at zero.
+    """
+    if target.step is not None:
+        return quantize(plan, target.step)
+    return quantize_to(plan, x, target.distortion or 0.0, is_nonnegative=clamps)
 
 
 def quantize_to(

@@ -13,6 +13,7 @@ A tensor without energy has the header alone.
 import torch
 
 from flwr_slfac.codec.base import Memory
+from flwr_slfac.codec.kernels import kernels
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.waterfill import header, klt
@@ -20,6 +21,7 @@ from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import class_offset, frequency_groups
 from flwr_slfac.codec.waterfill.frame_streams import (
     Coefficients,
+    ListReader,
     read_at_once,
     read_one_by_one,
     write_streams,
@@ -112,9 +114,7 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
         return torch.zeros(frame.shape, dtype=frame.dtype, device=device)
     _require_streams(head, frame)
     shape = PlaneShape.of(frame.shape)
-    reader = None
-    if head.brings_rotation:
-        reader = _reader(head, frame)
+    reader = _reader(head, frame) if head.brings_rotation else None
     rotation, is_new = _read_rotation(head, shape, frame, reader, memory)
     matrix = None if rotation is None else rotation.matrix(device)[: head.num_rows]
     basis = _read_basis(head.basis, shape)
@@ -142,7 +142,14 @@ def _require_streams(head: header.Header, frame: Frame) -> None:
         raise DecodeError("sections of codec 'waterfill' are missing")
 
 
-def _reader(head: header.Header, frame: Frame) -> StreamReader:
+def _reader(head: header.Header, frame: Frame) -> StreamReader | ListReader:
+    loops = kernels().frames
+    if loops is not None and not head.is_fast:
+        return ListReader(loops, *frame.sections[1:3])
+    return _stream_reader(head, frame)
+
+
+def _stream_reader(head: header.Header, frame: Frame) -> StreamReader:
     frames = frame.sections[3] if head.is_fast else memoryview(b"")
     coder: Coder = "fast" if head.is_fast else "range"
     return StreamReader(coder, frame.sections[1], frame.sections[2], frames)
@@ -153,17 +160,21 @@ def _read_coefficients(
     shape: PlaneShape,
     basis: Basis,
     frame: Frame,
-    reader: StreamReader | None,
+    reader: StreamReader | ListReader | None,
 ) -> Coefficients:
     """Return coefficients (S, N * r), and the planes that its columns are."""
     num_rows = head.num_rows or shape.num_channels
     groups = frequency_groups(basis, shape, num_rows)
     sizes = shape.num_samples, num_rows, int(groups.max()) + 1
-    if reader is None and not head.is_fast:
-        found = read_at_once(frame.sections[1:], sizes, groups, head.offset, head.step)
+    if not isinstance(reader, StreamReader) and not head.is_fast:
+        lists = reader.sizes if reader else []
+        found = read_at_once(
+            frame.sections[1:], lists, sizes, groups, head.offset, head.step
+        )
         if found is not None:
             return found
-    reader = reader or _reader(head, frame)
+    if not isinstance(reader, StreamReader):
+        reader = _stream_reader(head, frame)
     return read_one_by_one(reader, sizes, groups, head.offset, head.step)
 
 
@@ -171,7 +182,7 @@ def _read_rotation(
     head: header.Header,
     shape: PlaneShape,
     frame: Frame,
-    reader: StreamReader | None,
+    reader: StreamReader | ListReader | None,
     memory: Memory,
 ) -> tuple[klt.Rotation | None, bool]:
     num_channels = shape.num_channels
