@@ -39,6 +39,8 @@ _MOST_CORRECTION = 4.0
 # Tensors with fewer levels than this besides zero are decoded to measure the error, in
 # trials of steps a tenth apart (our choice).
 _FEW_LEVELS = 4096
+# In a stream the step is that of the frame before, not a sample's: with fewer it jumps.
+_FEWEST_LEVELS = 256
 _FINER = 0.9
 _MOST_TRIALS = 8
 # Of log step against log distortion, which goes with step**1 to step**2.
@@ -104,7 +106,10 @@ def quantize_to(
     def error(candidate: Quantized) -> float:
         return _decoded_error(plan, x, candidate, is_nonnegative)
 
-    return _coarsest_within(plan, quantized, error, distortion)
+    found, reached = _coarsest_within(plan, quantized, error, distortion)
+    if gain is not None:
+        gain = min(1.0, reached / found.distortion) if found.distortion else 1.0
+    return replace(found, gain=gain, near_zero=near_zero)
 
 
 def _at_kept_step(
@@ -122,7 +127,7 @@ def _at_kept_step(
     for _ in range(_MOST_PASSES):
         quantized = quantize(plan, step)
         ratio = (quantized.distortion - plan.left_out) / wanted
-        if quantized.num_levels < _FEW_LEVELS or _limited(ratio, 1.0) != ratio:
+        if quantized.num_levels < _FEWEST_LEVELS or _limited(ratio, 1.0) != ratio:
             return None
         if abs(ratio - 1) < _CLOSE:
             measured = gain if clamps else None
@@ -136,8 +141,8 @@ def _coarsest_within(
     start: Quantized,
     error: Callable[[Quantized], float],
     distortion: float,
-) -> Quantized:
-    """Return about the coarsest quantization near the start that errs no more."""
+) -> tuple[Quantized, float]:
+    """Return about the coarsest quantization within a distortion, and its error."""
     most = (1 + _CLOSE) * distortion
     fine, reached, coarse = start, error(start), math.inf
     while reached > most and plan.largest / fine.step < LARGEST_LEVEL / 2:
@@ -155,7 +160,7 @@ def _coarsest_within(
             fine, reached = trial, err
         else:
             coarse = trial.step
-    return fine
+    return fine, reached
 
 
 def _decoded_error(
