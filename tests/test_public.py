@@ -111,7 +111,8 @@ PUBLIC = {
         pack_positions require_bits unpack_codes unpack_fields unpack_positions
     """,
     "flwr_slfac.codec.kernels": """
-        BUCKET_ENDS CHANCE_BITS LOWER_BOUND NUM_SYMBOLS SCALE_BITS ClassGrid
+        BUCKET_ENDS CHANCE_BITS LOWER_BOUND NUM_KEYS NUM_SYMBOLS SCALE_BITS
+        ClassGrid
         CodingTables Energies FrameLoops Kernels SpectraLoops kernels scratch
     """,
     "flwr_slfac.codec.layout": """

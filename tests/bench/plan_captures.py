@@ -2,11 +2,11 @@
 
 Usage: python -m tests.bench.plan_captures FOLDER [--late 60]
 
-Networks are trained for some steps on real images from SLFAC_DATA_DIR, and on the text
-of this repository: ResNet, VGG, inverted bottlenecks with ReLU6 as in MobileNetV2, group
-normalization, ViT, GPT, LSTM, and perceptrons with sparse vectors after a ReLU. FOLDER
-gets ``plans.npz`` with activations and cut-layer gradients, early and late in training;
-names are ``network/place/phase/role``.
+Networks are trained for some steps on real images from SLFAC_DATA_DIR, and on the
+text of this repository: ResNet, VGG, inverted bottlenecks with ReLU6 as in MobileNetV2,
+group normalization, ViT, GPT, LSTM, and perceptrons with sparse vectors after a ReLU.
+FOLDER gets ``plans.npz`` with activations and cut-layer gradients, early and late in
+training; names are ``network/place/phase/role``.
 """
 
 import argparse
@@ -88,7 +88,8 @@ def networks() -> Iterator[tuple[str, nn.Module, list[str], Batches]]:
     folder = Path(os.environ["SLFAC_DATA_DIR"])
     torch.manual_seed(0)
     cifar, mnist, ham = (
-        images(folder, n, s) for n, s in (("cifar10", 32), ("mnist", 28), ("ham10000", 28))
+        images(folder, n, s)
+        for n, s in (("cifar10", 32), ("mnist", 28), ("ham10000", 28))
     )
     places = ["layer1", "layer3", "avgpool"]
     yield "resnet18/cifar10", resnet18(10, 3, width=16), places, cifar
@@ -130,7 +131,8 @@ def text(length: int) -> Batches:
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(step)
-        starts = torch.randint(len(stream) - length - 1, (_TEXT_BATCH,), generator=generator)
+        most = len(stream) - length - 1
+        starts = torch.randint(most, (_TEXT_BATCH,), generator=generator)
         index = starts[:, None] + torch.arange(length)
         return stream[index], stream[index + 1]
 

@@ -2,10 +2,10 @@
 
 Usage: python -m tests.bench.plan_regret CAPTURED [--names TEXT]
 
-CAPTURED is the folder that `tests.bench.plan_captures` wrote. Each tensor is coded alone
-at four relative errors, by ``auto`` and by every basis with and without the channel
-basis; regret is the bytes of ``auto`` over the least of all fixed choices. Frames of
-all reach the same error, so bytes compare.
+CAPTURED is the folder that `tests.bench.plan_captures` wrote. Each tensor is coded
+alone at four relative errors, by ``auto`` and by every basis with and without the
+channel basis; regret is the bytes of ``auto`` over the least of all fixed choices.
+Frames of all reach the same error, so bytes compare.
 """
 
 import argparse

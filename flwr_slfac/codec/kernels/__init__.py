@@ -14,11 +14,13 @@ from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
+from flwr_slfac.codec.kernels.trial import NUM_KEYS
 
 __all__ = [
     "BUCKET_ENDS",
     "CHANCE_BITS",
     "LOWER_BOUND",
+    "NUM_KEYS",
     "NUM_SYMBOLS",
     "SCALE_BITS",
     "ClassGrid",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, models, rans
+from flwr_slfac.codec.kernels import classes, digits, models, rans, trial
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
@@ -34,6 +34,8 @@ class Kernels:
         See `classes`.
     fit_model, to_values : callable
         See `models`.
+    count_levels : callable
+        See `trial`.
     spectra : SpectraLoops, optional
         None where PyTorch does them.
     frames : FrameLoops, optional
@@ -49,6 +51,7 @@ class Kernels:
     join: Callable[..., Any]
     fit_model: Callable[..., bytes]
     to_values: Callable[..., None]
+    count_levels: Callable[..., None]
     spectra: SpectraLoops | None = None
     frames: FrameLoops | None = None
 
@@ -63,6 +66,7 @@ REFERENCE = Kernels(
     classes.join,
     models.fit,
     models.to_values,
+    trial.count_levels,
 )
 
 
@@ -83,6 +87,7 @@ def compiled_kernels() -> Kernels | None:
         extension.join,
         compiled.fit_model,
         extension.to_values,
+        compiled.count_levels,
         SpectraLoops(compiled),
         FrameLoops(compiled),
     )

@@ -134,3 +134,13 @@ def read_streams(
     order: Any,
     out: Any,
 ) -> str: ...
+def count_levels(
+    matrix: Any,
+    first: int,
+    last: int,
+    rows: Any,
+    columns: Any,
+    offset: int,
+    inverse: float,
+    counts: Any,
+) -> None: ...
