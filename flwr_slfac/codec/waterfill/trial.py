@@ -168,6 +168,7 @@ class Trial:
         largest = max((float(part.max()) for part in self._magnitudes), default=0.0)
         self._least_step = max(largest / _LARGEST_LEVEL, _LEAST_ENERGY)
         self._num_levels = 0.0
+        self._known: dict[float, float] = {}
 
     def meet(self, share: float) -> float:
         """Move the step to where a share of the energy is lost; return the bits."""
@@ -210,8 +211,11 @@ class Trial:
         return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0
 
     def _lost(self, step: float) -> float:
-        lost = [dead_zone_error(part, step) for part in self._magnitudes]
-        return sum(w * p for w, p in zip(self._rotated.weights, lost, strict=False))
+        if step not in self._known:
+            lost = [dead_zone_error(part, step) for part in self._magnitudes]
+            weighed = zip(self._rotated.weights, lost, strict=False)
+            self._known[step] = sum(weight * part for weight, part in weighed)
+        return self._known[step]
 
     def _bits(self, excess: float) -> float:
         """Return about the bits of a frame that loses `excess` times its goal."""

@@ -145,7 +145,8 @@ def _sample_of(x: torch.Tensor, shape: PlaneShape) -> Sample:
     num = max(_TRIAL_SAMPLES, _TRIAL_SIZE // (x.shape[1] * math.prod(sides)))
     weight = 1.0
     if num < len(x):
-        order = x.square().sum((1, 2)).cpu().argsort(stable=True)
+        norms = torch.linalg.vector_norm(x.flatten(1), dim=1)
+        order = norms.cpu().argsort(stable=True)
         at = ((np.arange(num) + 0.5) * len(x) / num).astype(np.int64)
         x, weight = x.index_select(0, order[at].to(x.device)), len(x) / num
     parts = [x, torch.stack([mean, first])]
