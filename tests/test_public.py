@@ -111,7 +111,7 @@ PUBLIC = {
         pack_positions require_bits unpack_codes unpack_fields unpack_positions
     """,
     "flwr_slfac.codec.kernels": """
-        BUCKET_ENDS CHANCE_BITS LONGEST_LINE LOWER_BOUND NUM_SYMBOLS SCALE_BITS
+        BUCKET_ENDS CHANCE_BITS LONGEST_LINE LOWER_BOUND NUM_KEYS NUM_SYMBOLS SCALE_BITS
         ClassGrid CodingTables Energies FrameLoops Kernels PlaneTransform SpectraLoops
         Stage kernels scratch
     """,

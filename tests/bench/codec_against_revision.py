@@ -1,12 +1,12 @@
 """How fast the codecs are against those of another revision, one thread, in one run.
 
-Usage: python -m tests.bench.codec_against_revision OTHER-TREE [--rounds 15]
+Usage: python -m tests.bench.codec_against_revision OTHER-TREE [--rounds 15] [--alone]
 
 OTHER-TREE is a checkout of the other revision (`git worktree add`) with its extension
 built. Two processes, one with each package, code in turn, so that the noise of a shared
 machine hits both; memcpy runs in both, as a measure of that noise. Times are processor
-seconds. Printed are median and quartiles of each, the ratio of medians, and whether
-the frames are the same.
+seconds. With ``--alone`` no frame knows of the ones before it. Printed are median and
+quartiles of each, the ratio of medians, and whether the frames are the same.
 """
 
 import argparse
@@ -29,13 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        return serve()
+        return serve(options.alone)
     if options.other is None:
         parser.error("give a checkout of the other revision")
-    both = [worker(tree) for tree in (options.other.resolve(), ROOT)]
+    both = [worker(tree, options.alone) for tree in (options.other.resolve(), ROOT)]
     times: dict[tuple[str, int, str], tuple[list[float], list[float]]] = {}
     digests: dict[tuple[str, int, int], set[str]] = {}
     for number in range(options.rounds):
@@ -67,11 +68,11 @@ def spread(seconds: list[float]) -> list[str]:
     return [f"{median:.2f}", f"{low:.2f} - {high:.2f}"]
 
 
-def worker(tree: Path) -> subprocess.Popen[str]:
+def worker(tree: Path, alone: bool) -> subprocess.Popen[str]:
     """Start a process that codes with the package of a tree."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     return subprocess.Popen(
-        [sys.executable, __file__, "--serve"],
+        [sys.executable, __file__, "--serve", *["--alone"] * alone],
         cwd=tree, env=environment, text=True, stderr=subprocess.DEVNULL,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
@@ -89,7 +90,7 @@ def turn(process: subprocess.Popen[str]) -> Any:
     raise RuntimeError("the process has ended")
 
 
-def serve() -> None:
+def serve(alone: bool) -> None:
     """Code everything for each line that comes in, and tell how long it took."""
     from hashlib import sha256
 
@@ -110,7 +111,8 @@ def serve() -> None:
                     told += [(name, size, "both", timed(x.clone)[0], "")]
                     continue
                 codec = parse_codec(name)
-                mine, theirs = memories.setdefault((name, size), ({}, {}))
+                kept = {} if alone else memories
+                mine, theirs = kept.setdefault((name, size), ({}, {}))
                 spent, frame = timed(lambda: encode(x, codec, memory=mine))  # noqa: B023
                 digest = sha256(frame).hexdigest()
                 told.append((name, size, "encode", spent, digest))

@@ -79,6 +79,7 @@ def main() -> None:
             "test_frame_kernels.py",
             "test_plane_kernels.py",
             "test_streams.py",
+            "test_trials.py",
         )
         tests = [f"tests/codec/{name}" for name in names]
         fuzz = ["tests.bench.fuzz_decode", "--engine", "mutation", "--runs", "1000000"]

@@ -15,12 +15,14 @@ from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform, Stage
+from flwr_slfac.codec.kernels.trial import NUM_KEYS
 
 __all__ = [
     "BUCKET_ENDS",
     "CHANCE_BITS",
     "LONGEST_LINE",
     "LOWER_BOUND",
+    "NUM_KEYS",
     "NUM_SYMBOLS",
     "SCALE_BITS",
     "ClassGrid",

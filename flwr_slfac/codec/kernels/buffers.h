@@ -72,5 +72,6 @@ static inline int holds(Buffer buffer, Py_ssize_t num, Py_ssize_t size)
 
 extern PyMethodDef planes_methods[];
 extern PyMethodDef spectra_methods[];
+extern PyMethodDef trial_methods[];
 
 #endif

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, models, planes, rans
+from flwr_slfac.codec.kernels import classes, digits, models, planes, rans, trial
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
@@ -36,6 +36,8 @@ class Kernels:
         See `models`.
     plane_energies, forward_planes, inverse_planes : callable
         See `planes`.
+    count_levels : callable
+        See `trial`.
     spectra : SpectraLoops, optional
         None where PyTorch does them.
     frames : FrameLoops, optional
@@ -54,6 +56,7 @@ class Kernels:
     plane_energies: Callable[..., Any]
     forward_planes: Callable[..., tuple[Any, Any]]
     inverse_planes: Callable[..., None]
+    count_levels: Callable[..., None]
     spectra: SpectraLoops | None = None
     frames: FrameLoops | None = None
 
@@ -71,6 +74,7 @@ REFERENCE = Kernels(
     planes.energies,
     planes.forward,
     planes.inverse,
+    trial.count_levels,
 )
 
 
@@ -94,6 +98,7 @@ def compiled_kernels() -> Kernels | None:
         extension.plane_energies,
         extension.forward_planes,
         extension.inverse_planes,
+        compiled.count_levels,
         SpectraLoops(compiled),
         FrameLoops(compiled),
     )

@@ -671,7 +671,8 @@ PyMODINIT_FUNC PyInit_compiled(void)
     PyObject *made = PyModule_Create(&module);
     if (made && (PyModule_AddFunctions(made, planes_methods) ||
                  PyModule_AddFunctions(made, spectra_methods) ||
-                 PyModule_AddFunctions(made, waterfill_methods))) {
+                 PyModule_AddFunctions(made, waterfill_methods) ||
+                 PyModule_AddFunctions(made, trial_methods))) {
         Py_DECREF(made);
         return NULL;
     }

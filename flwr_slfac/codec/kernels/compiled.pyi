@@ -165,3 +165,13 @@ def inverse_planes(
     room: Any,
     planes: Any,
 ) -> None: ...
+def count_levels(
+    matrix: Any,
+    first: int,
+    last: int,
+    rows: Any,
+    columns: Any,
+    offset: int,
+    inverse: float,
+    counts: Any,
+) -> None: ...

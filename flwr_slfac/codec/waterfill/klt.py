@@ -10,7 +10,7 @@ rows orthonormal again, so coarse rows cost a little decorrelation and no error:
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 
 from flwr_slfac.codec.base import Memory
 from flwr_slfac.codec.waterfill.digits import LARGE, Digits, Ints
-from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits
+from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.errors import DecodeError
 
 # Our choice: beyond, the eigenvectors of (C, C) take longer than all else.
@@ -29,11 +29,14 @@ _MAX_LEVEL = 20
 # Our choice: positions that a Gram matrix is estimated from, and at least so many for
 # each channel.
 _ENOUGH_POSITIONS, _ENOUGH_PER_CHANNEL = 8192, 32
-# About the bits of an entry of a row beyond those that its variance asks for, and those
-# per position and channel that a basis may cost to be worth a trial (our choice).
-_BITS_PER_ENTRY, _MOST_BITS_PER_VALUE = 2.1, 24.0
-# Untransformed channels are tried too unless they need about twice the bits.
-_WORTH_A_TRIAL = 2
+# From so many positions a channel on, rows are finer. Our choice, least bytes on the
+# benchmark's tensors: 12 would be due if all that leaks were lost, but most of it is
+# coded in other rows.
+_POSITIONS_PER_CHANNEL = 48
+# Of a Gaussian in steps of its deviation.
+_GAUSSIAN_BITS = 2.05
+# Per position and channel, what a basis may cost to be worth a trial (our choice).
+_MOST_BITS_PER_VALUE = 24.0
 # Rows are orthonormal to this in float64, or were not independent.
 _ORTHONORMAL_TO = 1e-6
 # Share of the variance that a Gram matrix in float32 can tell from nothing.
@@ -176,29 +179,48 @@ class ChannelTransform:
         What the rows are on the wire, once that is settled.
     is_new : bool
         Whether the rows have to be sent.
+    num_positions : int
+        Positions of all samples, which new rows serve.
     """
 
     matrix: torch.Tensor | None
     variances: Reals
     rotation: Rotation | None = None
     is_new: bool = False
+    num_positions: int = 1
 
     def side_bits(self, level: float) -> float:
         """Return about how many bits the rows take."""
         if self.matrix is None or not self.is_new:
             return 0.0
-        num_rows, num_channels = self.matrix.shape
-        return num_channels * (
-            gaussian_bits(self.variances, level) + _BITS_PER_ENTRY * num_rows
-        )
+        num_channels = self.matrix.shape[1]
+        # An entry is about 1 / sqrt(C), as a Gaussian in steps of 2**-level.
+        bits = self._levels(level) - 0.5 * np.log2(num_channels) + _GAUSSIAN_BITS
+        return float(bits.sum()) * num_channels
 
     def quantized(self, level: float) -> "ChannelTransform":
         """Return the same with rows as the wire will have them, for a water level."""
         if self.matrix is None or not self.is_new:
             return self
-        rotation = _quantized(self.matrix.cpu().double().numpy(), self.variances, level)
+        rows, levels = self.matrix.cpu().double().numpy(), self._levels(level)
+        codes = np.rint(rows * np.exp2(levels)[:, None]).astype(np.int32)
+        rotation = Rotation(torch.from_numpy(codes), torch.from_numpy(levels))
         matrix = rotation.matrix(self.matrix.device)
-        return ChannelTransform(matrix, self.variances, rotation, is_new=True)
+        return replace(self, matrix=matrix, rotation=rotation)
+
+    def _levels(self, level: float) -> npt.NDArray[np.int32]:
+        """Return the fineness of rows, by the variance and the positions they serve.
+
+        Entries of row k that err by e leak ``variances[k] * e**2`` at each position and
+        channel. With steps of ``sqrt(level / (C * variance))`` that is a twelfth of
+        what is lost; many positions are worth finer ones.
+        """
+        assert self.matrix is not None
+        num_channels = self.matrix.shape[1]
+        worth = max(self.num_positions / _POSITIONS_PER_CHANNEL, num_channels)
+        fineness = self.variances * worth / max(level, TINY)
+        levels = np.ceil(0.5 * np.log2(np.maximum(fineness, num_channels)))
+        return np.clip(levels, 1, _MAX_LEVEL).astype(np.int32)
 
 
 def channel_transforms(
@@ -237,13 +259,12 @@ def channel_transforms(
         torch.from_numpy(vectors[:num_rows].astype(np.float32)).to(device),
         variances[:num_rows],
         is_new=True,
+        num_positions=num_positions,
     )
-    ideal = gaussian_bits(variances, level)
-    options = []
+    # Exact zeros make untransformed channels cheaper than their variances tell.
+    options = [plain]
     if fresh.side_bits(level) < _MOST_BITS_PER_VALUE * num_positions * len(diagonal):
-        options.append(fresh)
-    if not options or gaussian_bits(diagonal, level) < _WORTH_A_TRIAL * ideal + 1:
-        options.append(plain)
+        options.insert(0, fresh)
     old = stored_rotation(memory)
     if old is not None and old.codes.shape[1] == len(diagonal):
         rows = old.matrix(torch.device("cpu"))
@@ -261,17 +282,3 @@ def _num_rows(variances: Reals, total: float, spare: float) -> int:
     left = total - np.cumsum(variances)
     enough = np.flatnonzero(left <= spare)
     return int(enough[0]) + 1 if enough.size else len(variances)
-
-
-def _quantized(vectors: npt.NDArray[Any], variances: Reals, level: float) -> Rotation:
-    """Round rows with steps that leak a few percent of the water level in all.
-
-    An error e in each entry of row k leaks ``variances[k] * e**2`` into every other
-    direction, so the step goes with ``sqrt(level / (C * variances[k]))``.
-    """
-    num_channels = vectors.shape[1]
-    fineness = variances * num_channels / max(level, TINY)
-    levels = np.ceil(0.5 * np.log2(np.maximum(fineness, num_channels)))
-    levels = np.clip(levels, 1, _MAX_LEVEL).astype(np.int32)
-    codes = np.rint(vectors * np.exp2(levels)[:, None]).astype(np.int32)
-    return Rotation(torch.from_numpy(codes), torch.from_numpy(levels))

@@ -152,9 +152,9 @@ def make_plan(
         if plan.left_out <= target.max_left_out(x.numel()):
             return plan
     options, level = _channel_options(x, target, memory, use_klt)
-    best, step = best_trial(x, shape, target, options, bases_for(basis, shape), level)
-    channels = best.channels.quantized(step**2 / 12)
-    choice = Choice(channels, best.basis, best.has_mean, step)
+    best = best_trial(x, shape, target, options, bases_for(basis, shape), level)
+    channels = best.channels.quantized(best.step**2 / 12)
+    choice = Choice(channels, best.basis, best.has_mean, best.step)
     return _plan_of(x, shape, target, choice, is_kept=False)
 
 

@@ -45,6 +45,9 @@ _FINER = 0.9
 _MOST_TRIALS = 8
 # Of log step against log distortion, which goes with step**1 to step**2.
 _SLOPE = 0.6
+# Of log step: further from where it was measured, what clamping saves is another, and
+# is measured again, this often in all (our choice).
+_SAME_GAIN, _MOST_GAINS = 0.12, 3
 # Steps that are nearer to each other give the same levels.
 _SAME_STEP = 1e-3
 
@@ -88,6 +91,8 @@ def quantize_to(
     kept = _at_kept_step(plan, x, distortion, least, is_nonnegative)
     if kept is not None:
         return kept
+    # What was kept did not serve: nor does what clamping saved.
+    plan = replace(plan, gain=None)
     sample = CoefficientSample(plan)
     wanted = max(distortion - plan.left_out, least)
     step = solve(sample.distortion, wanted, plan.step)
@@ -95,10 +100,13 @@ def quantize_to(
     near_zero = 0.0
     if is_nonnegative and x.numel() >= FEWEST_TO_CLAMP:
         near_zero = share_near_zero(x, distortion)
-        gain = gain_near(plan, x, step, near_zero)
-        if gain < 1 - _CLOSE:
-            wanted = max(distortion / gain - plan.left_out, least)
-            step = solve(sample.distortion, wanted, step)
+        for _ in range(_MOST_GAINS):
+            told, gain = step, gain_near(plan, x, step, near_zero)
+            if gain < 1 - _CLOSE:
+                wanted = max(distortion / gain - plan.left_out, least)
+                step = solve(sample.distortion, wanted, step)
+            if abs(math.log(step / told)) < _SAME_GAIN:
+                break
     quantized = _quantize_near(plan, sample, wanted, step)
     if quantized.num_levels >= _FEW_LEVELS:
         return replace(quantized, gain=gain, near_zero=near_zero)
@@ -119,16 +127,25 @@ def _at_kept_step(
     clamps = clamps and x.numel() >= FEWEST_TO_CLAMP
     if not plan.is_kept or (clamps and plan.gain is None):
         return None
-    gain, near_zero, step = 1.0, 0.0, plan.step
+    gain, near_zero, step, told = 1.0, 0.0, plan.step, plan.step
     if clamps:
         near_zero = share_near_zero(x, distortion)
         gain = gain_near(plan, x, step, near_zero)
     wanted = max(distortion / gain - plan.left_out, least)
     for _ in range(_MOST_PASSES):
+        if clamps and abs(math.log(step / told)) >= _SAME_GAIN:
+            told, gain = step, gain_near(replace(plan, gain=None), x, step, near_zero)
+            wanted = max(distortion / gain - plan.left_out, least)
         quantized = quantize(plan, step)
         ratio = (quantized.distortion - plan.left_out) / wanted
         if quantized.num_levels < _FEWEST_LEVELS or _limited(ratio, 1.0) != ratio:
             return None
+        if clamps and abs(ratio - 1) < _CLOSE and quantized.num_levels < _FEW_LEVELS:
+            # As many errors as few levels leave are not those of a few samples.
+            reached = _decoded_error(plan, x, quantized, clamps)
+            gain = min(1.0, reached / quantized.distortion)
+            wanted = max(distortion / gain - plan.left_out, least)
+            ratio = reached / distortion
         if abs(ratio - 1) < _CLOSE:
             measured = gain if clamps else None
             return replace(quantized, gain=measured, near_zero=near_zero)

@@ -1,15 +1,11 @@
 """Which channel transform and which spatial basis, by trials on a few samples.
 
-Candidates are tried at the step that would meet the target, by a measure of bits that
-needs no model: 1.6 times the sum of log2(1 + 2 (c / step)**2). On the captured tensors
-of the benchmark it is within a fifth of the coded size for most and ranks bases within
-a percent of the best.
+Candidates are compared at the same distortion, by the entropy of what a sample of them
+is quantized to; see `trial`.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,54 +13,35 @@ import torch
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.waterfill import klt
-from flwr_slfac.codec.waterfill.solver import dead_zone_error, solve
 from flwr_slfac.codec.waterfill.target import Target
-from flwr_slfac.codec.waterfill.transform import forward_planes
+from flwr_slfac.codec.waterfill.trial import RotatedSample, Sample, Trial
 
 # What the benchmark's tensors suit: values without neighbourhood, smooth maps, edges.
-_AUTO = ("identity", "dct", "sym4")
-# From the sum of log(1 + 2 (c / step)**2), see the module.
-_BITS_PER_NAT = 1.6 / math.log(2)
-# Our choice: at least so many values and samples, enough to rank candidates by.
+_AUTO = ("identity", "dct", "haar", "sym4")
+# Wavelets are tried where the identity takes more than so many times the bits of the
+# DCT, and sym4 where it takes less than so many (on the benchmark's tensors, none is
+# the best elsewhere).
+_ODDS = (0.7, 1.6)
+# Our choice: about so many values, and at least so many samples, to rank candidates by.
 _TRIAL_SIZE = 2**13
-_TRIAL_SAMPLES = 2
+_TRIAL_SAMPLES = 4
+# Of planes that are larger, a window of so many positions each way is tried.
+_WINDOW = 16
 # Our choice: the mean of fewer samples holds as much noise as it saves.
 _FEWEST_FOR_MEAN = 8
-# A first guess of the step need not be nearer than this, in relative terms.
-_CLOSE = 0.05
+# What a basis has to save to be taken, and twice that the mean: where nothing is to be
+# saved, its errors are only harder to foretell.
+_WORTH_IT = 1.005
 
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """One candidate, and its coefficients of some samples.
-
-    Parameters
-    ----------
-    channels, basis, has_mean
-        The candidate.
-    parts : sequence of Tensor
-        Coefficients of the samples; with a mean, they less the mean, and the mean.
-    """
-
-    channels: klt.ChannelTransform
-    basis: Basis
-    has_mean: bool
-    parts: Sequence[torch.Tensor]
-
-    def bits(self, step: float, share: float) -> float:
-        """Return about the bits of all samples, of which these are a share."""
-        nats = [
-            float((p * (math.sqrt(2) / step)).square_().log1p_().sum())
-            for p in self.parts
-        ]
-        bits = _BITS_PER_NAT * (nats[0] / share + sum(nats[1:]))
-        return bits + self.channels.side_bits(step**2 / 12)
+# Bits, and what takes them.
+_Found = tuple[float, Trial]
 
 
 def bases_for(setting: str, shape: PlaneShape) -> list[Basis]:
     """Return the bases to try: those of the setting that can do the sizes."""
     if shape.num_positions == 1:
-        return [parse_basis("identity")]
+        # All are the identity there, and this one has the shortest name.
+        return [parse_basis("dct")]
     if setting != "auto":
         basis = parse_basis(setting)
         basis.num_levels(*shape.sizes)
@@ -80,11 +57,8 @@ def best_trial(
     options: list[klt.ChannelTransform],
     bases: list[Basis],
     level: float,
-) -> tuple[Trial, float]:
-    """Return the candidate that takes the least bits, and about its step.
-
-    Bases are compared with the first channel transform, then the others with the best
-    basis: which basis suits depends little on the channels.
+) -> Trial:
+    """Return the candidate that takes the least bits, at about its step.
 
     Parameters
     ----------
@@ -99,60 +73,93 @@ def best_trial(
     level : float
         The water level to expect.
     """
-    num_samples, num_channels, num_positions = x.shape
-    wanted = max(_TRIAL_SAMPLES, _TRIAL_SIZE // (num_channels * num_positions))
-    picked = np.linspace(0, num_samples - 1, min(wanted, num_samples)).astype(int)
-    share = len(picked) / num_samples
-    samples = x.index_select(0, torch.from_numpy(picked).to(x.device))
-    if num_samples >= _FEWEST_FOR_MEAN:
-        samples = torch.cat([samples, x.mean(0, keepdim=True)])
-
-    def trials_of(channels: klt.ChannelTransform, basis: Basis) -> list[Trial]:
-        return _trials(samples, shape, channels, basis, len(picked), num_samples)
-
+    sample = _sample_of(x, shape)
     step = math.sqrt(12 * level)
-    trials = [trial for basis in bases for trial in trials_of(options[0], basis)]
-    best = trials[0]
-    for others in (options[1:], []):
-        if len(trials) > 1:
-            best = min(trials, key=lambda trial: trial.bits(step, share))
-        step = _step_of(best, target, step)
-        for channels in others:
-            trials += trials_of(channels, best.basis)
-    return best, step
-
-
-def _step_of(trial: Trial, target: Target, start: float) -> float:
-    """Return about the step at which a candidate meets a distortion, if one is due."""
+    # Where no distortion is due, candidates are compared at that of the first one.
     if target.distortion is None:
-        return start
-    part = trial.parts[0].reshape(-1)
-    magnitudes = part[:: 1 + part.numel() // _TRIAL_SIZE].abs()
-    goal = float(magnitudes.square().sum()) * target.distortion / target.energy
-    if goal <= 0:
-        return start
-    return solve(partial(dead_zone_error, magnitudes), goal, start, _CLOSE)
+        rotated = RotatedSample(sample, options[0], False, level)
+        share = Trial(rotated, bases[0], step).share_lost()
+    else:
+        share = target.distortion / target.energy
+    clamps = bool(sample.planes.min() >= 0)
+    best: _Found | None = None
+    for channels in options:
+        found = _tried(
+            RotatedSample(sample, channels, False, level), bases, share, step
+        )
+        nearest = min(found, key=_bits)[1]
+        step = nearest.step
+        if len(x) >= _FEWEST_FOR_MEAN:
+            rotated = RotatedSample(sample, channels, True, level)
+            trial = Trial(rotated, nearest.basis, step)
+            found.append((trial.meet(share) * _WORTH_IT**2, trial))
+        if clamps:
+            found = _clamped(found)
+        # Which basis suits depends little on the channels, but for exact zeros.
+        bases = [b for b in bases if b in (nearest.basis, bases[0])]
+        best = min([*found, *([best] if best else [])], key=_bits)
+    assert best is not None
+    return best[1]
 
 
-def _trials(
-    samples: torch.Tensor,
-    shape: PlaneShape,
-    channels: klt.ChannelTransform,
-    basis: Basis,
-    num_picked: int,
-    num_samples: int,
-) -> list[Trial]:
-    """Transform some samples, and after them the mean of all if it is there."""
-    rows = samples
-    if channels.matrix is not None:
-        rows = torch.matmul(channels.matrix, samples)
-    planes = rows.reshape(-1, shape.num_positions)
-    coefficients = forward_planes(planes, basis, shape)
-    coefficients = coefficients.view(shape.num_positions, len(samples), -1)
-    plain = coefficients[:, :num_picked]
-    trials = [Trial(channels, basis, False, [plain])]
-    if len(samples) > num_picked:
-        mean = coefficients[:, num_picked:]
-        parts = [plain - mean, mean * math.sqrt(num_samples)]
-        trials.append(Trial(channels, basis, True, parts))
-    return trials
+def _bits(found: _Found) -> float:
+    return found[0]
+
+
+def _tried(
+    rotated: RotatedSample, bases: list[Basis], share: float, step: float
+) -> list[_Found]:
+    """Try bases; wavelets where neighbours are neither strangers nor much alike."""
+    found: list[_Found] = []
+    for basis in bases:
+        if basis.is_wavelet and len(found) > 1:
+            odds = found[0][0] / max(found[1][0], 1.0)
+            # Edges take haar though they are smooth elsewhere.
+            if odds < _ODDS[0] or (odds > _ODDS[1] and len(found) > 2):
+                break
+        trial = Trial(rotated, basis, step)
+        worth = 1.0 if basis.name == "identity" else _WORTH_IT
+        worth *= 1.0 if rotated.channels.matrix is None else _WORTH_IT
+        found.append((trial.meet(share) * worth, trial))
+        step = trial.step
+    return found
+
+
+def _clamped(found: list[_Found]) -> list[_Found]:
+    """Return candidates with what clamping at zero saves those that blur zeros."""
+    blurred = [one for one in found if not one[1].keeps_zeros]
+    if not blurred:
+        return found
+    gain = min(blurred, key=_bits)[1].clamping_gain()
+    return [
+        (bits if trial.keeps_zeros else bits + trial.bits_for(gain), trial)
+        for bits, trial in found
+    ]
+
+
+def _sample_of(x: torch.Tensor, shape: PlaneShape) -> Sample:
+    """Return samples over the range of energies, of large planes a window."""
+    mean, sizes = x.mean(0), shape.sizes
+    sides = [min(n, _WINDOW if len(sizes) == 2 else _WINDOW**2) for n in sizes]
+    first = x[0] - mean
+    num = max(_TRIAL_SAMPLES, _TRIAL_SIZE // (x.shape[1] * math.prod(sides)))
+    weight = 1.0
+    if num < len(x):
+        norms = torch.linalg.vector_norm(x.flatten(1), dim=1)
+        order = norms.cpu().argsort(stable=True)
+        at = ((np.arange(num) + 0.5) * len(x) / num).astype(np.int64)
+        x, weight = x.index_select(0, order[at].to(x.device)), len(x) / num
+    parts = [x, torch.stack([mean, first])]
+    if math.prod(sides) < shape.num_positions:
+        # Off the middle, where most images hold more than elsewhere.
+        firsts = [(n - m) // 4 for n, m in zip(sizes, sides, strict=True)]
+        window = tuple(slice(i, i + m) for i, m in zip(firsts, sides, strict=True))
+        parts = [
+            part.reshape(*part.shape[:2], *sizes)[
+                (slice(None), slice(None), *window)
+            ].flatten(2)
+            for part in parts
+        ]
+    share = math.prod(sides) / shape.num_positions
+    shape = replace(shape, sizes=tuple(sides))
+    return Sample(shape, parts[0], parts[1], weight, 1 / share)
