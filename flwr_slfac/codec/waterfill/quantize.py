@@ -185,10 +185,13 @@ def _decoded_error(
 ) -> float:
     """Return the squared error of the tensor as it will be decoded."""
     rows, columns = plan.energies
-    offset = class_offset(quantized.step)
-    classes = classes_of(rows[:, None] + columns, offset).reshape(-1)
-    taken = quantized.shifts[classes].reshape(quantized.levels.shape) / CENTROID_UNIT
-    values = (quantized.levels - np.sign(quantized.levels) * taken) * quantized.step
+    # Few are not zero.
+    at = np.nonzero(quantized.levels)
+    levels = quantized.levels[at].astype(np.float64)
+    classes = classes_of(rows[at[0]] + columns[at[1]], class_offset(quantized.step))
+    taken = quantized.shifts[classes] / CENTROID_UNIT
+    values = np.zeros(quantized.levels.shape, np.float32)
+    values[at] = (levels - np.sign(levels) * taken) * quantized.step
     back = plan.transform.inverse(torch.from_numpy(values).to(x))
     if clamp:
         back = back.clamp(min=0)
