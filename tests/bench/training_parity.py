@@ -5,7 +5,8 @@ Usage: python -m tests.bench.training_parity [--datasets mnist ham10000 cifar10]
 
 Quarter-width ResNet-18 cut after `layer1`, five IID devices in one process, scheme
 `parallel`; images come from SLFAC_DATA_DIR. The accuracy of a run is that after its
-last round, on test images (balanced accuracy on HAM10000). Bytes are those of the
+last round, on test images (balanced accuracy on HAM10000): of the joined model, and
+with activations coded on their way. Bytes are those of the
 training frames, up and down, headers included. With --validation, accuracy is that on
 training images that a run did not train on: settings are chosen so. Every finished run
 is appended to FILE as JSON.
@@ -49,6 +50,10 @@ ARMS = {
     "noise 0.1": ("waterfill(noise=0.1)", "waterfill(noise=0.1)"),
     "noise 0.2": ("waterfill(noise=0.2)", "waterfill(noise=0.2)"),
     "noise 0.4": ("waterfill(noise=0.4)", "waterfill(noise=0.4)"),
+    "temporal noise 0.1": (
+        "temporal(inner=waterfill(noise=0.1))",
+        "waterfill(noise=0.1)",
+    ),
     "topk 10%": ("topk(fraction=0.1)", "topk(fraction=0.1)"),
     "uniform 4": ("uniform(bits=4)", "uniform(bits=4)"),
 }
@@ -176,10 +181,14 @@ def score(scores: Tensor, targets: Tensor, *, balanced: bool) -> float:
 
 
 def table(rows: list[dict[str, float]]) -> str:
-    """Return means over seeds, and the difference to identity, as Markdown."""
+    """Return means over seeds, and differences to identity joined, as Markdown.
+
+    In brackets are standard errors, of differences by seed.
+    """
     lines = [
-        "| dataset | codec | seeds | accuracy | sd | minus identity | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| dataset | codec | seeds | joined | minus identity | through the split | "
+        "minus identity | ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for dataset in PLAN:
         base = {r["seed"]: r["accuracy"] for r in _of(rows, dataset, "identity")}
@@ -187,16 +196,25 @@ def table(rows: list[dict[str, float]]) -> str:
             mine = _of(rows, dataset, arm)
             if not mine:
                 continue
-            accuracy = [r["accuracy"] for r in mine]
-            spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
-            gaps = [r["accuracy"] - base[r["seed"]] for r in mine if r["seed"] in base]
-            gap = f"{statistics.mean(gaps):+.2f}" if gaps else "-"
+            cells = []
+            for name in ("accuracy", "through_split"):
+                known = [r for r in mine if name in r]
+                gaps = [r[name] - base[r["seed"]] for r in known if r["seed"] in base]
+                cells += [_mean([r[name] for r in known], ".2f"), _mean(gaps, "+.2f")]
             ratio = statistics.mean(r["ratio"] for r in mine)
-            lines.append(
-                f"| {dataset} | {arm} | {len(mine)} | {statistics.mean(accuracy):.2f} "
-                f"| {spread:.2f} | {gap} | {ratio:.1f}x |"
-            )
+            told = " | ".join(cells)
+            lines.append(f"| {dataset} | {arm} | {len(mine)} | {told} | {ratio:.1f}x |")
     return "\n".join(lines)
+
+
+def _mean(values: list[float], form: str) -> str:
+    """Return a mean, and its standard error in brackets."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):{form}} ({error:.2f})"
 
 
 def _of(rows: list[dict[str, float]], dataset: str, arm: str) -> list[dict[str, float]]:
