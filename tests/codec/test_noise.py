@@ -70,6 +70,17 @@ def test_samples_that_are_alike_are_coded_all_the_same() -> None:
     assert torch.equal(decode(encode(zeros, Waterfill(noise=0.1))), zeros)
 
 
+@pytest.mark.parametrize("shape", [(64, 32), (16, 49, 64), (16, 8, 12, 12)])
+def test_what_differs_is_kept_beside_a_large_common_part(
+    shape: tuple[int, ...],
+) -> None:
+    """A common part that is 150 times as large as what differs takes no more of it."""
+    x = 150 * drawn(1, *shape[1:], seed=1) + drawn(*shape)
+    between = float((x - x.mean(0)).square().sum()) * len(x) / (len(x) - 1)
+    error = decode(encode(x, Waterfill(noise=0.1))) - x
+    assert float(error.square().sum()) == pytest.approx(0.1 * between, rel=0.1)
+
+
 @pytest.mark.parametrize("shape", [(12, 6, 16, 16), (9, 4, 7, 20), (16, 3, 1, 32)])
 def test_a_gradient_errs_by_a_share_of_its_weighted_energy(
     shape: tuple[int, ...],

@@ -21,8 +21,9 @@ from flwr_slfac.codec.waterfill.normalize import normalize
 from flwr_slfac.codec.waterfill.transform import energy
 from flwr_slfac.codec.waterfill.weights import Weights
 
-# Our choice: examples that are more alike are coded as if they were not.
-_LEAST_VARIATION = 2.0**-10
+# Our choice: examples that are more alike are coded as if they were not, as float32
+# tells such a share of the energy no better than to some percent.
+_LEAST_VARIATION = 2.0**-16
 
 
 def weights_of(
