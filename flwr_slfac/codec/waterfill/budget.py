@@ -21,15 +21,34 @@ from flwr_slfac.codec.waterfill.normalize import normalize
 from flwr_slfac.codec.waterfill.transform import energy
 from flwr_slfac.codec.waterfill.weights import Weights
 
-# Our choice: examples that are more alike are coded as if they were not.
-_LEAST_VARIATION = 2.0**-10
+# Our choice: examples that are more alike are coded as if they were not, as float32
+# tells such a share of the energy no better than to some percent.
+_LEAST_VARIATION = 2.0**-16
 
 
-def weights_of(hints: Hints) -> Weights | None:
-    """Return the weights of a gradient, None if it is no gradient or none are told."""
-    if hints.role != "gradient" or hints.activations is None:
-        return None
-    return Weights.of(hints.activations)
+def weights_of(
+    hints: Hints, noise: float | None, basis: str
+) -> tuple[Weights | None, str]:
+    """Return the weights of a gradient, None if there are none, and the basis to use.
+
+    Where another basis than the DCT might let weighted errors outgrow the gradient,
+    ``"auto"`` becomes the DCT, and with a basis that was asked for nothing is weighted.
+
+    Parameters
+    ----------
+    hints : Hints
+        Whether it is a gradient, and of what.
+    noise : float, optional
+        The share; None for other targets, which weigh nothing.
+    basis : str
+        As in `Waterfill`.
+    """
+    if noise is None or hints.role != "gradient" or hints.activations is None:
+        return None, basis
+    weights = Weights.of(hints.activations)
+    if weights is None or noise * weights.spread <= 1:
+        return weights, basis
+    return (weights, "dct") if basis in ("auto", "dct") else (None, basis)
 
 
 def variation(planes: torch.Tensor, hints: Hints) -> float:

@@ -10,6 +10,7 @@ a value (Gish and Pierce 1968), and within less at low rates (Sullivan 1996).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -192,7 +193,7 @@ class Waterfill(Codec):
         shape = PlaneShape.of(tensor.shape)
         planes = shape.to_planes(tensor.contiguous()).contiguous()
         x, normalization = normalize(planes)
-        weights = None if self.noise is None else weights_of(hints)
+        weights, basis = weights_of(hints, self.noise, self.basis)
         if weights is not None:
             x = weights.apply(x, shape)
             normalization = replace(normalization, is_nonnegative=False)
@@ -200,7 +201,7 @@ class Waterfill(Codec):
         if total == 0.0:
             return zero_sections()
         target = self._target(total, x, hints, normalization.exponent)
-        plan = self._plan(x, shape, target, hints.memory)
+        plan = self._plan(x, shape, target, hints.memory, basis)
         if target.num_bits is None:
             quantized = quantize_for(
                 plan, x, target, clamps=normalization.is_nonnegative
@@ -253,22 +254,21 @@ class Waterfill(Codec):
         return found
 
     def _plan(
-        self, x: torch.Tensor, shape: PlaneShape, target: Target, memory: Memory
+        self,
+        x: torch.Tensor,
+        shape: PlaneShape,
+        target: Target,
+        memory: Memory,
+        basis: str,
     ) -> Plan:
-        plan = make_plan(
-            x,
-            shape,
-            target,
-            memory,
-            basis=self.basis,
-            use_klt=self.channels is not None,
-        )
+        make = partial(make_plan, x, shape, target, memory, basis=basis)
+        plan = make(use_klt=self.channels is not None)
         rotated = plan.channels.rotation is not None and plan.channels.is_new
         size = plan.transform.num_rows, shape.num_channels, x.numel()
         is_too_large = rotated and not klt.is_allowed(*size)
         if is_too_large or plan.left_out > target.max_left_out(x.numel()):
             # Or the energies are too unlike for a channel basis in float32.
-            plan = make_plan(x, shape, target, memory, basis=self.basis, use_klt=False)
+            plan = make(use_klt=False)
         return plan
 
     def _target(

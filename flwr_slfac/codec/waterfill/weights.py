@@ -11,7 +11,12 @@ energy. So a tensor is filtered before it is coded::
 and the decoder undoes it. The least mean-square error of what is coded is then the
 least weighted error of the gradient. Weights go with the fourth root of the
 activations' power, not with the square root that the theorem gives, because ReLUs in
-between mix frequencies (our choice, by tests/bench/results/noise_budget.md).
+between mix frequencies (our choice, by tests/bench/results/noise_budget.md). What is
+constant in a channel, as behind a sigmoid, tells nothing of what the layers before have
+had; so it is left out, and the lowest frequency, all that biases see, weighs in full.
+
+Undoing amplifies an error that a basis spreads to other frequencies. The DCT spreads
+none, so its error stays below the gradient's energy; see `Weights.spread`.
 """
 
 import math
@@ -30,8 +35,10 @@ from flwr_slfac.errors import DecodeError
 # Half octaves of attenuation, a nibble each.
 _MOST = 15
 _POWER = 0.25
-# Our choice: more planes tell a spectrum no better.
+# Our choice: more planes tell a spectrum no better, if each channel has its share.
 _ENOUGH_VALUES = 2**16
+# A constant is left out up to float32's rounding, which leaves this share of energy.
+_ROUNDING = 2.0**-40
 _CHUNK_VALUES = 2**16
 _DCT = parse_basis("dct")
 
@@ -60,13 +67,9 @@ class Weights:
         shape = PlaneShape.of(activations.shape)
         if shape.num_positions == 1 or not activations.numel():
             return None
-        planes = shape.to_planes(activations.contiguous())
-        planes = planes.reshape(-1, shape.num_positions)
-        step = max(1, planes.numel() // _ENOUGH_VALUES)
-        some = planes[::step].to("cpu", torch.float32).contiguous()
+        some, total = _some_planes(shape.to_planes(activations.contiguous()))
         powers = forward_planes(some, _DCT, shape).double().square().sum(1)
-        total = float(powers.sum())
-        if not 0 < total < math.inf:
+        if not _ROUNDING * total < float(powers.sum()) < math.inf:
             return None
         axes = powers.numpy().reshape(shape.sizes)
         return cls(
@@ -88,6 +91,11 @@ class Weights:
         return cls(
             tuple(tuple(nibbles[ends[i] : ends[i + 1]]) for i in range(len(counts)))
         )
+
+    @property
+    def spread(self) -> float:
+        """How many times the energy of an error may grow where it is undone."""
+        return 2.0 ** sum(max(bands, default=0) for bands in self.bands)
 
     def pack(self) -> bytes:
         """Return the bands as nibbles."""
@@ -125,10 +133,24 @@ class Weights:
         return out
 
 
+def _some_planes(planes: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Return some planes (n, S) less their channels' means, and their energy before."""
+    num_samples, num_channels, num_positions = planes.shape
+    step = max(1, min(planes.numel() // _ENOUGH_VALUES, num_samples))
+    # Else each sample would give the same few channels.
+    while math.gcd(step, num_channels) > 1:
+        step += 1
+    means = planes.mean((0, 2), dtype=torch.float32).repeat(num_samples)[::step]
+    some = planes.reshape(-1, num_positions)[::step].to(torch.float32)
+    total = float(some.double().square().sum())
+    return (some - means[:, None]).to("cpu").contiguous(), total
+
+
 def _attenuation(powers: npt.NDArray[np.float64]) -> tuple[int, ...]:
     """Return half octaves by band: the fourth root of its mean power."""
     bands = _bands(len(powers))
     means = np.bincount(bands, powers) / np.bincount(bands)
+    means[0] = means.max()
     floor = means.max() * 2.0 ** (-_MOST / 2 / _POWER)
     octaves = _POWER * np.log2(means.max() / np.maximum(means, floor))
     return tuple(int(n) for n in np.rint(2 * octaves).clip(0, _MOST))
