@@ -2,10 +2,10 @@
 
 from flwr_slfac.codec import Codec, Waterfill, as_codec
 
-# A share of the noise that mini-batches bring anyway, the same for all data. Careful:
-# 0.1 takes a third of the bytes, see tests/bench/results/noise_budget.md.
+# Shares of the noise that mini-batches bring anyway, the same for all data. Gradients
+# bear more than activations do: see tests/bench/results/noise_budget.md.
 DEFAULT_UP = Waterfill(noise=0.02)
-DEFAULT_DOWN = Waterfill(noise=0.02)
+DEFAULT_DOWN = Waterfill(noise=0.1)
 
 
 def codecs_of(up: Codec | str | None, down: Codec | str | None) -> tuple[Codec, Codec]:

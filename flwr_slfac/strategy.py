@@ -64,7 +64,7 @@ class SplitFed(Strategy):
         Each from (outputs, targets) to a mean; by default ``accuracy``.
     autocast, device
         Mixed precision of the back (torch.bfloat16, torch.float16), and where it runs.
-    up, down : Codec or str (default: ``waterfill(noise=0.02)``)
+    up, down : Codec or str (default: waterfill, ``noise`` 0.02 and 0.1)
         How activations and cut-layer gradients are coded; text is read by
         `flwr_slfac.codec.parse_codec`. The defaults are lossy; ``"identity"`` is not.
     lightweight, cuts, codecs : Lightweight, DeviceCuts and DeviceCodecs, optional
