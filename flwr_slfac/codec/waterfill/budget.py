@@ -8,8 +8,7 @@ between examples over their number. What a codec adds to that is in our reading
 - of a gradient: its squared error over its squares, both weighed by frequency (see
   `weights`), as gradients of examples have next to nothing in common.
 
-Measured shares are 0.4 to 2 times as large, up to 3.7 times on MNIST
-(tests/bench/results/noise_budget.md).
+Measured shares are 0.4 to 2 times as large (tests/bench/results/noise_budget.md).
 """
 
 import math
