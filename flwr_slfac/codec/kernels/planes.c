@@ -471,7 +471,7 @@ static PyObject *inverse_planes(PyObject *self, PyObject *args)
 }
 
 PyMethodDef planes_methods[] = {
-        {"forward_planes", forward_planes, METH_VARARGS, forward_doc},
+    {"forward_planes", forward_planes, METH_VARARGS, forward_doc},
     {"inverse_planes", inverse_planes, METH_VARARGS, inverse_doc},
     {"plane_energies", plane_energies, METH_VARARGS, energies_doc},
     {NULL, NULL, 0, NULL},

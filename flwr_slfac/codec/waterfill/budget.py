@@ -51,7 +51,7 @@ def weights_of(
     return (weights, "dct") if basis in ("auto", "dct") else (None, basis)
 
 
-def variation(planes: torch.Tensor, hints: Hints) -> float:
+def variation(planes: torch.Tensor, total: float, hints: Hints) -> float:
     """Return the energy that a tensor's error is measured against.
 
     Parameters
@@ -59,10 +59,11 @@ def variation(planes: torch.Tensor, hints: Hints) -> float:
     planes : Tensor (N, C, S)
         Of a gradient, all its energy counts; of activations that between samples, and
         of one sample's that between positions.
+    total : float
+        Their energy.
     hints : Hints
         Whether it is a gradient.
     """
-    total = energy(planes)
     # What is averaged over tells what is common.
     dim = 2 if len(planes) == 1 else 0
     num = planes.shape[dim]
@@ -89,4 +90,4 @@ def error_allowed(noise: float, tensor: torch.Tensor, hints: Hints) -> float:
         return 0.0
     x, _ = normalize(PlaneShape.of(tensor.shape).to_planes(tensor.contiguous()))
     total = energy(x)
-    return math.sqrt(noise * variation(x, hints) / total) if total else 0.0
+    return math.sqrt(noise * variation(x, total, hints) / total) if total else 0.0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.waterfill.plan import Plan
-from flwr_slfac.codec.waterfill.solver import SHRINK
+from flwr_slfac.codec.waterfill.solver import SHRINK, clamping_gain
 from flwr_slfac.codec.waterfill.transform import forward_planes, inverse_planes
 
 __all__ = ["FEWEST_TO_CLAMP", "gain_near", "share_near_zero"]
@@ -22,8 +22,6 @@ FEWEST_TO_CLAMP = 2**13
 # Our choice: so many times fewer tell whether the gain is about that of the step
 # before, and then move it by their share.
 _FEWER, _SAME_GAIN = 3, 0.03
-# What clamping leaves of an error, at least, so that a step never grows beyond reason.
-_LEAST_GAIN = 0.1
 # Values that tell how many are near zero, how far that may be off, and after how many
 # steps of a stream clamping is measured all the same (our choice).
 _SHARE_SIZE, _SAME_SHARE, _MEASURED_EVERY = 2**13, 0.02, 4
@@ -90,7 +88,7 @@ def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> floa
     before = _dot(back, back)
     clamped = original.add(back, alpha=step).clamp_(min=0).sub_(original)
     after = _dot(clamped, clamped) / step**2
-    return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0
+    return clamping_gain(before, after)
 
 
 def _quantization_error(plan: Plan, some: torch.Tensor, step: float) -> torch.Tensor:

@@ -281,7 +281,7 @@ class Waterfill(Codec):
         if self.bits is not None:
             return Target(total, num_bits=self.bits * x.numel())
         if self.noise is not None:
-            return Target(total, distortion=self.noise * variation(x, hints))
+            return Target(total, distortion=self.noise * variation(x, total, hints))
         nrmse = _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
         return Target(total, distortion=nrmse**2 * total)
 

@@ -38,8 +38,12 @@ _LIMIT = 1000
 _SWEEPS = 3
 # Our choice: a group's energy costs about a byte, which fewer coefficients do not save.
 _FEWEST_PER_FREQUENCY = 256
-# In place of 0 in quotients of energies.
-_LEAST_ENERGY = 1e-30
+# Our choice: a sample's energy costs about a byte, which fewer coefficients do not
+# save by having their own.
+_FEWEST_PER_SAMPLE = 8
+# In place of 0 in quotients of energies, and with the share of the largest the least to
+# weigh by: reciprocals, times squares, stay in float32's range.
+LEAST_ENERGY, _LEAST_SHARE = 1e-30, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +124,30 @@ def fit_separable(energies: Reals, floor: float) -> tuple[Reals, Reals]:
     return a, u
 
 
+def fit_planes(
+    energies: Reals, num_positions: int, floor: float
+) -> tuple[Reals, Reals]:
+    """Fit energies of planes (N, r) a position; samples of few values are alike."""
+    a, u = fit_separable(energies / num_positions, floor)
+    if u.size * num_positions < _FEWEST_PER_SAMPLE:
+        a = np.ones_like(a)
+    return a, u
+
+
+def plane_weights(energies: Reals, level: float) -> Reals:
+    """Return what planes of such energies weigh where frequencies are fitted."""
+    floor = max(level, _LEAST_SHARE * float(energies.max()), LEAST_ENERGY)
+    weights: Reals = 1 / (energies + floor)
+    return weights
+
+
+def frequencies_per_group(num_planes: int) -> int:
+    """Return how many frequencies share an energy, each of so many planes."""
+    return -(-_FEWEST_PER_FREQUENCY // num_planes)
+
+
 def _ratio(above: Reals, below: Reals) -> Reals:
-    return np.maximum(above, _LEAST_ENERGY) / np.maximum(below, _LEAST_ENERGY)
+    return np.maximum(above, LEAST_ENERGY) / np.maximum(below, LEAST_ENERGY)
 
 
 @lru_cache(maxsize=64)
@@ -143,7 +169,7 @@ def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     num_positions = shape.num_positions
     if num_positions == 1:
         return np.zeros(1, np.int64)
-    size = -(-_FEWEST_PER_FREQUENCY // (shape.num_samples * num_rows))
+    size = frequencies_per_group(shape.num_samples * num_rows)
     if len(shape.sizes) == 2:
         order = order_2d(basis, *shape.sizes)
     else:

@@ -19,14 +19,16 @@ from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
     EnergyModel,
     class_offset,
-    fit_separable,
+    fit_planes,
     frequency_groups,
     half_units,
+    plane_weights,
 )
 from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.codec.waterfill.reuse import Choice, Kept, allowed_rms, kept_choice
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import (
+    LARGEST_LEVEL,
     Told,
     Transform,
     plane_energies,
@@ -34,16 +36,8 @@ from flwr_slfac.codec.waterfill.transform import (
 )
 from flwr_slfac.codec.waterfill.trials import bases_for, best_trial
 
-# Our choice: a sample's energy costs about a byte, which fewer coefficients do not
-# save by having their own.
-_FEWEST_PER_SAMPLE = 8
 # Rows that hold less than this share of the distortion would be zero anyway.
 _LEFT_OUT = 0.1
-# Beyond this many steps, float32 transforms are off by more than the step.
-LARGEST_LEVEL = 2**22
-# Energies to weigh by are at least this share of the largest, and this much: their
-# reciprocals, times squares, stay in float32's range.
-_LEAST_SHARE, _LEAST_ENERGY = 1e-12, 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,11 +164,9 @@ def _plan_of(
     left_out = 0.0
     if rows.shape[1] < x.shape[1]:
         left_out = max(0.0, target.energy - float(energies.sum()))
-    of_samples, of_channels = fit_separable(energies / shape.num_positions, level)
-    if rows.shape[1] * shape.num_positions < _FEWEST_PER_SAMPLE:
-        of_samples = np.ones_like(of_samples)
+    fitted = fit_planes(energies, shape.num_positions, level)
     transform, told, energy_model, groups = _transformed(
-        rows, shape, choice, (of_samples, of_channels), level
+        rows, shape, choice, fitted, level
     )
     return Plan(
         transform,
@@ -250,8 +242,7 @@ def _transformed(
     )
     groups = frequency_groups(choice.basis, shape, rows.shape[1])
     of_planes = (a[:, None] * u[None, :]).reshape(-1)[order]
-    floor = max(level, _LEAST_SHARE * float(of_planes.max()), _LEAST_ENERGY)
-    weights = 1 / (of_planes + floor)
+    weights = plane_weights(of_planes, level)
     told = transform.forward(rows, weights)
     # The energy of each frequency group, relative to the model of planes.
     below = np.bincount(groups) * float((of_planes * weights).sum())

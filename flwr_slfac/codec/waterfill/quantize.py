@@ -21,11 +21,11 @@ from flwr_slfac.codec.waterfill.clamping import (
 )
 from flwr_slfac.codec.waterfill.energies import class_offset, classes_of
 from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized, quantize
-from flwr_slfac.codec.waterfill.plan import LARGEST_LEVEL, Plan
+from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.sample import CoefficientSample
 from flwr_slfac.codec.waterfill.solver import solve
 from flwr_slfac.codec.waterfill.target import Target
-from flwr_slfac.codec.waterfill.transform import energy
+from flwr_slfac.codec.waterfill.transform import LARGEST_LEVEL, energy
 
 # Relative distance of a distortion that is near enough: below the 2 percent that
 # `Waterfill` documents.

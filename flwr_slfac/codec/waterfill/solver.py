@@ -18,8 +18,17 @@ _SAME = 1e-4
 # Outside of a bracket log x moves by this share of what log y is off, within limits: a
 # distortion goes with step**1 to step**2.
 _SLOPE, _LEAST_MOVE, _MOST_MOVE = 0.6, 0.05, 3.0
+_LEAST_GAIN = 0.1
 # Of a bracket, what regula falsi may take off at a time: neither end gets stuck.
 _LEAST_SHARE = 0.1
+
+
+def clamping_gain(before: float, after: float) -> float:
+    """Return what clamping at zero leaves of a squared error, from it and what is left.
+
+    At least a tenth, so that a step never grows beyond reason.
+    """
+    return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0
 
 
 def dead_zone_error(magnitudes: torch.Tensor, step: float) -> float:

@@ -30,6 +30,8 @@ Floats = npt.NDArray[np.floating[Any]]
 
 # Values worked on at a time, of planes and of channels: about what a CPU's cache holds.
 _PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**17
+# Beyond this many steps, float32 transforms are off by more than the step.
+LARGEST_LEVEL = 2**22
 # Fewer planes at a time make products slow.
 _FEWEST_PLANES = 64
 # Squares of so many coefficients at a time stay in a CPU's cache, a MiB of float32.

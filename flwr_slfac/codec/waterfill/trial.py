@@ -25,15 +25,27 @@ from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
+    LEAST_ENERGY,
     NUM_CLASSES,
     class_offset,
-    fit_separable,
+    fit_planes,
+    frequencies_per_group,
     half_units,
+    plane_weights,
 )
 from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.codec.waterfill.model import ideal_bits
-from flwr_slfac.codec.waterfill.solver import SHRINK, dead_zone_error, solve
-from flwr_slfac.codec.waterfill.transform import forward_planes, inverse_planes
+from flwr_slfac.codec.waterfill.solver import (
+    SHRINK,
+    clamping_gain,
+    dead_zone_error,
+    solve,
+)
+from flwr_slfac.codec.waterfill.transform import (
+    LARGEST_LEVEL,
+    forward_planes,
+    inverse_planes,
+)
 
 __all__ = ["RotatedSample", "Sample", "Trial"]
 
@@ -45,16 +57,6 @@ _MODEL_BITS, _LIST_BITS = 20.0, 24.0
 # about three quarters of a bit for each octave of distortion and level that is not zero
 # (our choice).
 _CLOSE, _SLOPE = 0.1, 0.75
-# Energies to weigh by, and steps, stay where float32 has reciprocals of their squares.
-_LEAST_SHARE, _LEAST_ENERGY = 1e-12, 1e-30
-# As in a plan: beyond so many steps, float32 transforms are off by more than the step.
-_LARGEST_LEVEL = 2**22
-# What clamping leaves of an error, at least.
-_LEAST_GAIN = 0.1
-# A group's energy is that of so many coefficients, as `frequency_groups` makes them.
-_FEWEST_PER_GROUP = 256
-# A sample's energy is its own where it has so many coefficients, as in a plan.
-_FEWEST_PER_SAMPLE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +123,10 @@ class RotatedSample:
             whole = planes.square().sum(2).cpu().double().numpy()
             self.left_out = max(0.0, self._weighed(whole) - self.energy)
             self.energy += self.left_out
-        self._fit(energies / planes.shape[2], level)
+        self._fit(energies, level)
 
     def _fit(self, energies: Reals, level: float) -> None:
-        a, u = fit_separable(energies, level)
-        if u.size * self.rows.shape[2] < _FEWEST_PER_SAMPLE:
-            a = np.ones_like(a)
+        a, u = fit_planes(energies, self.rows.shape[2], level)
         lists = half_units(a), half_units(u)
         self.model = (a[:, None] * u).reshape(-1)
         units = lists[0][:, None] + lists[1]
@@ -166,7 +166,7 @@ class Trial:
             for first, last in pairwise(self._ends)
         ]
         largest = max((float(part.max()) for part in self._magnitudes), default=0.0)
-        self._least_step = max(largest / _LARGEST_LEVEL, _LEAST_ENERGY)
+        self._least_step = max(largest / LARGEST_LEVEL, LEAST_ENERGY)
         self._num_levels = 0.0
         self._known: dict[float, float] = {}
 
@@ -208,7 +208,7 @@ class Trial:
         before = float(back.square().sum())
         clamped = (sample.planes + back).clamp_(min=0).sub_(sample.planes)
         after = float(clamped.square_().sum())
-        return min(1.0, max(after / before, _LEAST_GAIN)) if before > 0 else 1.0
+        return clamping_gain(before, after)
 
     def _lost(self, step: float) -> float:
         if step not in self._known:
@@ -244,13 +244,12 @@ class Trial:
         model, coefficients = self._rotated.model, self._coefficients
         if len(coefficients) == 1:
             return np.zeros(1, np.int16), 0.0
-        floor = max(_LEAST_SHARE * float(model.max()), _LEAST_ENERGY)
-        weights = 1 / (model + max(self.step**2 / 12, floor))
+        weights = plane_weights(model, self.step**2 / 12)
         column = torch.from_numpy(weights.astype(np.float32)).to(coefficients)
         above = (coefficients.square() @ column).cpu().double().numpy()
         rows = half_units(above / max(float(model @ weights), TINY))
         num_each = self._rotated.sample.shape.num_samples * self._rotated.rows.shape[1]
-        stride = -(-_FEWEST_PER_GROUP // num_each)
+        stride = frequencies_per_group(num_each)
         side = _list_bits(np.diff(rows[::stride])) * self._rotated.sample.window_weight
         return rows.astype(np.int16), side
 
