@@ -17,10 +17,9 @@ from flwr_slfac.codec.waterfill.levels import _levels
 from flwr_slfac.codec.waterfill.model import CHANCES, MIDPOINTS
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError
+from tests.codec.extension import assert_refused, needs_extension
 
-pytestmark = pytest.mark.skipif(
-    compiled_kernels() is None, reason="the extension was not built: no C compiler"
-)
+pytestmark = needs_extension
 CODECS = [
     Waterfill(nrmse=0.1),
     Waterfill(nrmse=0.6, channels=None),
@@ -199,7 +198,7 @@ def test_the_extension_refuses_frames_that_do_not_fit() -> None:
     ]  # fmt: skip
     good = [x, a, u, v, groups, 0, 1.0, levels, 1, sums]
     changes = [*lists, (0, x[1:]), (7, levels[1:]), (8, 2), (8, 3), (9, sums[1:])]
-    _refused(compiled.quantize, good, changes)
+    assert_refused(compiled.quantize, good, changes)
     tables = [kinds(), MIDPOINTS, CHANCES]
     of_tables = [
         (0, kinds()[1:]), (0, kinds() + 200), (0, kinds() * 0), (1, MIDPOINTS[1:]),
@@ -210,7 +209,7 @@ def test_the_extension_refuses_frames_that_do_not_fit() -> None:
     changes = [(place + 1, wrong) for place, wrong in lists]
     changes += [(10 + place, wrong) for place, wrong in of_tables]
     changes += [(1, np.array([1])), (1, np.array([-1])), (7, shifts[1:]), (9, 0)]
-    _refused(compiled.write_streams, good, [*changes, (8, levels[1:]), (9, 8)])
+    assert_refused(compiled.write_streams, good, [*changes, (8, levels[1:]), (9, 8)])
     parameters, words = compiled.write_streams(*good)
     order, out = np.zeros(n * r, np.int64), np.zeros((s, n * r), np.float32)
     good = [parameters, words, none, n, r, 2, groups, 0, 1.0, *tables, order, out]
@@ -220,7 +219,7 @@ def test_the_extension_refuses_frames_that_do_not_fit() -> None:
         (6, groups[1:]), (12, order[1:]), (13, out[1:]), (2, np.array([-1])),
         (2, np.array([2**62, 2**62])), (2, np.array([2**60])),
     ]  # fmt: skip
-    _refused(compiled.read_streams, good, changes)
+    assert_refused(compiled.read_streams, good, changes)
     assert compiled.read_streams(*good) == ""
     np.testing.assert_array_equal(out, levels)
     for place, wrong in ((0, parameters[:-1]), (0, parameters + b"0"), (1, words[:4])):
@@ -230,7 +229,7 @@ def test_the_extension_refuses_frames_that_do_not_fit() -> None:
     good = [parameters, words, np.array([n]), *tables, found]
     changes = [(3 + place, wrong) for place, wrong in of_tables]
     changes += [(2, np.array([-1])), (2, np.array([3])), (6, found[1:])]
-    _refused(compiled.read_lists, good, changes)
+    assert_refused(compiled.read_lists, good, changes)
 
 
 def test_lists_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +246,3 @@ def test_lists_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(*found)
     error = float((found[0] - x).norm() / x.norm())
     assert error == pytest.approx(0.1, rel=0.02)
-
-
-def _refused(work, good, changes) -> None:  # type: ignore[no-untyped-def]
-    """Hold that a function takes what is good, and no change of it."""
-    work(*good)
-    for place, wrong in changes:
-        if isinstance(wrong, np.ndarray):
-            wrong = np.ascontiguousarray(wrong)
-        with pytest.raises(ValueError, match=r"\w"):
-            work(*good[:place], wrong, *good[place + 1 :])

@@ -25,10 +25,8 @@ from flwr_slfac.codec.kernels import (
 from flwr_slfac.codec.kernels.choice import REFERENCE, compiled_kernels
 from flwr_slfac.errors import SettingError
 from tests.codec.cases import CASES, Case, golden_tensor
+from tests.codec.extension import needs_extension
 
-needs_extension = pytest.mark.skipif(
-    compiled_kernels() is None, reason="the extension was not built: no C compiler"
-)
 BOTH = [REFERENCE, *filter(None, [compiled_kernels()])]
 both = pytest.mark.parametrize("which", BOTH, ids=lambda which: which.name)
 

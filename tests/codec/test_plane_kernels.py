@@ -18,10 +18,8 @@ from flwr_slfac.codec.transforms import (
     plane_transform,
 )
 from flwr_slfac.errors import SettingError
+from tests.codec.extension import assert_refused, needs_extension
 
-needs_extension = pytest.mark.skipif(
-    compiled_kernels() is None, reason="the extension was not built: no C compiler"
-)
 BASES = ["dct", "identity", "haar", "sym4", "db8", "db38:1", "coif1:2"]
 SIZES = st.lists(st.integers(1, 64), min_size=1, max_size=2)
 # Squares of larger values overflow, which `Waterfill` sees to.
@@ -196,17 +194,17 @@ def test_the_extension_refuses_planes_that_do_not_fit() -> None:
         (4, of_planes[1:]), (5, room[:900]), (6, coeffs[1:]), (7, sums[1:]),
         (8, ends[1:]), *stages,
     ]  # fmt: skip
-    _refused(compiled.forward_planes, good, changes)
+    assert_refused(compiled.forward_planes, good, changes)
     numbers, weights = transform.packed_inverse
     good = [coeffs, index, numbers, weights, True, room, planes]
     changes = [
         (0, coeffs[1:]), (1, index + 1), (1, index - 1), (2, numbers[1:]),
         (3, weights[1:]), (5, room[:900]), (6, planes[:4]),
     ]  # fmt: skip
-    _refused(compiled.inverse_planes, good, changes)
+    assert_refused(compiled.inverse_planes, good, changes)
     good = [planes, 24, np.zeros(5)]
     changes = [(0, planes[:4]), (1, 0), (1, 25), (1, -24), (2, np.zeros(0))]
-    _refused(compiled.plane_energies, good, changes)
+    assert_refused(compiled.plane_energies, good, changes)
 
 
 def _is_flag(numbers: np.ndarray, place: int) -> bool:
@@ -219,16 +217,6 @@ def _is_flag(numbers: np.ndarray, place: int) -> bool:
         for _ in range(num_groups):
             at += 2 + numbers[at] + numbers[at + 1]
     return False
-
-
-def _refused(work, good, changes) -> None:  # type: ignore[no-untyped-def]
-    """Hold that a function takes what is good, and no change of it."""
-    work(*good)
-    for place, wrong in changes:
-        if isinstance(wrong, np.ndarray):
-            wrong = np.ascontiguousarray(wrong)
-        with pytest.raises(ValueError, match=r"\w"):
-            work(*good[:place], wrong, *good[place + 1 :])
 
 
 def test_the_kernels_that_run_have_planes() -> None:

@@ -17,10 +17,9 @@ from flwr_slfac.codec.packing import BitReader, BitWriter
 from flwr_slfac.codec.slfac.ranges import round_outward
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError
+from tests.codec.extension import assert_refused, needs_extension
 
-pytestmark = pytest.mark.skipif(
-    compiled_kernels() is None, reason="the extension was not built: no C compiler"
-)
+pytestmark = needs_extension
 CODECS = [
     SLFAC(),
     SLFAC(theta=0.5, bit_widths=(3, 6)),
@@ -219,7 +218,7 @@ def test_the_extension_refuses_rows_that_do_not_fit() -> None:
         (3, order[1:]), (3, order + 1), (3, order - 1), (5, store[1:]), (6, 1),
         (6, -1), (7, split[1:]), (8, energy[:1]), (9, ends[:1]), (6, 2**62),
     ]  # fmt: skip
-    _refused(compiled.spectra_split, good, changes)
+    assert_refused(compiled.spectra_split, good, changes)
     levels = [np.zeros((2, rows), np.float32) for _ in range(2)]
     widths = np.full((2, rows), 3, np.int32)
     packed = np.zeros((3 * n * rows + 7) // 8, np.uint8)
@@ -230,7 +229,7 @@ def test_the_extension_refuses_rows_that_do_not_fit() -> None:
         (2, split[1:]), (3, levels[0][1:]), (5, widths + 6), (5, widths - 4),
         (5, widths[:1]), (6, packed[1:]),
     ]  # fmt: skip
-    _refused(compiled.spectra_pack, good, changes)
+    assert_refused(compiled.spectra_pack, good, changes)
     good = [packed, 0, n, 0, rows, split, *levels, widths, order, floats]
     assert compiled.spectra_unpack(*good) == 3 * n * rows
     # Past the end there are zeros.
@@ -239,35 +238,25 @@ def test_the_extension_refuses_rows_that_do_not_fit() -> None:
         (1, -1), (2, 12), (2, 0), (3, 1), (3, -1), (4, 2), (4, -1), (5, split + n),
         (8, widths + 6), (9, order + 1), (9, order[1:]), (10, floats[1:]),
     ]  # fmt: skip
-    _refused(compiled.spectra_unpack, good, changes)
+    assert_refused(compiled.spectra_unpack, good, changes)
     halves, used = np.zeros((2, 2, rows), np.float16), np.zeros((2, rows), np.int32)
     good = [ends + 1, 0, halves]
     changes = [
         (0, ends + 2), (0, ends + np.nan), (1, 1001), (1, -1001), (2, halves[1:]),
     ]  # fmt: skip
-    _refused(compiled.spectra_ranges, good, changes)
+    assert_refused(compiled.spectra_ranges, good, changes)
     good = [halves, 0, widths, True, *levels, used]
     changes = [(0, halves[1:]), (1, 1001), (2, widths[1:]), (4, levels[0][1:])]
-    _refused(compiled.spectra_levels, good, changes)
+    assert_refused(compiled.spectra_levels, good, changes)
     good = [floats, n, rows, floats.copy()]
     changes = [(1, 0), (1, 10), (1, 2**62), (2, -1), (3, floats[1:].copy())]
-    _refused(compiled.transpose, good, changes)
+    assert_refused(compiled.transpose, good, changes)
     words, out = np.zeros(5, np.uint64), np.zeros(5, np.uint8)
     for work, good in (
         (compiled.pack_records, [words, 8, out]),
         (compiled.unpack_records, [out, 8, words]),
     ):
-        _refused(work, good, [(1, 65), (1, -1), (1, 6), (1, 9)])
-
-
-def _refused(work, good, changes) -> None:  # type: ignore[no-untyped-def]
-    """Hold that a function takes what is good, and no change of it."""
-    work(*good)
-    for place, wrong in changes:
-        if isinstance(wrong, np.ndarray):
-            wrong = np.ascontiguousarray(wrong)
-        with pytest.raises(ValueError, match=r"\w"):
-            work(*good[:place], wrong, *good[place + 1 :])
+        assert_refused(work, good, [(1, 65), (1, -1), (1, 6), (1, 9)])
 
 
 def test_columns_become_the_rows_that_are_named() -> None:
@@ -288,5 +277,5 @@ def test_columns_become_the_rows_that_are_named() -> None:
         ]  # fmt: skip
         if rows == 1:
             changes.pop()
-        _refused(compiled.place_columns, good, changes)
+        assert_refused(compiled.place_columns, good, changes)
         np.testing.assert_array_equal(out[index], matrix.T)

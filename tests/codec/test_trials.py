@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from flwr_slfac.codec import Waterfill, encode
 from flwr_slfac.codec.kernels import NUM_KEYS
 from flwr_slfac.codec.kernels.choice import REFERENCE, compiled_kernels
-
-needs_extension = pytest.mark.skipif(
-    compiled_kernels() is None, reason="the extension was not built: no C compiler"
-)
+from tests.codec.extension import needs_extension
 
 # About what of a small frame does not depend on the choice.
 _HEADER_BYTES = 60
