@@ -46,6 +46,8 @@ ARMS = {
     "waterfill 0.3/0.7": ("waterfill(nrmse=0.3)", "waterfill(nrmse=0.7)"),
     "noise 0.1 up": ("waterfill(noise=0.1)", "identity"),
     "noise 0.1 down": ("identity", "waterfill(noise=0.1)"),
+    "noise 0.02": ("waterfill(noise=0.02)", "waterfill(noise=0.02)"),
+    "noise 0.02/0.1": ("waterfill(noise=0.02)", "waterfill(noise=0.1)"),
     "noise 0.05": ("waterfill(noise=0.05)", "waterfill(noise=0.05)"),
     "noise 0.1": ("waterfill(noise=0.1)", "waterfill(noise=0.1)"),
     "noise 0.2": ("waterfill(noise=0.2)", "waterfill(noise=0.2)"),
