@@ -151,6 +151,11 @@ class Codec(ABC):
         """
         return None
 
+    @property
+    def most_bits(self) -> float | None:
+        """Bits a value that its error may take at most, None if as many as it takes."""
+        return None
+
     def aiming_at(self, relative_error: float) -> "Codec":
         """Return the same codec with another aim; itself if it aims at no error.
 

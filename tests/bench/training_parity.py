@@ -48,10 +48,20 @@ ARMS = {
     "noise 0.1 down": ("identity", "waterfill(noise=0.1)"),
     "noise 0.02": ("waterfill(noise=0.02)", "waterfill(noise=0.02)"),
     "noise 0.02/0.1": ("waterfill(noise=0.02)", "waterfill(noise=0.1)"),
+    "bits 0.45/0.18": ("waterfill(bits=0.45)", "waterfill(bits=0.18)"),
     "noise 0.05": ("waterfill(noise=0.05)", "waterfill(noise=0.05)"),
     "noise 0.1": ("waterfill(noise=0.1)", "waterfill(noise=0.1)"),
     "noise 0.2": ("waterfill(noise=0.2)", "waterfill(noise=0.2)"),
     "noise 0.4": ("waterfill(noise=0.4)", "waterfill(noise=0.4)"),
+    # The defaults of SplitFed, and with a memory of samples half their bits.
+    "noise 0.01/0.05, bits 0.45/0.18": (
+        "waterfill(noise=0.01, bits=0.45)",
+        "waterfill(noise=0.05, bits=0.18)",
+    ),
+    "temporal, bits 0.22/0.09": (
+        "temporal(inner=waterfill(noise=0.01, bits=0.22))",
+        "waterfill(noise=0.05, bits=0.09)",
+    ),
     "temporal noise 0.1": (
         "temporal(inner=waterfill(noise=0.1))",
         "waterfill(noise=0.1)",

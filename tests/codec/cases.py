@@ -105,6 +105,7 @@ CASES = (
     Case("waterfill", bounds.relative_error(0.1), exact_bytes=False),
     Case("waterfill(nrmse=0.5)", bounds.relative_error(0.5), exact_bytes=False),
     Case("waterfill(noise=0.1)", bounds.relative_error(0.1**0.5), exact_bytes=False),
+    Case("waterfill(nrmse=0.1, bits=0.5)", bounds.never_louder, exact_bytes=False),
     Case("waterfill(bits=2.0)", bounds.never_louder, exact_bytes=False),
     Case(
         "waterfill(step=0.25)",

@@ -1,6 +1,7 @@
 """A codec with a memory of samples: their values an epoch ago predict those of now."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,12 +16,7 @@ from flwr_slfac.codec.finite import is_finite
 from flwr_slfac.codec.registry import find_codec, register
 from flwr_slfac.codec.settings import format_codec, parse_codec
 from flwr_slfac.codec.temporal.candidate import CLAMPING, Candidate, code
-from flwr_slfac.codec.temporal.header import (
-    VERSION_BYTES,
-    Header,
-    Ids,
-    Samples,
-)
+from flwr_slfac.codec.temporal.header import VERSION_BYTES, Header, Ids, Samples
 from flwr_slfac.codec.temporal.memory import DEFAULT_MAX_BYTES, SampleMemory
 from flwr_slfac.codec.temporal.prediction import (
     Choice,
@@ -34,6 +30,8 @@ from flwr_slfac.errors import DecodeError, EncodeError, SettingError
 # With less left over than this share of the energy prediction pays for sure; with more
 # the batch is coded both ways, which takes twice the time.
 _SURELY_PAYS = 0.05
+# Our choice: a frame that takes this share of what it may had a limit, not an error.
+_LIMITED = 0.9
 # An aim of 1 would be to send nothing, which inner codecs do not take.
 _LARGEST_AIM = 0.95
 _CPU = torch.device("cpu")
@@ -168,6 +166,9 @@ class Temporal(Codec):
         if error is None or choice.left <= _SURELY_PAYS:
             return predicted
         plain = code(x, inner, hints)
+        if 8 * plain.num_bytes > _LIMITED * (inner.most_bits or math.inf) * x.numel():
+            # Both take what is allowed, and with prediction it buys more.
+            return predicted
         return min(predicted, plain, key=lambda coded: coded.num_bytes)
 
     @classmethod

@@ -10,7 +10,6 @@ a value (Gish and Pierce 1968), and within less at low rates (Sullivan 1996).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -19,44 +18,27 @@ from flwr_slfac.codec.base import Codec, Hints, Memory
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.transforms import parse_basis
-from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.budget import error_allowed, variation, weights_of
-from flwr_slfac.codec.waterfill.levels import Quantized, quantize
-from flwr_slfac.codec.waterfill.normalize import Normalization, normalize
-from flwr_slfac.codec.waterfill.plan import Plan, keep_choice, make_plan
-from flwr_slfac.codec.waterfill.quantize import quantize_for
-from flwr_slfac.codec.waterfill.sample import CoefficientSample
-from flwr_slfac.codec.waterfill.sections import (
-    read_sections,
-    write_sections,
-    zero_sections,
-)
-from flwr_slfac.codec.waterfill.solver import solve
+from flwr_slfac.codec.waterfill.encoder import Encoder
+from flwr_slfac.codec.waterfill.normalize import normalize
+from flwr_slfac.codec.waterfill.sections import read_sections, zero_sections
 from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import energy
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import SettingError
 
-# Of the frame around the sections of a map: 9 fixed, 9 of the id, 16 of the shape, 4 of
-# the checksum; each section's length is 4 more.
-_FRAME_BYTES, _LENGTH_BYTES = 38, 4
 # Our choice: careful on any network, see README.md beside the codecs.
 _DEFAULT_NRMSE = 0.1
 # Our choice: longer than the name and level of any wavelet.
 _MAX_BASIS_TEXT = 16
 # Exponents of steps stay within float32's range.
 _WIDEST = 120
-# Passes to meet a number of bits, how near is near enough, and the least share of it to
-# aim at: our choice, each pass codes the whole tensor.
-_MOST_PASSES, _CLOSE, _LEAST_SHARE = 4, 0.01, 0.02
-# A frame that is larger than this, relative to what is allowed, is tried again without
-# a channel basis.
-_TOO_LARGE = 1.02
-# What may be aimed at, and the most of it, which only bits may reach.
+# What a rate makes of the error is not known before: this is our choice, for `Weights`.
+_SHARE_AT_A_RATE = 0.5
+# What may be aimed at, the most of it, which only bits may reach, and what together.
+_TOGETHER = ["nrmse", "bits"], ["noise", "bits"]
 _TARGETS = {"nrmse": 1.0, "noise": 1.0, "bits": 32.0, "step": math.inf}
-# In place of no bits at all, where their reciprocal is taken.
-_LEAST_BITS = 1e-9
 
 
 @register
@@ -68,6 +50,8 @@ class Waterfill(Codec):
     water-filling: see README.md beside the codecs, and the sources in this module.
 
     Give one of `nrmse`, `noise`, `bits`, `step`; none of them means ``nrmse=0.1``.
+    Beside `nrmse` or `noise`, `bits` is the most: where the error that is asked for
+    takes more, it is larger.
 
     Parameters
     ----------
@@ -78,8 +62,10 @@ class Waterfill(Codec):
         which coding may add to it, in (0, 1); our reading, see `budget`. Of a gradient,
         frequencies are weighed where `Hints.activations` tell how.
     bits : float, optional
-        Bits per value to hit, the whole frame counted, in (0, 32]. Where headers alone
-        take more, the frame is about as small as it can be.
+        Bits per value to hit, the whole frame counted, in (0, 32]: within a percent, or
+        3 in a stream. Where headers alone take more, the frame is about as small as it
+        can be. Alone or beside `noise`, a gradient's frequencies are weighed as with
+        `noise`.
     step : float, optional
         Quantization step of all coefficients, in the unit of the tensor; at least
         2**-22 of the largest coefficient is used.
@@ -98,8 +84,8 @@ class Waterfill(Codec):
     Raises
     ------
     SettingError
-        If more than one target is given, or a setting is out of range; from `encode`,
-        if `basis` is a wavelet that cannot do the sizes of the tensor.
+        If targets are given that do not go together, or a setting is out of range;
+        from `encode`, if `basis` is a wavelet that cannot do the sizes of the tensor.
 
     Notes
     -----
@@ -132,7 +118,7 @@ class Waterfill(Codec):
     coder: str = "range"
 
     def __post_init__(self) -> None:
-        self._require_one_target()
+        self._require_targets()
         if self.channels not in ("klt", None):
             raise SettingError(f"channels is {self.channels!r}; give 'klt' or None")
         if self.coder not in ("range", "fast"):
@@ -140,10 +126,13 @@ class Waterfill(Codec):
         if self.basis != "auto" and len(str(parse_basis(self.basis))) > _MAX_BASIS_TEXT:
             raise SettingError(f"basis {self.basis!r} is too long a name")
 
-    def _require_one_target(self) -> None:
+    def _require_targets(self) -> None:
         given = [n for n in _TARGETS if getattr(self, n) is not None]
-        if len(given) > 1:
-            raise SettingError(f"{' and '.join(given)} are given; give one of them")
+        if len(given) > 1 and given not in _TOGETHER:
+            raise SettingError(
+                f"{' and '.join(given)} are given; give one of them, or bits beside "
+                "nrmse or noise"
+            )
         for name in given:
             value, limit = getattr(self, name), _TARGETS[name]
             if (
@@ -159,17 +148,30 @@ class Waterfill(Codec):
 
     @property
     def wants_activations(self) -> bool:
-        """Whether a gradient is weighed by its activations: if `noise` is given."""
-        return self.noise is not None
+        """Whether a gradient is weighed by its activations: see `noise`, `bits`."""
+        return self._share is not None
+
+    @property
+    def _share(self) -> float | None:
+        """The share that a weighed error may have, None where nothing is weighed."""
+        if self.bits is not None and self.nrmse is None:
+            return max(self.noise or 0.0, _SHARE_AT_A_RATE)
+        return self.noise
 
     @property
     def relative_error(self) -> float | None:
         """The root of `noise`, or the error that `nrmse` asks for; None for others."""
         if self.noise is not None:
             return math.sqrt(self.noise)
-        if self.bits is not None or self.step is not None:
-            return None
-        return _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
+        if self.nrmse is not None:
+            return self.nrmse
+        is_told = self.bits is not None or self.step is not None
+        return None if is_told else _DEFAULT_NRMSE
+
+    @property
+    def most_bits(self) -> float | None:
+        """The limit beside `noise` or `nrmse`."""
+        return None if self.relative_error is None else self.bits
 
     def aiming_at(self, relative_error: float) -> "Waterfill":
         """Return the codec with another `noise` or `nrmse`, if that is its target."""
@@ -193,83 +195,28 @@ class Waterfill(Codec):
         shape = PlaneShape.of(tensor.shape)
         planes = shape.to_planes(tensor.contiguous()).contiguous()
         x, normalization = normalize(planes)
-        weights, basis = weights_of(hints, self.noise, self.basis)
+        weights, basis = weights_of(hints, self._share, self.basis)
         if weights is not None:
             x = weights.apply(x, shape)
             normalization = replace(normalization, is_nonnegative=False)
         total = energy(x)
         if total == 0.0:
             return zero_sections()
-        target = self._target(total, x, hints, normalization.exponent)
-        plan = self._plan(x, shape, target, hints.memory, basis)
-        if target.num_bits is None:
-            quantized = quantize_for(
-                plan, x, target, clamps=normalization.is_nonnegative
-            )
-            plan = _without_values(plan)
-            sections = write_sections(
-                plan, quantized, normalization, self._coder, weights
-            )
-        else:
-            quantized, sections = self._fit_bits(plan, target.num_bits, normalization)
-            size = 8 * sum(map(len, sections))
-            if plan.channels.is_new and size > _TOO_LARGE * target.num_bits:
-                # The channel basis alone would take what the target allows.
-                plan = make_plan(x, shape, target, {}, basis=self.basis, use_klt=False)
-                quantized, sections = self._fit_bits(
-                    plan, target.num_bits, normalization
-                )
-        if plan.channels.rotation is not None and plan.channels.is_new:
-            plan.channels.rotation.store(hints.memory)
-        bits = 8 * sum(map(len, sections)) / x.numel()
-        found = quantized.step, quantized.gain, quantized.near_zero
-        keep_choice(hints.memory, plan, target, *found, bits)
-        return sections
+        encoder = Encoder(
+            x,
+            shape,
+            normalization,
+            weights,
+            basis,
+            self.channels is not None,
+            self._coder,
+            hints.memory,
+        )
+        return encoder.sections(self._target(total, x, hints, normalization.exponent))
 
     @property
     def _coder(self) -> Coder:
         return "fast" if self.coder == "fast" else "range"
-
-    def _fit_bits(
-        self, plan: Plan, num_bits: float, normalization: Normalization
-    ) -> tuple[Quantized, list[bytes]]:
-        """Code at the step that meets a number of bits, all headers counted."""
-        sample = CoefficientSample(plan)
-        wanted, step = num_bits, plan.step
-        best = math.inf
-        for _ in range(_MOST_PASSES):
-            step = solve(
-                lambda s: 1 / max(sample.bits(s), _LEAST_BITS), 1 / wanted, step
-            )
-            quantized = quantize(plan, step)
-            candidate = write_sections(plan, quantized, normalization, self._coder)
-            num_bytes = sum(map(len, candidate)) + _LENGTH_BYTES * len(candidate)
-            reached = 8 * (num_bytes + _FRAME_BYTES)
-            off = abs(reached / num_bits - 1)
-            if off < best:
-                best, found = off, (quantized, candidate)
-            if off < _CLOSE:
-                break
-            wanted = max(wanted + num_bits - reached, _LEAST_SHARE * num_bits)
-        return found
-
-    def _plan(
-        self,
-        x: torch.Tensor,
-        shape: PlaneShape,
-        target: Target,
-        memory: Memory,
-        basis: str,
-    ) -> Plan:
-        make = partial(make_plan, x, shape, target, memory, basis=basis)
-        plan = make(use_klt=self.channels is not None)
-        rotated = plan.channels.rotation is not None and plan.channels.is_new
-        size = plan.transform.num_rows, shape.num_channels, x.numel()
-        is_too_large = rotated and not klt.is_allowed(*size)
-        if is_too_large or plan.left_out > target.max_left_out(x.numel()):
-            # Or the energies are too unlike for a channel basis in float32.
-            plan = make(use_klt=False)
-        return plan
 
     def _target(
         self, total: float, x: torch.Tensor, hints: Hints, exponent: int
@@ -278,12 +225,13 @@ class Waterfill(Codec):
             mantissa, power = math.frexp(self.step)
             power = min(max(power - exponent, -_WIDEST), _WIDEST)
             return Target(total, step=math.ldexp(mantissa, power))
-        if self.bits is not None:
-            return Target(total, num_bits=self.bits * x.numel())
+        num_bits = None if self.bits is None else self.bits * x.numel()
+        distortion = None
         if self.noise is not None:
-            return Target(total, distortion=self.noise * variation(x, total, hints))
-        nrmse = _DEFAULT_NRMSE if self.nrmse is None else self.nrmse
-        return Target(total, distortion=nrmse**2 * total)
+            distortion = self.noise * variation(x, total, hints)
+        elif self.relative_error is not None:
+            distortion = self.relative_error**2 * total
+        return Target(total, distortion, num_bits)
 
     @classmethod
     def decode_sections(
@@ -291,9 +239,3 @@ class Waterfill(Codec):
     ) -> torch.Tensor:
         """Decode with the stream's channel basis, or raise DecodeError."""
         return read_sections(frame, memory, device)
-
-
-def _without_values(plan: Plan) -> Plan:
-    """Return a plan that does not hold on to tensors while levels are coded."""
-    rows = plan.rows.new_empty(len(plan.rows), 0)
-    return replace(plan, rows=rows, coefficients=rows.new_empty(0))

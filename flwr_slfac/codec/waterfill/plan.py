@@ -25,7 +25,12 @@ from flwr_slfac.codec.waterfill.energies import (
     plane_weights,
 )
 from flwr_slfac.codec.waterfill.level import TINY, Reals
-from flwr_slfac.codec.waterfill.reuse import Choice, Kept, allowed_rms, kept_choice
+from flwr_slfac.codec.waterfill.reuse import (
+    Choice,
+    allowed_rms,
+    kept_choice,
+    kept_fineness,
+)
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import (
     LARGEST_LEVEL,
@@ -70,6 +75,8 @@ class Plan:
         Share of values that were near zero then.
     age : int
         Steps since trials.
+    bits_a_level : float
+        Of the frame before, for each level that is not zero; 0 if it is not known.
     is_kept : bool
         Whether nothing was tried: the choice is that of the step before.
     """
@@ -86,6 +93,7 @@ class Plan:
     gain: float | None
     near_zero: float
     age: int
+    bits_a_level: float
     is_kept: bool
 
     @property
@@ -181,49 +189,9 @@ def _plan_of(
         choice.gain,
         choice.near_zero,
         choice.age,
+        choice.bits_a_level,
         is_kept,
     )
-
-
-def keep_choice(
-    memory: Memory,
-    plan: Plan,
-    target: Target,
-    step: float,
-    gain: float | None,
-    near_zero: float,
-    bits: float,
-) -> None:
-    """Keep a plan's choice for the next step of a stream.
-
-    Parameters
-    ----------
-    memory : dict of str to Tensor
-        Of the stream; the channel basis is in it already.
-    plan : Plan
-        By which a frame was coded.
-    target : Target
-        What it had to meet.
-    step, gain, near_zero : float
-        As the quantizer found them.
-    bits : float
-        Of the frame, for each value.
-    """
-    old = Kept.of(memory) if plan.is_kept else None
-    shape = plan.transform.shape
-    num_values = plan.rows.shape[0] * shape.num_channels * shape.num_positions
-    Kept(
-        (shape.num_channels, shape.num_positions),
-        str(plan.transform.basis),
-        plan.transform.has_mean,
-        plan.channels.rotation is not None,
-        step / allowed_rms(target, num_values),
-        gain or 0.0,
-        near_zero,
-        old.age + 1 if old else 0,
-        old.first_bits if old else bits,
-        bits,
-    ).store(memory)
 
 
 def _transformed(
@@ -260,14 +228,21 @@ def _channel_options(
     num_each = x.shape[0] * x.shape[2]
     if not use_klt or not 1 < x.shape[1] <= klt.MAX_CHANNELS:
         variances = plane_energies(x).sum(0) / num_each
-        return [klt.ChannelTransform(None, variances)], target.water_level(
-            variances, num_each
-        )
+        level = _level(x, target, variances, memory)
+        return [klt.ChannelTransform(None, variances)], level
     moments = klt.gram_matrix(x)
     moments *= target.energy / num_each / max(float(np.trace(moments)), TINY)
     variances = klt.principal_directions(moments)[0]
-    level = target.water_level(variances, num_each)
+    level = _level(x, target, variances, memory)
     spare = _LEFT_OUT * float(np.minimum(variances, level).sum())
     return klt.channel_transforms(
         moments, num_each, level, spare, memory, x.device
     ), level
+
+
+def _level(x: torch.Tensor, target: Target, variances: Reals, memory: Memory) -> float:
+    """Return the water level to expect; for a rate, that of the frame before."""
+    fineness = kept_fineness(memory) if target.num_bits is not None else None
+    if fineness is None:
+        return target.water_level(variances, x.shape[0] * x.shape[2])
+    return (fineness * allowed_rms(target, x.numel())) ** 2 / 12

@@ -18,7 +18,7 @@ from flwr_slfac.codec.waterfill.target import Target
 
 _NUMBERS, _BASIS = "stream.waterfill.choice", "stream.waterfill.basis"
 # Of what is kept: fewer are those of another release's checkpoint.
-_NUM_NUMBERS = 10
+_NUM_NUMBERS, _FINENESS = 12, 4
 # Our choice: trials take as long as all else, so a sixteenth of them is little.
 _MOST_STEPS = 16
 # Our choice: bits a value by which a frame may be larger than the one after the trials.
@@ -45,6 +45,8 @@ class Choice:
         Share of values that were near zero then.
     age : int
         Steps since trials.
+    bits_a_level : float
+        Of the frame before, for each level that is not zero.
     """
 
     channels: klt.ChannelTransform
@@ -54,6 +56,7 @@ class Choice:
     gain: float | None = None
     near_zero: float = 0.0
     age: int = 0
+    bits_a_level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class Kept:
         Steps since the trials.
     first_bits, bits : float
         Bits a value of the frame after the trials, and of the last one.
+    bits_a_level : float
+        Bits of the last one for each level that is not zero, 0 if there was none.
+    is_by_rate : bool
+        Whether a number of bits decided.
     """
 
     sizes: tuple[int, int]
@@ -88,23 +95,24 @@ class Kept:
     age: int
     first_bits: float
     bits: float
+    bits_a_level: float
+    is_by_rate: bool
 
     @classmethod
     def of(cls, memory: Memory) -> "Kept | None":
         """Return what a memory holds, None if nothing that serves any more."""
-        if _NUMBERS not in memory or _BASIS not in memory:
-            return None
-        numbers = memory[_NUMBERS].tolist()
-        if len(numbers) != _NUM_NUMBERS:
+        numbers = _numbers_in(memory)
+        if not numbers or _BASIS not in memory:
             return None
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
-        age, first, last = numbers[7:]
+        age, first, last, bits_a_level, is_by_rate = numbers[7:]
         if age >= _MOST_STEPS or last > _GROWN * first:
             return None
         name = bytes(memory[_BASIS].tolist()).decode("ascii")
         sizes = int(channels), int(positions)
         flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
-        return cls(sizes, name, *flags, *told, int(age), first, last)
+        bits = first, last, bits_a_level
+        return cls(sizes, name, *flags, *told, int(age), *bits, bool(is_by_rate))
 
     def store(self, memory: Memory) -> None:
         """Keep this in a memory."""
@@ -118,10 +126,27 @@ class Kept:
             self.age,
             self.first_bits,
             self.bits,
+            self.bits_a_level,
+            self.is_by_rate,
         ]
         memory[_NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
         name = np.frombuffer(self.basis.encode("ascii"), np.uint8)
         memory[_BASIS] = torch.from_numpy(name.copy())
+
+
+def _numbers_in(memory: Memory) -> list[float]:
+    """Return the numbers that a memory holds, none if those of another release."""
+    numbers: list[float] = memory[_NUMBERS].tolist() if _NUMBERS in memory else []
+    return numbers if len(numbers) == _NUM_NUMBERS else []
+
+
+def kept_fineness(memory: Memory) -> float | None:
+    """Return the step of the frame before over the tensor's root mean square.
+
+    None if a number of bits did not decide it.
+    """
+    numbers = _numbers_in(memory)
+    return numbers[_FINENESS] if numbers and numbers[-1] else None
 
 
 def kept_choice(
@@ -158,7 +183,14 @@ def kept_choice(
     gain = kept.gain or None
     basis_kept = parse_basis(kept.basis)
     return Choice(
-        channels, basis_kept, kept.has_mean, step, gain, kept.near_zero, kept.age + 1
+        channels,
+        basis_kept,
+        kept.has_mean,
+        step,
+        gain,
+        kept.near_zero,
+        kept.age + 1,
+        kept.bits_a_level,
     )
 
 

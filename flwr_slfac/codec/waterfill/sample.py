@@ -2,17 +2,11 @@
 
 import numpy as np
 
-from flwr_slfac.codec.waterfill.digits import Ints
-from flwr_slfac.codec.waterfill.energies import NUM_CLASSES, class_offset, classes_of
-from flwr_slfac.codec.waterfill.model import ideal_bits
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.solver import SHRINK
 
 # Our choice: many times the coefficients that a distortion to a percent needs.
 _SEARCH_SIZE = 2**15
-# Magnitudes below 2**6 are counted one by one, larger ones by octave and five bits, up
-# to a table of 256 (our choice): the rest is as good as uniform.
-_OWN_BITS, _NUM_KEYS = 6, 256
 
 
 class CoefficientSample:
@@ -39,10 +33,7 @@ class CoefficientSample:
         stride = max(1, total // _SEARCH_SIZE) | 1 if total > _SEARCH_SIZE else 1
         flat = plan.coefficients.reshape(-1)[::stride]
         self.magnitudes = flat.abs().cpu().numpy()
-        at = np.arange(0, total, stride)
-        positions, planes = plan.energies
-        self._energies = positions[at // len(planes)] + planes[at % len(planes)]
-        self.weight = total / max(len(at), 1)
+        self.weight = total / max(len(self.magnitudes), 1)
         self.least_step = plan.least_step
 
     def distortion(self, step: float) -> float:
@@ -57,23 +48,3 @@ class CoefficientSample:
         if num:
             total -= float(np.dot(error, inside)) ** 2 / num
         return max(total, 0.0) * step**2 * self.weight
-
-    def bits(self, step: float) -> float:
-        """Return the bits of all coefficients at a step."""
-        step = max(step, self.least_step)
-        scaled = self.magnitudes * np.float32(1 / step)
-        levels = np.floor(scaled + np.float32(0.5 - SHRINK))
-        # Beyond the table a magnitude is its octave and uniform bits.
-        octave = np.maximum(np.frexp(levels)[1] - _OWN_BITS, 0)
-        key = levels / np.exp2(octave) + 2 ** (_OWN_BITS - 1) * octave
-        key = np.minimum(key, _NUM_KEYS - 1)
-        classes = self._classes(step)
-        counts = np.bincount(
-            classes * _NUM_KEYS + key.astype(np.int64),
-            minlength=NUM_CLASSES * _NUM_KEYS,
-        ).reshape(NUM_CLASSES, _NUM_KEYS)
-        total = sum(ideal_bits(row.astype(np.float64)) for row in counts if row.any())
-        return (total + float(octave.sum()) + float((levels > 0).sum())) * self.weight
-
-    def _classes(self, step: float) -> Ints:
-        return classes_of(self._energies, class_offset(step))

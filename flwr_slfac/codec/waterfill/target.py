@@ -17,7 +17,8 @@ _DEEPER = 4
 class Target:
     """What the step has to meet, in units of the normalized tensor.
 
-    Of distortion, number of bits and step, one is given.
+    Of distortion, number of bits and step, one is given; or a distortion and the most
+    bits that it may take, which `Encoder` makes one of the two.
 
     Parameters
     ----------
