@@ -35,7 +35,7 @@ _MAX_BASIS_TEXT = 16
 # Exponents of steps stay within float32's range.
 _WIDEST = 120
 # What a rate makes of the error is not known before: this is our choice, for `Weights`.
-_SHARE_AT_A_RATE = 0.5
+_SHARE_AT_A_RATE = 0.75
 # What may be aimed at, the most of it, which only bits may reach, and what together.
 _TOGETHER = ["nrmse", "bits"], ["noise", "bits"]
 _TARGETS = {"nrmse": 1.0, "noise": 1.0, "bits": 32.0, "step": math.inf}
@@ -50,8 +50,9 @@ class Waterfill(Codec):
     water-filling: see README.md beside the codecs, and the sources in this module.
 
     Give one of `nrmse`, `noise`, `bits`, `step`; none of them means ``nrmse=0.1``.
-    Beside `nrmse` or `noise`, `bits` is the most: where the error that is asked for
-    takes more, it is larger.
+    Beside `nrmse` or `noise`, `bits` is a limit: where the error that is asked for
+    takes more, it is larger, its square up to ten times, or to three quarters of the
+    energy, whichever is less.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ class Waterfill(Codec):
     def _share(self) -> float | None:
         """The share that a weighed error may have, None where nothing is weighed."""
         if self.bits is not None and self.nrmse is None:
-            return max(self.noise or 0.0, _SHARE_AT_A_RATE)
+            return _SHARE_AT_A_RATE
         return self.noise
 
     @property

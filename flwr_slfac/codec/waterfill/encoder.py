@@ -1,7 +1,7 @@
 """From planes and a target to the sections of a frame.
 
-A distortion may have a most number of bits beside it. Which of the two decides seldom
-changes from step to step of a stream, so the one that decided last is tried first.
+A distortion may have a most number of bits beside it. What decides seldom changes from
+step to step of a stream, so what decided last is tried first.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,18 @@ from flwr_slfac.codec.waterfill.normalize import Normalization
 from flwr_slfac.codec.waterfill.plan import Plan, make_plan
 from flwr_slfac.codec.waterfill.quantize import quantize_for
 from flwr_slfac.codec.waterfill.rate import Coded, code_at_rate
-from flwr_slfac.codec.waterfill.reuse import Kept, allowed_rms, kept_fineness
+from flwr_slfac.codec.waterfill.reuse import Kept, allowed_rms, last_decider
 from flwr_slfac.codec.waterfill.sections import write_sections
 from flwr_slfac.codec.waterfill.streams import Coder
-from flwr_slfac.codec.waterfill.target import Target
+from flwr_slfac.codec.waterfill.target import Decider, Target
 from flwr_slfac.codec.waterfill.weights import Weights
 
 # A frame that is larger than this, relative to what is allowed, is tried again without
 # a channel basis.
 _TOO_LARGE = 1.02
-# A limited frame whose error is below this share of what is allowed was not limited.
-_FINER = 0.9
+# Of the errors and sizes that decide: within these nothing else is tried, so that a
+# stream does not go to and fro.
+_FINER, _COARSER, _SMALLER = 0.9, 1.25, 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,26 +67,26 @@ class Encoder:
 
     def sections(self, target: Target) -> Sequence[bytes]:
         """Code at a target, and keep what the next step of the stream needs."""
-        coded, met = self._coded(target)
-        plan, quantized = coded.plan, coded.quantized
-        if plan.channels.rotation is not None and plan.channels.is_new:
-            plan.channels.rotation.store(self.memory)
-        _keep_choice(self.memory, plan, met, quantized, coded.num_bits)
+        coded, decider = self._coded(target)
+        channels = coded.plan.channels
+        if channels.rotation is not None and channels.is_new:
+            channels.rotation.store(self.memory)
+        _keep_choice(self.memory, coded, target.by_decider()[decider], decider)
         return coded.sections
 
-    def _coded(self, target: Target) -> tuple[Coded, Target]:
-        """Return the frame, and the target that it met."""
-        if target.distortion is None or target.num_bits is None:
-            return self._coded_at(target), target
-        fine, rate = replace(target, num_bits=None), replace(target, distortion=None)
-        if kept_fineness(self.memory) is not None:
-            coded = self._coded_at(rate)
-            if coded.quantized.distortion >= _FINER * target.distortion:
-                return coded, rate
-        coded = self._coded_at(fine)
-        if coded.num_bits <= _TOO_LARGE * target.num_bits:
-            return coded, target
-        return self._coded_at(rate), rate
+    def _coded(self, target: Target) -> tuple[Coded, Decider]:
+        """Return the frame, and what decided its step."""
+        targets = target.by_decider()
+        decider = last_decider(self.memory)
+        if decider not in targets:
+            decider = next(iter(targets))
+        coded = self._coded_at(targets[decider])
+        for _ in range(len(targets) - 1):
+            better = _better(coded, target, decider)
+            if better is decider:
+                break
+            decider, coded = better, self._coded_at(targets[better])
+        return coded, decider
 
     def _coded_at(self, target: Target) -> Coded:
         plan = self._plan(target)
@@ -129,32 +130,32 @@ def _without_values(plan: Plan) -> Plan:
     return replace(plan, rows=rows, coefficients=rows.new_empty(0))
 
 
-def _keep_choice(
-    memory: Memory,
-    plan: Plan,
-    target: Target,
-    quantized: Quantized,
-    num_bits: int,
-) -> None:
-    """Keep a plan's choice for the next step of a stream.
+def _better(coded: Coded, target: Target, decider: Decider) -> Decider:
+    """Return what should have decided a step."""
+    if target.distortion is None or target.num_bits is None:
+        return decider
+    size = coded.num_bits / target.num_bits
+    error = coded.quantized.distortion
+    if decider is Decider.ERROR and size > _TOO_LARGE:
+        return Decider.BITS
+    if decider is Decider.BITS and error < _FINER * target.distortion:
+        return Decider.ERROR
+    if decider is Decider.BITS and error > _COARSER * target.most_distortion:
+        return Decider.MOST_ERROR
+    if decider is Decider.MOST_ERROR and size < _SMALLER:
+        return Decider.BITS
+    return decider
 
-    Parameters
-    ----------
-    memory : dict of str to Tensor
-        Of the stream; the channel basis is in it already.
-    plan : Plan
-        By which a frame was coded.
-    target : Target
-        What it had to meet.
-    quantized : Quantized
-        What it holds.
-    num_bits : int
-        It took.
-    """
+
+def _keep_choice(
+    memory: Memory, coded: Coded, target: Target, decider: Decider
+) -> None:
+    """Keep what a frame was coded by for the next step of a stream."""
+    plan, quantized = coded.plan, coded.quantized
     old = Kept.of(memory) if plan.is_kept else None
     shape = plan.transform.shape
     num_values = plan.rows.shape[0] * shape.num_channels * shape.num_positions
-    bits, num_levels = num_bits / num_values, quantized.num_levels
+    bits, num_levels = coded.num_bits / num_values, quantized.num_levels
     Kept(
         (shape.num_channels, shape.num_positions),
         str(plan.transform.basis),
@@ -166,6 +167,6 @@ def _keep_choice(
         old.age + 1 if old else 0,
         old.first_bits if old else bits,
         bits,
-        num_bits / num_levels if num_levels else 0.0,
-        target.distortion is None and target.num_bits is not None,
+        coded.num_bits / num_levels if num_levels else 0.0,
+        decider,
     ).store(memory)

@@ -66,7 +66,8 @@ def code_at_rate(plan: Plan, num_bits: float, write: Write) -> Coded:
         Returns the sections of a quantized tensor.
     """
     close = _CLOSE_IN_STREAM if plan.is_kept else _CLOSE
-    coded = _coded(plan, _kept_step(plan, num_bits), write)
+    quantized = _first(plan, num_bits)
+    coded = Coded(plan, quantized, write(quantized))
     if coded.num_bits > num_bits and coded.quantized.num_levels < _FEW_LEVELS:
         # Headers take some, whatever the step.
         num_bits = max(num_bits, _ROOM * _coded(plan, plan.largest, write).num_bits)
@@ -109,15 +110,16 @@ def _slope(
     return min(max(slope, _LEAST_SLOPE), _MOST_SLOPE)
 
 
-def _kept_step(plan: Plan, num_bits: float) -> float:
-    """Return a step that leaves as many levels as the frame before had for the bits."""
-    step = plan.step
+def _first(plan: Plan, num_bits: float) -> Quantized:
+    """Quantize to as many levels as the frame before had for the bits."""
+    quantized = quantize(plan, plan.step)
     if not plan.is_kept or plan.bits_a_level <= 0:
-        return step
+        return quantized
     for _ in range(_MOST_PASSES):
-        over = quantize(plan, step).num_levels * plan.bits_a_level / num_bits
+        over = quantized.num_levels * plan.bits_a_level / num_bits
         if abs(over - 1) < _CLOSE or over == 0:
             break
         move = math.log(over) / _SLOPE
-        step *= math.exp(min(max(move, -_MOST_MOVE), _MOST_MOVE))
-    return step
+        step = quantized.step * math.exp(min(max(move, -_MOST_MOVE), _MOST_MOVE))
+        quantized = quantize(plan, step)
+    return quantized

@@ -14,7 +14,7 @@ import torch
 from flwr_slfac.codec.base import Memory
 from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.waterfill import klt
-from flwr_slfac.codec.waterfill.target import Target
+from flwr_slfac.codec.waterfill.target import Decider, Target
 
 _NUMBERS, _BASIS = "stream.waterfill.choice", "stream.waterfill.basis"
 # Of what is kept: fewer are those of another release's checkpoint.
@@ -81,8 +81,8 @@ class Kept:
         Bits a value of the frame after the trials, and of the last one.
     bits_a_level : float
         Bits of the last one for each level that is not zero, 0 if there was none.
-    is_by_rate : bool
-        Whether a number of bits decided.
+    decider : Decider
+        What decided the step of the last one.
     """
 
     sizes: tuple[int, int]
@@ -96,7 +96,7 @@ class Kept:
     first_bits: float
     bits: float
     bits_a_level: float
-    is_by_rate: bool
+    decider: Decider
 
     @classmethod
     def of(cls, memory: Memory) -> "Kept | None":
@@ -105,14 +105,14 @@ class Kept:
         if not numbers or _BASIS not in memory:
             return None
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
-        age, first, last, bits_a_level, is_by_rate = numbers[7:]
+        age, first, last, bits_a_level, decider = numbers[7:]
         if age >= _MOST_STEPS or last > _GROWN * first:
             return None
         name = bytes(memory[_BASIS].tolist()).decode("ascii")
         sizes = int(channels), int(positions)
         flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
         bits = first, last, bits_a_level
-        return cls(sizes, name, *flags, *told, int(age), *bits, bool(is_by_rate))
+        return cls(sizes, name, *flags, *told, int(age), *bits, Decider(int(decider)))
 
     def store(self, memory: Memory) -> None:
         """Keep this in a memory."""
@@ -127,7 +127,7 @@ class Kept:
             self.first_bits,
             self.bits,
             self.bits_a_level,
-            self.is_by_rate,
+            self.decider,
         ]
         memory[_NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
         name = np.frombuffer(self.basis.encode("ascii"), np.uint8)
@@ -140,13 +140,20 @@ def _numbers_in(memory: Memory) -> list[float]:
     return numbers if len(numbers) == _NUM_NUMBERS else []
 
 
+def last_decider(memory: Memory) -> Decider | None:
+    """Return what decided the step of the frame before, None if that is not known."""
+    numbers = _numbers_in(memory)
+    return Decider(int(numbers[-1])) if numbers else None
+
+
 def kept_fineness(memory: Memory) -> float | None:
     """Return the step of the frame before over the tensor's root mean square.
 
     None if a number of bits did not decide it.
     """
-    numbers = _numbers_in(memory)
-    return numbers[_FINENESS] if numbers and numbers[-1] else None
+    if last_decider(memory) is not Decider.BITS:
+        return None
+    return _numbers_in(memory)[_FINENESS]
 
 
 def kept_choice(

@@ -1,7 +1,8 @@
 """What the quantization step has to meet."""
 
+import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr_slfac.codec.waterfill.level import TINY, Reals, gaussian_bits, water_level
 
@@ -11,14 +12,25 @@ _OCTAVES = 80.0
 _NUM_HALVINGS = 30
 # Our choice: an octave of step, which is a factor of 4 in variance.
 _DEEPER = 4
+# What a number of bits may make of the distortion beside it, and at most of the energy:
+# our choice. Small tensors and vectors have nothing left at rates that suit maps.
+_MOST_COARSER, _MOST_LOST = 10.0, 0.75
+
+
+class Decider(enum.IntEnum):
+    """What decides a step: the distortion, the bits, or the most that bits may cost."""
+
+    ERROR = 0
+    BITS = 1
+    MOST_ERROR = 2
 
 
 @dataclass(frozen=True)
 class Target:
     """What the step has to meet, in units of the normalized tensor.
 
-    Of distortion, number of bits and step, one is given; or a distortion and the most
-    bits that it may take, which `Encoder` makes one of the two.
+    Of distortion, number of bits and step, one is given; or a distortion and the bits
+    that it may take, unless less would be left of the tensor than `most_distortion`.
 
     Parameters
     ----------
@@ -36,6 +48,23 @@ class Target:
     distortion: float | None = None
     num_bits: float | None = None
     step: float | None = None
+
+    @property
+    def most_distortion(self) -> float:
+        """What bits beside a distortion may make of it."""
+        wanted = self.distortion or 0.0
+        return max(wanted, min(_MOST_COARSER * wanted, _MOST_LOST * self.energy))
+
+    def by_decider(self) -> "dict[Decider, Target]":
+        """Return targets of one number each, by what may decide."""
+        if self.num_bits is None or self.distortion is None:
+            return {Decider.ERROR if self.num_bits is None else Decider.BITS: self}
+        most = self.most_distortion
+        return {
+            Decider.ERROR: replace(self, num_bits=None),
+            Decider.BITS: replace(self, distortion=None),
+            Decider.MOST_ERROR: replace(self, num_bits=None, distortion=most),
+        }
 
     def max_left_out(self, num_values: int) -> float:
         """Return the squared error that rows left out of a basis may cause."""
