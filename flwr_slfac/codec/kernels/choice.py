@@ -34,7 +34,7 @@ class Kernels:
         See `classes`.
     fit_model, to_values : callable
         See `models`.
-    plane_energies, forward_planes, inverse_planes : callable
+    plane_energies, plane_spectra, forward_planes, inverse_planes : callable
         See `planes`.
     count_levels : callable
         See `trial`.
@@ -54,6 +54,7 @@ class Kernels:
     fit_model: Callable[..., bytes]
     to_values: Callable[..., None]
     plane_energies: Callable[..., Any]
+    plane_spectra: Callable[..., None]
     forward_planes: Callable[..., tuple[Any, Any]]
     inverse_planes: Callable[..., None]
     count_levels: Callable[..., None]
@@ -72,6 +73,7 @@ REFERENCE = Kernels(
     models.fit,
     models.to_values,
     planes.energies,
+    planes.spectra,
     planes.forward,
     planes.inverse,
     trial.count_levels,
@@ -96,6 +98,7 @@ def compiled_kernels() -> Kernels | None:
         compiled.fit_model,
         extension.to_values,
         extension.plane_energies,
+        extension.plane_spectra,
         extension.forward_planes,
         extension.inverse_planes,
         compiled.count_levels,

@@ -165,6 +165,9 @@ def inverse_planes(
     room: Any,
     planes: Any,
 ) -> None: ...
+def plane_spectra(
+    planes: Any, numbers: Any, weights: Any, scales: Any, room: Any, spectra: Any
+) -> None: ...
 def count_levels(
     matrix: Any,
     first: int,

@@ -93,6 +93,13 @@ class Extension:
         )
         return sums, ends
 
+    def plane_spectra(
+        self, planes: Any, transform: PlaneTransform, scales: Any, result: Any
+    ) -> None:
+        """Transform planes to scaled coefficients, see `planes.spectra`."""
+        room, stages = _tile_room(transform), transform.packed
+        self._compiled.plane_spectra(planes, *stages, scales, room, result)
+
     def inverse_planes(
         self,
         coeffs: Any,

@@ -26,13 +26,8 @@ from flwr_slfac.codec.waterfill.weights import Weights
 _LEAST_VARIATION = 2.0**-16
 
 
-def weights_of(
-    hints: Hints, noise: float | None, basis: str
-) -> tuple[Weights | None, str]:
-    """Return the weights of a gradient, None if there are none, and the basis to use.
-
-    Where another basis than the DCT might let weighted errors outgrow the gradient,
-    ``"auto"`` becomes the DCT, and with a basis that was asked for nothing is weighted.
+def weights_of(hints: Hints, noise: float | None, basis: str) -> Weights | None:
+    """Return the weights of a gradient, None if there are none.
 
     Parameters
     ----------
@@ -41,14 +36,13 @@ def weights_of(
     noise : float, optional
         The share; None for other targets, which weigh nothing.
     basis : str
-        As in `Waterfill`.
+        As in `Waterfill`; with one that has no frequencies nothing is weighed.
     """
-    if noise is None or hints.role != "gradient" or hints.activations is None:
-        return None, basis
-    weights = Weights.of(hints.activations)
-    if weights is None or noise * weights.spread <= 1:
-        return weights, basis
-    return (weights, "dct") if basis in ("auto", "dct") else (None, basis)
+    if noise is None or basis not in ("auto", "dct"):
+        return None
+    if hints.role != "gradient" or hints.activations is None:
+        return None
+    return Weights.of(hints.activations)
 
 
 def variation(planes: torch.Tensor, total: float, hints: Hints) -> float:

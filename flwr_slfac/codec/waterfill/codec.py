@@ -18,7 +18,7 @@ import torch
 from flwr_slfac.codec.base import Codec, Hints, Memory
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
-from flwr_slfac.codec.transforms import parse_basis
+from flwr_slfac.codec.transforms import SPECTRUM, Basis, parse_basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.budget import error_allowed, variation, weights_of
 from flwr_slfac.codec.waterfill.levels import Quantized, quantize
@@ -35,6 +35,7 @@ from flwr_slfac.codec.waterfill.solver import solve
 from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import energy
+from flwr_slfac.codec.waterfill.trials import bases_for
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import SettingError
 
@@ -75,8 +76,8 @@ class Waterfill(Codec):
         Relative error to hit, ``norm(x - decoded) / norm(x)``, in (0, 1).
     noise : float, optional
         Share of the variance that mini-batches give the gradients of weights anyway,
-        which coding may add to it, in (0, 1); our reading, see `budget`. Of a gradient,
-        frequencies are weighed where `Hints.activations` tell how.
+        which coding may add to it, in (0, 1); our reading, see `budget`. Gradients
+        of maps are weighed by frequency, as `Hints.activations` tell, in the DCT alone.
     bits : float, optional
         Bits per value to hit, the whole frame counted, in (0, 32]. Where headers alone
         take more, the frame is about as small as it can be.
@@ -193,29 +194,28 @@ class Waterfill(Codec):
         shape = PlaneShape.of(tensor.shape)
         planes = shape.to_planes(tensor.contiguous()).contiguous()
         x, normalization = normalize(planes)
-        weights, basis = weights_of(hints, self.noise, self.basis)
+        weights = weights_of(hints, self.noise, self.basis)
         if weights is not None:
-            x = weights.apply(x, shape)
+            x = weights.spectra(x, shape)
             normalization = replace(normalization, is_nonnegative=False)
         total = energy(x)
         if total == 0.0:
             return zero_sections()
         target = self._target(total, x, hints, normalization.exponent)
-        plan = self._plan(x, shape, target, hints.memory, basis)
+        bases = bases_for(self.basis, shape) if weights is None else [SPECTRUM]
+        plan = self._plan(x, shape, target, hints.memory, bases)
         if target.num_bits is None:
-            quantized = quantize_for(
-                plan, x, target, clamps=normalization.is_nonnegative
-            )
+            clamps = normalization.is_nonnegative
+            quantized = quantize_for(plan, x, target, clamps=clamps)
             plan = _without_values(plan)
-            sections = write_sections(
-                plan, quantized, normalization, self._coder, weights
-            )
+            coded = plan, quantized, normalization, self._coder, weights
+            sections = write_sections(*coded)
         else:
             quantized, sections = self._fit_bits(plan, target.num_bits, normalization)
             size = 8 * sum(map(len, sections))
             if plan.channels.is_new and size > _TOO_LARGE * target.num_bits:
                 # The channel basis alone would take what the target allows.
-                plan = make_plan(x, shape, target, {}, basis=self.basis, use_klt=False)
+                plan = make_plan(x, shape, target, {}, bases, use_klt=False)
                 quantized, sections = self._fit_bits(
                     plan, target.num_bits, normalization
                 )
@@ -259,9 +259,9 @@ class Waterfill(Codec):
         shape: PlaneShape,
         target: Target,
         memory: Memory,
-        basis: str,
+        bases: list[Basis],
     ) -> Plan:
-        make = partial(make_plan, x, shape, target, memory, basis=basis)
+        make = partial(make_plan, x, shape, target, memory, bases)
         plan = make(use_klt=self.channels is not None)
         rotated = plan.channels.rotation is not None and plan.channels.is_new
         size = plan.transform.num_rows, shape.num_channels, x.numel()

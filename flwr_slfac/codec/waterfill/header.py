@@ -97,8 +97,11 @@ class Header:
         _, _, step, exponent, offset, num_rows, length = _FIXED.unpack_from(section)
         rest = bytes(section[_FIXED.size :])
         end = length + (4 if flags & ROTATED else 0)
-        is_long = len(rest) > end if flags & WEIGHTED else len(rest) == end
-        if not is_long or flags > _ALL_FLAGS:
+        # What is weighted is coded by the DCT.
+        is_whole = (
+            len(rest) > end and length == 0 if flags & WEIGHTED else len(rest) == end
+        )
+        if not is_whole or flags > _ALL_FLAGS:
             raise DecodeError("the head of codec 'waterfill' has a wrong length")
         if not (math.isfinite(step) and step > 0) or abs(exponent) > _MAX_EXPONENT:
             raise DecodeError("the step of codec 'waterfill' is out of range")

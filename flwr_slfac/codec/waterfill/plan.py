@@ -14,6 +14,7 @@ import torch
 from flwr_slfac.codec.base import Memory
 from flwr_slfac.codec.kernels import Energies
 from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.transforms import SPECTRUM, Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
@@ -34,7 +35,7 @@ from flwr_slfac.codec.waterfill.transform import (
     plane_energies,
     reflect,
 )
-from flwr_slfac.codec.waterfill.trials import bases_for, best_trial
+from flwr_slfac.codec.waterfill.trials import best_trial
 
 # Rows that hold less than this share of the distortion would be zero anyway.
 _LEFT_OUT = 0.1
@@ -113,8 +114,8 @@ def make_plan(
     shape: PlaneShape,
     target: Target,
     memory: Memory,
+    bases: list[Basis],
     *,
-    basis: str,
     use_klt: bool,
 ) -> Plan:
     """Settle everything but the step.
@@ -130,23 +131,18 @@ def make_plan(
     memory : dict of str to Tensor
         Of the stream: it may hold a channel basis to reuse, and what was chosen the
         step before. Left as it is.
-    basis : str
-        Spatial basis, or "auto".
+    bases : list of Basis
+        Spatial bases to choose from, see `bases_for`.
     use_klt : bool
         Whether channels may have a basis.
-
-    Raises
-    ------
-    SettingError
-        If the basis cannot do the sizes of a plane.
     """
-    choice = kept_choice(x, target, memory, basis, use_klt)
+    choice = kept_choice(x, target, memory, bases, use_klt)
     if choice is not None:
         plan = _plan_of(x, shape, target, choice, is_kept=True)
         if plan.left_out <= target.max_left_out(x.numel()):
             return plan
-    options, level = _channel_options(x, target, memory, use_klt)
-    best = best_trial(x, shape, target, options, bases_for(basis, shape), level)
+    options, level = _channel_options(x, target, memory, bases, use_klt)
+    best = best_trial(x, shape, target, options, bases, level)
     channels = best.channels.quantized(best.step**2 / 12)
     choice = Choice(channels, best.basis, best.has_mean, best.step)
     return _plan_of(x, shape, target, choice, is_kept=False)
@@ -254,7 +250,7 @@ def _transformed(
 
 
 def _channel_options(
-    x: torch.Tensor, target: Target, memory: Memory, use_klt: bool
+    x: torch.Tensor, target: Target, memory: Memory, bases: list[Basis], use_klt: bool
 ) -> tuple[list[klt.ChannelTransform], float]:
     """Return the channel transforms to try, and the water level to expect."""
     num_each = x.shape[0] * x.shape[2]
@@ -263,7 +259,7 @@ def _channel_options(
         return [klt.ChannelTransform(None, variances)], target.water_level(
             variances, num_each
         )
-    moments = klt.gram_matrix(x)
+    moments = klt.gram_matrix(x, is_spectrum=bases == [SPECTRUM])
     moments *= target.energy / num_each / max(float(np.trace(moments)), TINY)
     variances = klt.principal_directions(moments)[0]
     level = target.water_level(variances, num_each)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.transforms import Basis, parse_basis
+from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Target
 
@@ -125,7 +125,7 @@ class Kept:
 
 
 def kept_choice(
-    x: torch.Tensor, target: Target, memory: Memory, basis: str, use_klt: bool
+    x: torch.Tensor, target: Target, memory: Memory, bases: list[Basis], use_klt: bool
 ) -> Choice | None:
     """Return the choice of the step before, None if there is none that serves.
 
@@ -137,13 +137,14 @@ def kept_choice(
         What the step will have to meet.
     memory : dict
         Of the stream.
-    basis, use_klt
+    bases, use_klt
         See `make_plan`.
     """
     kept = Kept.of(memory)
     if kept is None or kept.sizes != tuple(x.shape[1:]):
         return None
-    if (basis not in ("auto", kept.basis)) or (kept.is_rotated and not use_klt):
+    basis = next((b for b in bases if str(b) == kept.basis), None)
+    if basis is None or (kept.is_rotated and not use_klt):
         return None
     if kept.has_mean and len(x) == 1:
         return None
@@ -156,9 +157,8 @@ def kept_choice(
         channels = klt.ChannelTransform(matrix, np.zeros(0), rotation)
     step = target.step or kept.fineness * allowed_rms(target, x.numel())
     gain = kept.gain or None
-    basis_kept = parse_basis(kept.basis)
     return Choice(
-        channels, basis_kept, kept.has_mean, step, gain, kept.near_zero, kept.age + 1
+        channels, basis, kept.has_mean, step, gain, kept.near_zero, kept.age + 1
     )
 
 

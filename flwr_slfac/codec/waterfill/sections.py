@@ -62,7 +62,7 @@ def write_sections(
     coder : {"range", "fast"}
         Whether zstd takes the coefficients.
     weights : Weights, optional
-        By which the planes were filtered.
+        Of which the planes are weighted spectra.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def write_sections(
         normalization.exponent,
         class_offset(quantized.step),
         plan.transform.num_rows if flags & header.ROTATED else 0,
-        str(plan.transform.basis),
+        "" if weights is not None else str(plan.transform.basis),
         fingerprint,
         b"" if weights is None else weights.pack(),
     )
@@ -117,20 +117,20 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
     reader = _reader(head, frame) if head.brings_rotation else None
     rotation, is_new = _read_rotation(head, shape, frame, reader, memory)
     matrix = None if rotation is None else rotation.matrix(device)[: head.num_rows]
-    basis = _read_basis(head.basis, shape)
     weights = None
     if head.flags & header.WEIGHTED:
         weights = Weights.unpack(head.weights, shape.sizes)
+    basis = _read_basis("dct" if weights else head.basis, shape)
     coefficients, order = _read_coefficients(head, shape, basis, frame, reader)
     transform = Transform(shape, basis, matrix, bool(head.flags & header.MEAN), order)
     clamps = bool(head.flags & header.NONNEGATIVE)
     values = torch.from_numpy(coefficients).to(device)
+    if weights is not None:
+        values.mul_(weights.scales(shape, undo=True)[:, None].to(device))
     rows = transform.inverse_rows(values, is_nonnegative=clamps)
     # As large as the tensor: not to be kept while channels are turned back.
     del coefficients, values
     planes = transform.unrotate(rows, is_nonnegative=clamps)
-    if weights is not None:
-        planes = weights.undo(planes, shape)
     result = denormalize(planes, head.exponent, shape, frame)
     if rotation is not None and is_new:
         rotation.store(memory)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.layout import PlaneShape
-from flwr_slfac.codec.transforms import Basis, parse_basis
+from flwr_slfac.codec.transforms import SPECTRUM, Basis, parse_basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.trial import RotatedSample, Sample, Trial
@@ -73,7 +73,7 @@ def best_trial(
     level : float
         The water level to expect.
     """
-    sample = _sample_of(x, shape)
+    sample = _sample_of(x, shape, bases)
     step = math.sqrt(12 * level)
     # Where no distortion is due, candidates are compared at that of the first one.
     if target.distortion is None:
@@ -137,8 +137,11 @@ def _clamped(found: list[_Found]) -> list[_Found]:
     ]
 
 
-def _sample_of(x: torch.Tensor, shape: PlaneShape) -> Sample:
-    """Return samples over the range of energies, of large planes a window."""
+def _sample_of(x: torch.Tensor, shape: PlaneShape, bases: list[Basis]) -> Sample:
+    """Return samples over the range of energies, of large planes a window.
+
+    Of large spectra it is a grid of frequencies.
+    """
     mean, sizes = x.mean(0), shape.sizes
     sides = [min(n, _WINDOW if len(sizes) == 2 else _WINDOW**2) for n in sizes]
     first = x[0] - mean
@@ -151,9 +154,11 @@ def _sample_of(x: torch.Tensor, shape: PlaneShape) -> Sample:
         x, weight = x.index_select(0, order[at].to(x.device)), len(x) / num
     parts = [x, torch.stack([mean, first])]
     if math.prod(sides) < shape.num_positions:
+        both = list(zip(sizes, sides, strict=True))
         # Off the middle, where most images hold more than elsewhere.
-        firsts = [(n - m) // 4 for n, m in zip(sizes, sides, strict=True)]
-        window = tuple(slice(i, i + m) for i, m in zip(firsts, sides, strict=True))
+        window = [slice((n - m) // 4, (n - m) // 4 + m) for n, m in both]
+        if bases == [SPECTRUM]:
+            window = [slice(0, n // m * m, n // m) for n, m in both]
         parts = [
             part.reshape(*part.shape[:2], *sizes)[
                 (slice(None), slice(None), *window)
