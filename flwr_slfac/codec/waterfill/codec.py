@@ -32,7 +32,6 @@ from flwr_slfac.codec.waterfill.sections import (
     zero_sections,
 )
 from flwr_slfac.codec.waterfill.solver import solve
-from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import energy
 from flwr_slfac.codec.waterfill.trials import bases_for
@@ -91,10 +90,8 @@ class Waterfill(Codec):
         Whether channels may be decorrelated by their Karhunen-Loeve basis. It is used
         where it saves more than it costs, and reused over steps by `Hints.memory`; so
         is what trials chose, which come every sixteenth step.
-    coder : {"range", "fast"}, default "range"
-        ``"range"`` comes within about a percent of the entropy of its model; ``"fast"``
-        is Huffman coding of several values at once (zstd), some percent larger, and
-        quicker than ``"range"`` only where the reference kernels run.
+    coder : {"range"}, default "range"
+        It comes within about a percent of the entropy of its model.
 
     Raises
     ------
@@ -136,8 +133,8 @@ class Waterfill(Codec):
         self._require_one_target()
         if self.channels not in ("klt", None):
             raise SettingError(f"channels is {self.channels!r}; give 'klt' or None")
-        if self.coder not in ("range", "fast"):
-            raise SettingError(f"coder is {self.coder!r}; give 'range' or 'fast'")
+        if self.coder != "range":
+            raise SettingError(f"coder is {self.coder!r}; give 'range'")
         if self.basis != "auto" and len(str(parse_basis(self.basis))) > _MAX_BASIS_TEXT:
             raise SettingError(f"basis {self.basis!r} is too long a name")
 
@@ -208,8 +205,7 @@ class Waterfill(Codec):
             clamps = normalization.is_nonnegative
             quantized = quantize_for(plan, x, target, clamps=clamps)
             plan = _without_values(plan)
-            coded = plan, quantized, normalization, self._coder, weights
-            sections = write_sections(*coded)
+            sections = write_sections(plan, quantized, normalization, weights)
         else:
             quantized, sections = self._fit_bits(plan, target.num_bits, normalization)
             size = 8 * sum(map(len, sections))
@@ -226,10 +222,6 @@ class Waterfill(Codec):
         keep_choice(hints.memory, plan, target, *found, bits)
         return sections
 
-    @property
-    def _coder(self) -> Coder:
-        return "fast" if self.coder == "fast" else "range"
-
     def _fit_bits(
         self, plan: Plan, num_bits: float, normalization: Normalization
     ) -> tuple[Quantized, list[bytes]]:
@@ -242,7 +234,7 @@ class Waterfill(Codec):
                 lambda s: 1 / max(sample.bits(s), _LEAST_BITS), 1 / wanted, step
             )
             quantized = quantize(plan, step)
-            candidate = write_sections(plan, quantized, normalization, self._coder)
+            candidate = write_sections(plan, quantized, normalization)
             num_bytes = sum(map(len, candidate)) + _LENGTH_BYTES * len(candidate)
             reached = 8 * (num_bytes + _FRAME_BYTES)
             off = abs(reached / num_bits - 1)
