@@ -138,6 +138,10 @@ def make_plan(
     """
     choice = kept_choice(x, target, memory, bases, use_klt)
     if choice is not None:
+        if choice.needs_rows:
+            options, _ = _channel_options(x, target, memory, bases, use_klt)
+            fresh = options[0].quantized(choice.step**2 / 12)
+            choice = replace(choice, channels=fresh)
         plan = _plan_of(x, shape, target, choice, is_kept=True)
         if plan.left_out <= target.max_left_out(x.numel()):
             return plan
@@ -205,10 +209,9 @@ def keep_choice(
     bits : float
         Of the frame, for each value.
     """
-    old = Kept.of(memory) if plan.is_kept else None
     shape = plan.transform.shape
     num_values = plan.rows.shape[0] * shape.num_channels * shape.num_positions
-    Kept(
+    kept = Kept(
         (shape.num_channels, shape.num_positions),
         str(plan.transform.basis),
         plan.transform.has_mean,
@@ -216,10 +219,10 @@ def keep_choice(
         step / allowed_rms(target, num_values),
         gain or 0.0,
         near_zero,
-        old.age + 1 if old else 0,
-        old.first_bits if old else bits,
         bits,
-    ).store(memory)
+        bits,
+    )
+    kept.after(Kept.of(memory), is_kept=plan.is_kept).store(memory)
 
 
 def _transformed(

@@ -1,12 +1,13 @@
 """What an encoder keeps of one step's choices for the next steps of a stream.
 
 From step to step the same layer's tensors have the same statistics: which channel basis
-and which spatial basis suit is tried every sixteenth step only, and sooner where frames
-grow. What is kept is the encoder's own, as each frame says which bases it is coded by,
-but it ends with the stream, like the channel basis that it counts on.
+and which spatial basis suit is tried every sixteenth step only, less often where trials
+agree, and sooner where frames grow. What is kept is the encoder's own, as each frame
+says which bases it is coded by, and outlives the stream. The channel basis does not, as
+the decoder has to know it; a new stream's is of its first frame, without trials.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Target
 
-_NUMBERS, _BASIS = "stream.waterfill.choice", "stream.waterfill.basis"
+_NUMBERS, _BASIS = "waterfill.choice", "waterfill.basis"
 # Of what is kept: fewer are those of another release's checkpoint.
-_NUM_NUMBERS = 10
-# Our choice: trials take as long as all else, so a sixteenth of them is little.
-_MOST_STEPS = 16
+_NUM_NUMBERS = 11
+# Our choice: steps from one trial to the next. Trials of small frames take several
+# times as long as all else; each that agrees with the one before doubles the steps.
+_FIRST_PERIOD, _LAST_PERIOD = 16, 128
 # Our choice: bits a value by which a frame may be larger than the one after the trials.
 _GROWN = 1.05
 
@@ -45,6 +47,8 @@ class Choice:
         Share of values that were near zero then.
     age : int
         Steps since trials.
+    needs_rows : bool
+        Whether channels were rotated by a basis that ended with its stream.
     """
 
     channels: klt.ChannelTransform
@@ -54,6 +58,7 @@ class Choice:
     gain: float | None = None
     near_zero: float = 0.0
     age: int = 0
+    needs_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,12 @@ class Kept:
         Step over the root mean square that the target allows, or of the tensor.
     gain, near_zero : float
         See `Choice`; a gain of 0 where it was not measured.
-    age : int
-        Steps since the trials.
     first_bits, bits : float
         Bits a value of the frame after the trials, and of the last one.
+    age : int
+        Steps since the trials.
+    period : int
+        Steps from trials to trials.
     """
 
     sizes: tuple[int, int]
@@ -85,26 +92,51 @@ class Kept:
     fineness: float
     gain: float
     near_zero: float
-    age: int
     first_bits: float
     bits: float
+    age: int = 0
+    period: int = _FIRST_PERIOD
 
     @classmethod
     def of(cls, memory: Memory) -> "Kept | None":
-        """Return what a memory holds, None if nothing that serves any more."""
+        """Return what a memory holds, None if nothing."""
         if _NUMBERS not in memory or _BASIS not in memory:
             return None
         numbers = memory[_NUMBERS].tolist()
         if len(numbers) != _NUM_NUMBERS:
             return None
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
-        age, first, last = numbers[7:]
-        if age >= _MOST_STEPS or last > _GROWN * first:
-            return None
+        first, last, age, period = numbers[7:]
         name = bytes(memory[_BASIS].tolist()).decode("ascii")
         sizes = int(channels), int(positions)
         flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
-        return cls(sizes, name, *flags, *told, int(age), first, last)
+        return cls(sizes, name, *flags, *told, first, last, int(age), int(period))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for trials."""
+        return self.age >= self.period or self.bits > _GROWN * self.first_bits
+
+    def after(self, old: "Kept | None", *, is_kept: bool) -> "Kept":
+        """Return this with its age, as the choice after another.
+
+        Parameters
+        ----------
+        old : Kept, optional
+            What was kept before.
+        is_kept : bool
+            Whether this is the same without trials.
+        """
+        if old is None:
+            return self
+        if is_kept:
+            age, period, first = old.age + 1, old.period, old.first_bits
+            return replace(self, age=age, period=period, first_bits=first)
+        mine, theirs = (
+            (k.sizes, k.basis, k.has_mean, k.is_rotated) for k in (self, old)
+        )
+        twice = min(2 * old.period, _LAST_PERIOD)
+        return replace(self, period=twice) if mine == theirs else self
 
     def store(self, memory: Memory) -> None:
         """Keep this in a memory."""
@@ -115,9 +147,10 @@ class Kept:
             self.fineness,
             self.gain,
             self.near_zero,
-            self.age,
             self.first_bits,
             self.bits,
+            self.age,
+            self.period,
         ]
         memory[_NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
         name = np.frombuffer(self.basis.encode("ascii"), np.uint8)
@@ -141,24 +174,32 @@ def kept_choice(
         See `make_plan`.
     """
     kept = Kept.of(memory)
-    if kept is None or kept.sizes != tuple(x.shape[1:]):
+    if kept is None or kept.is_due or kept.sizes != tuple(x.shape[1:]):
         return None
     basis = next((b for b in bases if str(b) == kept.basis), None)
     if basis is None or (kept.is_rotated and not use_klt):
         return None
     if kept.has_mean and len(x) == 1:
         return None
-    channels = klt.ChannelTransform(None, np.zeros(0))
+    channels, rotation = klt.ChannelTransform(None, np.zeros(0)), None
     if kept.is_rotated:
         rotation = klt.stored_rotation(memory)
-        if rotation is None or rotation.codes.shape[1] != x.shape[1]:
+        if rotation is not None and rotation.codes.shape[1] != x.shape[1]:
             return None
+    if rotation is not None:
         matrix = rotation.matrix(x.device)
         channels = klt.ChannelTransform(matrix, np.zeros(0), rotation)
     step = target.step or kept.fineness * allowed_rms(target, x.numel())
     gain = kept.gain or None
     return Choice(
-        channels, basis, kept.has_mean, step, gain, kept.near_zero, kept.age + 1
+        channels,
+        basis,
+        kept.has_mean,
+        step,
+        gain,
+        kept.near_zero,
+        kept.age + 1,
+        needs_rows=kept.is_rotated and rotation is None,
     )
 
 

@@ -22,7 +22,9 @@ are not weighed: what a class token alone has of a gradient is cheap where it is
 takes several times the bytes as a spectrum.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -87,15 +89,29 @@ class Weights:
     @classmethod
     def unpack(cls, data: bytes, sizes: tuple[int, ...]) -> "Weights":
         """Read what `pack` wrote for planes of such sizes, or raise DecodeError."""
-        counts = [_num_bands(size) for size in sizes]
         nibbles = [n for byte in data for n in (byte >> 4, byte & _MOST)]
-        num = sum(counts)
-        if len(data) != (num + 1) // 2 or any(nibbles[num:]):
+        if sum(map(_num_bands, sizes)) % 2 and nibbles and nibbles.pop():
+            nibbles = []
+        found = cls.split(nibbles, sizes)
+        if found is None:
             raise DecodeError("weights of codec 'waterfill' do not fit the planes")
-        ends = np.cumsum([0, *counts]).tolist()
-        return cls(
-            tuple(tuple(nibbles[ends[i] : ends[i + 1]]) for i in range(len(counts)))
-        )
+        return found
+
+    @classmethod
+    def split(cls, halves: Sequence[int], sizes: tuple[int, ...]) -> "Weights | None":
+        """Return the weights of all axes one after the other, None if too few or many.
+
+        Parameters
+        ----------
+        halves : sequence of int
+            All bands.
+        sizes : tuple of int
+            Of the planes.
+        """
+        ends = [0, *itertools.accumulate(map(_num_bands, sizes))]
+        if len(halves) != ends[-1]:
+            return None
+        return cls(tuple(tuple(halves[i:j]) for i, j in itertools.pairwise(ends)))
 
     def pack(self) -> bytes:
         """Return the bands as nibbles."""
