@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, models, planes, rans, trial
+from flwr_slfac.codec.kernels import classes, digits, fit, models, planes, rans, trial
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
@@ -34,6 +34,8 @@ class Kernels:
         See `classes`.
     fit_model, to_values : callable
         See `models`.
+    fit_planes : callable
+        See `fit`.
     plane_energies, plane_spectra, forward_planes, inverse_planes : callable
         See `planes`.
     count_levels : callable
@@ -53,6 +55,7 @@ class Kernels:
     join: Callable[..., Any]
     fit_model: Callable[..., bytes]
     to_values: Callable[..., None]
+    fit_planes: Callable[..., fit.PlaneFit]
     plane_energies: Callable[..., Any]
     plane_spectra: Callable[..., None]
     forward_planes: Callable[..., tuple[Any, Any]]
@@ -72,6 +75,7 @@ REFERENCE = Kernels(
     classes.join,
     models.fit,
     models.to_values,
+    fit.fit_planes,
     planes.energies,
     planes.spectra,
     planes.forward,
@@ -97,6 +101,7 @@ def compiled_kernels() -> Kernels | None:
         extension.join,
         compiled.fit_model,
         extension.to_values,
+        extension.fit_planes,
         extension.plane_energies,
         extension.plane_spectra,
         extension.forward_planes,

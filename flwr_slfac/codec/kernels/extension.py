@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.fit import PlaneFit
 from flwr_slfac.codec.kernels.planes import LANES
 from flwr_slfac.codec.kernels.rans import NUM_SYMBOLS
 from flwr_slfac.codec.kernels.scratch import scratch
@@ -68,6 +69,22 @@ class Extension:
         """Bring levels to their values, see `models.to_values`."""
         levels = np.ascontiguousarray(levels)
         self._compiled.to_values(levels, levels.itemsize, step, taken, out)
+
+    def fit_planes(
+        self, energies: Any, num_positions: int, level: float, alike: bool
+    ) -> PlaneFit:
+        """Fit the energies of planes, see `fit.fit_planes`."""
+        num_samples, num_channels = energies.shape
+        a, u = np.empty(num_samples), np.empty(num_channels)
+        samples = np.empty(num_samples, np.int64)
+        channels = np.empty(num_channels, np.int64)
+        order = np.empty(energies.size, np.int64)
+        weights = np.empty(energies.size, np.float32)
+        found = a, u, samples, channels, order, weights
+        weighted = self._compiled.fit_planes(
+            energies, num_positions, level, alike, *found
+        )
+        return PlaneFit(*found, weighted)
 
     def plane_energies(self, planes: Any) -> Any:
         """Return sums of squares, see `planes.energies`."""

@@ -24,7 +24,7 @@ FEWEST_TO_CLAMP = 2**13
 _FEWER, _SAME_GAIN = 3, 0.03
 # Values that tell how many are near zero, how far that may be off, and after how many
 # steps of a stream clamping is measured all the same (our choice).
-_SHARE_SIZE, _SAME_SHARE, _MEASURED_EVERY = 2**13, 0.02, 4
+_SHARE_SIZE, _SAME_SHARE, _MEASURED_EVERY = 2**13, 0.02, 8
 
 
 def share_near_zero(x: torch.Tensor, distortion: float) -> float:

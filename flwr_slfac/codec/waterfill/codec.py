@@ -55,6 +55,8 @@ _MOST_PASSES, _CLOSE, _LEAST_SHARE = 4, 0.01, 0.02
 _TOO_LARGE = 1.02
 # What may be aimed at, and the most of it, which only bits may reach.
 _TARGETS = {"nrmse": 1.0, "noise": 1.0, "bits": 32.0, "step": math.inf}
+# In place of tensors that are not needed any more.
+_NOTHING = torch.empty(0)
 # In place of no bits at all, where their reciprocal is taken.
 _LEAST_BITS = 1e-9
 
@@ -287,5 +289,4 @@ class Waterfill(Codec):
 
 def _without_values(plan: Plan) -> Plan:
     """Return a plan that does not hold on to tensors while levels are coded."""
-    rows = plan.rows.new_empty(len(plan.rows), 0)
-    return replace(plan, rows=rows, coefficients=rows.new_empty(0))
+    return replace(plan, rows=_NOTHING, coefficients=_NOTHING)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.kernels import Energies
+from flwr_slfac.codec.kernels import Energies, PlaneFit, half_units
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import SPECTRUM, Basis
 from flwr_slfac.codec.waterfill import klt
@@ -22,10 +22,8 @@ from flwr_slfac.codec.waterfill.energies import (
     class_offset,
     fit_planes,
     frequency_groups,
-    half_units,
-    plane_weights,
 )
-from flwr_slfac.codec.waterfill.level import TINY, Reals
+from flwr_slfac.codec.waterfill.level import TINY
 from flwr_slfac.codec.waterfill.reuse import Choice, Kept, allowed_rms, kept_choice
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import (
@@ -164,10 +162,8 @@ def _plan_of(
     left_out = 0.0
     if rows.shape[1] < x.shape[1]:
         left_out = max(0.0, target.energy - float(energies.sum()))
-    fitted = fit_planes(energies, shape.num_positions, level)
-    transform, told, energy_model, groups = _transformed(
-        rows, shape, choice, fitted, level
-    )
+    fit = fit_planes(energies, shape.num_positions, level)
+    transform, told, energy_model, groups = _transformed(rows, shape, choice, fit)
     return Plan(
         transform,
         choice.channels,
@@ -210,7 +206,7 @@ def keep_choice(
         Of the frame, for each value.
     """
     shape = plan.transform.shape
-    num_values = plan.rows.shape[0] * shape.num_channels * shape.num_positions
+    num_values = shape.num_samples * shape.num_channels * shape.num_positions
     kept = Kept(
         (shape.num_channels, shape.num_positions),
         str(plan.transform.basis),
@@ -229,26 +225,20 @@ def _transformed(
     rows: torch.Tensor,
     shape: PlaneShape,
     choice: Choice,
-    energies: tuple[Reals, Reals],
-    level: float,
+    fit: PlaneFit,
 ) -> tuple[Transform, Told, EnergyModel, Ints]:
     """Transform rows, planes of most energy first, and complete the energy model."""
-    a, u = energies
-    model = EnergyModel(half_units(a), half_units(u), np.zeros(1, np.int64))
-    order = np.argsort(-model.of_planes().astype(np.int16), kind="stable")
     transform = Transform(
-        shape, choice.basis, choice.channels.matrix, choice.has_mean, order
+        shape, choice.basis, choice.channels.matrix, choice.has_mean, fit.order
     )
     groups = frequency_groups(choice.basis, shape, rows.shape[1])
-    of_planes = (a[:, None] * u[None, :]).reshape(-1)[order]
-    weights = plane_weights(of_planes, level)
-    told = transform.forward(rows, weights)
+    told = transform.forward(rows, fit.weights)
     # The energy of each frequency group, relative to the model of planes.
-    below = np.bincount(groups) * float((of_planes * weights).sum())
-    frequencies = np.bincount(groups, told.energies) / below
-    if len(groups) == 1:
-        frequencies = np.ones(1)
-    model = replace(model, frequencies=half_units(frequencies))
+    frequencies = np.ones(1)
+    if len(groups) > 1:
+        below = np.bincount(groups) * fit.weighted
+        frequencies = np.bincount(groups, told.energies) / below
+    model = EnergyModel(fit.samples, fit.channels, half_units(frequencies))
     return transform, told, model, groups
 
 

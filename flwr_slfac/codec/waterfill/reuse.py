@@ -23,8 +23,9 @@ _NUM_NUMBERS = 11
 # Our choice: steps from one trial to the next. Trials of small frames take several
 # times as long as all else; each that agrees with the one before doubles the steps.
 _FIRST_PERIOD, _LAST_PERIOD = 16, 128
-# Our choice: bits a value by which a frame may be larger than the one after the trials.
-_GROWN = 1.05
+# Our choice: share of its bits by which a frame may be larger than the one after the
+# trials, of the first period, and as much more of longer ones.
+_GROWN = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,8 @@ class Kept:
     @property
     def is_due(self) -> bool:
         """Whether it is time for trials."""
-        return self.age >= self.period or self.bits > _GROWN * self.first_bits
+        most = 1 + _GROWN * self.period / _FIRST_PERIOD
+        return self.age >= self.period or self.bits > most * self.first_bits
 
     def after(self, old: "Kept | None", *, is_kept: bool) -> "Kept":
         """Return this with its age, as the choice after another.

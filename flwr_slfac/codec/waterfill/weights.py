@@ -124,12 +124,7 @@ class Weights:
 
     def scales(self, shape: PlaneShape, *, undo: bool = False) -> torch.Tensor:
         """Return what coefficients (S, ...) are multiplied by, or divided."""
-        halves = np.zeros((1,) * len(self.bands))
-        for axis, (bands, size) in enumerate(zip(self.bands, shape.sizes, strict=True)):
-            others = tuple(d for d in range(len(self.bands)) if d != axis)
-            halves = halves + np.expand_dims(np.array(bands)[_bands(size)], others)
-        factors = 2.0 ** ((0.5 if undo else -0.5) * halves.reshape(-1))
-        return torch.from_numpy(factors.astype(np.float32))
+        return _scales(self.bands, shape.sizes, 0.5 if undo else -0.5)
 
     def spectra(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
         """Return the weighted spectra (N, C, S) of planes (N, C, S), float32.
@@ -145,6 +140,19 @@ class Weights:
         result = scratch("waterfill spectra", tuple(flat.shape), flat.dtype)
         kernels().plane_spectra(flat.numpy(), stages, scales.numpy(), result.numpy())
         return result.view(planes.shape)
+
+
+# A stream's frames have the same weights several times.
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _scales(
+    bands: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], octaves: float
+) -> torch.Tensor:
+    """Return two to half octaves of all axes; do not write to it."""
+    halves = np.zeros(1)
+    for half, size in zip(bands, sizes, strict=True):
+        halves = np.add.outer(halves, np.array(half)[_bands(size)]).reshape(-1)
+    return torch.from_numpy((2.0 ** (octaves * halves)).astype(np.float32))
 
 
 def _some_planes(planes: torch.Tensor) -> tuple[torch.Tensor, float]:
