@@ -29,6 +29,7 @@ _MAX_LEVEL = 20
 # Our choice: positions that a Gram matrix is estimated from, and at least so many for
 # each channel.
 _ENOUGH_POSITIONS, _ENOUGH_PER_CHANNEL = 8192, 32
+_CHUNK_VALUES = 2**16
 # Our choice: samples that tell which frequencies have energy.
 _ENOUGH_SAMPLES = 8
 # From so many positions a channel on, rows are finer. Our choice, least bytes on the
@@ -157,12 +158,13 @@ def gram_matrix(x: torch.Tensor, *, is_spectrum: bool = False) -> Reals:
             x = x[:, :, norms.topk(-(-num_positions // stride)).indices]
         else:
             x = x[:, :, stride // 2 :: stride]
-    if x.shape[2] == 1:
-        flat = x[:, :, 0].t()
-    else:
-        flat = x.transpose(0, 1).reshape(num_channels, -1)
-    product: Reals = (flat @ flat.t()).cpu().numpy().astype(np.float64)
-    return product / max(flat.shape[1], 1)
+    product = x.new_zeros(num_channels, num_channels)
+    # So many values at a time stay in a cache, and take little memory.
+    for part in torch.split(x, max(1, _CHUNK_VALUES // (num_channels * x.shape[2]))):
+        flat = part.transpose(0, 1).reshape(num_channels, -1)
+        product.addmm_(flat, flat.t())
+    moments: Reals = product.cpu().numpy().astype(np.float64)
+    return moments / (num_samples * x.shape[2])
 
 
 def principal_directions(moments: Reals) -> tuple[Reals, npt.NDArray[Any]]:

@@ -1,5 +1,7 @@
 """What a quantization step would do, told by a sample of the coefficients."""
 
+from functools import cached_property
+
 import numpy as np
 
 from flwr_slfac.codec.waterfill.digits import Ints
@@ -39,10 +41,8 @@ class CoefficientSample:
         stride = max(1, total // _SEARCH_SIZE) | 1 if total > _SEARCH_SIZE else 1
         flat = plan.coefficients.reshape(-1)[::stride]
         self.magnitudes = flat.abs().cpu().numpy()
-        at = np.arange(0, total, stride)
-        positions, planes = plan.energies
-        self._energies = positions[at // len(planes)] + planes[at % len(planes)]
-        self.weight = total / max(len(at), 1)
+        self._plan, self._stride = plan, stride
+        self.weight = total / max(self.magnitudes.size, 1)
         self.least_step = plan.least_step
 
     def distortion(self, step: float) -> float:
@@ -74,6 +74,14 @@ class CoefficientSample:
         ).reshape(NUM_CLASSES, _NUM_KEYS)
         total = sum(ideal_bits(row.astype(np.float64)) for row in counts if row.any())
         return (total + float(octave.sum()) + float((levels > 0).sum())) * self.weight
+
+    @cached_property
+    def _energies(self) -> Ints:
+        """Half units of energy; few targets ask for them."""
+        positions, planes = self._plan.energies
+        at = np.arange(0, self._plan.coefficients.numel(), self._stride)
+        found: Ints = positions[at // len(planes)] + planes[at % len(planes)]
+        return found
 
     def _classes(self, step: float) -> Ints:
         return classes_of(self._energies, class_offset(step))

@@ -212,6 +212,11 @@ class Trial:
         after = float(clamped.square_().sum())
         return clamping_gain(before, after)
 
+    def forget(self) -> None:
+        """Let go of the coefficients: what follows is told without them."""
+        self._coefficients = self._coefficients.new_empty(0)
+        self._magnitudes = []
+
     def _lost(self, step: float) -> float:
         if step not in self._known:
             lost = [dead_zone_error(part, step) for part in self._magnitudes]
