@@ -37,7 +37,8 @@ PUBLIC = {
         SampleMemory Temporal
     """,
     "flwr_slfac.codec.transforms": """
-        Basis forward_rows inverse_rows order_1d order_2d parse_basis plane_transform
+        Basis SPECTRUM forward_rows inverse_rows order_1d order_2d parse_basis
+        plane_transform
     """,
     "flwr_slfac.codec.waterfill": """
         Waterfill

@@ -41,8 +41,8 @@ def parse_codec(text: str) -> Codec:
     Float16()
     >>> format_codec(parse_codec("float16()"))
     'float16'
-    >>> parse_codec("waterfill(coder=fast)").coder
-    'fast'
+    >>> parse_codec("waterfill(basis=dct)").basis
+    'dct'
     """
     if len(text) > _MAX_TEXT:
         raise SettingError(

@@ -39,7 +39,6 @@ from tests.bench.revision import head
 CODECS = (
     "slfac",
     "waterfill(nrmse=0.1)",
-    "waterfill(nrmse=0.1, coder='fast')",
     "uniform",
     "topk",
     "splitfc",

@@ -5,8 +5,8 @@ Usage: python -m tests.bench.rate_distortion CAPTURED [--streams TEXT] [--out FO
 CAPTURED is the folder that `tests.bench.capture` wrote. Every codec codes the last of
 three consecutive steps of every stream; where a setting does not hit an error, bits are
 interpolated over the logarithm of the error, on the lower hull of the settings tried.
-`Waterfill` aims at the error itself: alone, with the streams' memory in its steady
-state, and with the fast coder. Bytes are whole frames, headers included.
+`Waterfill` aims at the error itself: alone, and with the streams' memory in its steady
+state. Bytes are whole frames, headers included.
 """
 
 import argparse
@@ -86,13 +86,12 @@ def measure(name: str, steps: list[Tensor]) -> tuple[list[Row], dict[str, Curve]
 def water(
     name: str, steps: list[Tensor], error: float, others: dict[str, float | None]
 ) -> Row:
-    """Measure `Waterfill` at one error: alone, in its steady state, fast."""
+    """Measure `Waterfill` at one error: alone, and in its steady state."""
     x = steps[-1]
     codec = parse_codec(f"waterfill(nrmse={error})")
     alone = encode(x, codec)
     memory: dict[str, Tensor] = {}
     sizes = [len(encode(step, codec, memory=memory)) for step in steps]
-    fast = encode(x, parse_codec(f"waterfill(nrmse={error}, coder='fast')"))
     decoded = decode(alone)
     got = float((decoded.double() - x.double()).norm() / x.double().norm())
     bits = 8 / x.numel()
@@ -102,7 +101,6 @@ def water(
         error=error,
         alone=bits * len(alone),
         steady=bits * sizes[-1],
-        fast=bits * len(fast),
         got=got,
         rate_hit=len(asked) / len(alone),
         bound=gaussian_bound(x, got),

@@ -18,7 +18,7 @@ _NOTES = (
     "are not Gaussian, and of all densities of one variance the Gaussian costs most.",
     "SL-FAC and the peers count with the lower hull of all settings tried.",
 )
-GAP, HIT, FAST = 0.15, 0.02, 1.25
+GAP, HIT = 0.15, 0.02
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Row:
         ``model/data/phase/role``.
     error, got : float
         Relative error asked for, and measured.
-    alone, steady, fast : float
-        `Waterfill` without memory, in the third step of a stream, with the fast coder.
+    alone, steady : float
+        `Waterfill` without memory, and in the third step of a stream.
     rate_hit : float
         Size of a frame that was asked to be as large as that of `alone`, over it.
     bound : float
@@ -46,7 +46,6 @@ class Row:
     got: float
     alone: float
     steady: float
-    fast: float
     rate_hit: float
     bound: float
     others: dict[str, float | None]
@@ -80,9 +79,6 @@ def _bars(rows: Sequence[Row]) -> list[str]:
     add("bits off target, worst", HIT, max(abs(row.rate_hit - 1) for row in rows))
     add("bits above the bound, mean", GAP, statistics.mean(map(_gap, rows)))
     add("bits above the bound, worst", GAP, max(map(_gap, rows)))
-    fast = [row.fast / row.alone for row in rows]
-    add("fast / range coder, geometric mean", FAST, statistics.geometric_mean(fast))
-    add("fast / range coder, worst", FAST, max(fast))
     return lines
 
 
@@ -103,7 +99,7 @@ def _means(rows: Sequence[Row], errors: Sequence[float]) -> list[str]:
         "| codec | " + " | ".join(f"{e:g}" for e in errors) + " |",
         "|---" * (len(errors) + 1) + "|",
     ]
-    for kind in ("alone", "steady", "fast", "bound", *rows[0].others):
+    for kind in ("alone", "steady", "bound", *rows[0].others):
         cells = []
         for error in errors:
             here = [row for row in rows if row.error == error]
@@ -118,10 +114,10 @@ def _means(rows: Sequence[Row], errors: Sequence[float]) -> list[str]:
 
 def _all(rows: Sequence[Row]) -> list[str]:
     others = tuple(BARS)
-    head = ["tensor", "error", "got", "alone", "steady", "fast", "bound", *others]
+    head = ["tensor", "error", "got", "alone", "steady", "bound", *others]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        numbers = [row.alone, row.steady, row.fast, row.bound]
+        numbers = [row.alone, row.steady, row.bound]
         numbers += [row.others[o] or float("nan") for o in others]
         cells = [row.name, f"{row.error:g}", f"{row.got:.4f}"]
         lines.append("| " + " | ".join(cells + [f"{n:.3f}" for n in numbers]) + " |")

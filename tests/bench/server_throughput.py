@@ -35,7 +35,6 @@ CODECS = (
     "uniform(bits=4)",
     "slfac",
     "waterfill(nrmse=0.1)",
-    "waterfill(nrmse=0.1,coder='fast')",
 )
 SHAPES = {
     "1 KB": (4, 4, 4, 4),

@@ -26,7 +26,6 @@ CODECS = [
     Waterfill(nrmse=1e-4, basis="dct"),
     Waterfill(bits=2.0),
     Waterfill(step=0.01, basis="identity"),
-    Waterfill(nrmse=0.2, coder="fast"),
 ]
 SHAPES = [(), (1,), (70,), (9, 5), (3, 4, 6), (4, 5, 8, 8), (8, 3, 7, 9)]
 KINDS = ["noise", "smooth", "relu", "sparse", "spike", "huge", "tiny", "zeros"]

@@ -7,6 +7,7 @@ import torch
 
 from flwr_slfac.codec import Waterfill, decode, encode, parse_codec
 from flwr_slfac.codec.base import Hints
+from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.waterfill.weights import Weights
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, EncodeError, SettingError
@@ -165,7 +166,7 @@ def test_weights_do_not_blow_up_a_gradient(shape: tuple[int, ...], basis: str) -
 def test_any_shape_of_gradient_is_weighted_or_left_alone(
     shape: tuple[int, ...],
 ) -> None:
-    """Vectors have no frequencies; tokens have those along the sequence."""
+    """Vectors and tokens are left alone, maps of one value too."""
     gradient, activations = drawn(*shape), drawn(*shape, seed=1)
     codec = parse_codec("waterfill(noise=0.1)")
     frame = encode(gradient, codec, role="gradient", activations=activations)
@@ -182,6 +183,32 @@ def test_any_shape_of_gradient_is_weighted_or_left_alone(
         )
         error = decode(frame, memory=other) - gradient * (step + 1)
         assert float(error.norm()) < float(gradient.norm()) * (step + 1)
+
+
+@pytest.mark.parametrize("basis", ["auto", "haar"])
+def test_what_no_dct_is_coded_of_is_not_weighed(basis: str) -> None:
+    """Neither sequences, nor maps in a basis that was asked for instead."""
+    shape = (8, 16, 6) if basis == "auto" else (8, 6, 16, 16)
+    gradient, activations = drawn(*shape), drawn(*shape, seed=1).cumsum(1).cumsum(-1)
+    codec = Waterfill(noise=0.1, basis=basis)
+    frame = encode(gradient, codec, role="gradient", activations=activations)
+    assert frame == encode(gradient, codec, role="gradient")
+
+
+def test_maps_of_any_size_are_weighed_alike() -> None:
+    """Planes that PyTorch transforms weigh as those of the kernels do."""
+    gradient, activations = drawn(4, 3, 1, 80), smooth(4, 3, 1, 80)
+    weights = Weights.of(activations)
+    assert weights is not None
+    found = weights.spectra(gradient.flatten(2), PlaneShape.of(gradient.shape))
+    expected = weighted(gradient, weights).flatten(2).float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    frame = encode(
+        gradient, Waterfill(noise=0.1), role="gradient", activations=activations
+    )
+    error = weighted(decode(frame) - gradient, weights).square().sum()
+    share = float(error / weighted(gradient, weights).square().sum())
+    assert share == pytest.approx(0.1, rel=0.06)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -227,7 +254,9 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     whole = encode(gradient, codec, role="gradient", activations=activations)
     frame = unpack_frame(whole, max_elements=10**6)
     head = bytes(frame.sections[0])
-    for wrong in (head + b"\0", head[:-1], head[: -len(head) + 14]):
+    assert head[12] == 0
+    named = head[:12] + b"\3dct" + head[13:]
+    for wrong in (head + b"\0", head[:-1], head[: -len(head) + 14], named):
         sections = [wrong, *frame.sections[1:]]
         data = pack_frame("waterfill", frame.dtype, frame.shape, sections)
         with pytest.raises(DecodeError):

@@ -93,6 +93,31 @@ def test_both_kernels_give_the_same_bits(
 
 @needs_extension
 @settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(BASES),
+    SIZES,
+    st.integers(1, 50),
+    st.sampled_from([*SCALES, "sparse"]),
+    st.integers(0, 2**32),
+)
+def test_spectra_are_scaled_coefficients_to_the_bit(
+    name: str, sizes: list[int], num: int, kind: str, seed: int
+) -> None:
+    """Both kernels give coefficients times their scales, as planes lie."""
+    transform = transform_of(name, sizes)
+    size = transform.height * transform.width
+    planes = drawn(num, size, kind, seed)
+    scales = np.random.default_rng(seed).random(size).astype(np.float32)
+    coeffs = np.empty((size, num), np.float32)
+    REFERENCE.forward_planes(planes, np.arange(num), transform, coeffs)
+    for way in (REFERENCE, compiled_kernels()):
+        found = np.full_like(planes, 7)
+        way.plane_spectra(planes, transform, scales, found)  # type: ignore[union-attr]
+        same(found, np.ascontiguousarray((coeffs * scales[:, None]).T))
+
+
+@needs_extension
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 3000), st.sampled_from([*SCALES, "sparse"]))
 def test_energies_are_the_same_bits(num: int, size: int, kind: str) -> None:
     """Sums of squares are those of NumPy to the bit, and of float64 to five digits."""
@@ -195,6 +220,13 @@ def test_the_extension_refuses_planes_that_do_not_fit() -> None:
         (8, ends[1:]), *stages,
     ]  # fmt: skip
     assert_refused(compiled.forward_planes, good, changes)
+    scales, spectra = np.ones(24, np.float32), np.zeros((5, 24), np.float32)
+    good = [planes, numbers, weights, scales, room, spectra]
+    changes = [
+        (0, planes[:4]), (1, numbers[1:]), (2, weights[1:]), (3, scales[1:]),
+        (4, room[:900]), (5, spectra[1:]),
+    ]  # fmt: skip
+    assert_refused(compiled.plane_spectra, good, changes)
     numbers, weights = transform.packed_inverse
     good = [coeffs, index, numbers, weights, True, room, planes]
     changes = [

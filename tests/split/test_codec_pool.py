@@ -36,7 +36,7 @@ SIZES = [24, 20, 16, 28]
 SETTINGS: dict[str, dict[str, Any]] = {
     "parallel": {"up": "waterfill(nrmse=0.2)", "down": "slfac"},
     "sflv1": {"scheme": "sflv1", "up": "slfac", "down": "uniform(bits=4)"},
-    "sflv2": {"scheme": "sflv2", "up": "waterfill(bits=3,coder='fast')"},
+    "sflv2": {"scheme": "sflv2", "up": "waterfill(bits=3)"},
     "relay": {"scheme": "sequential", "down": "randtopk(fraction=0.3)"},
     "temporal": {"up": "temporal(inner=waterfill(nrmse=0.2))"},
     "feedback": {"down": "feedback(inner=topk(fraction=0.2))"},

@@ -9,6 +9,12 @@ tensor is first coded.
 
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.fit import (
+    LEAST_ENERGY,
+    PlaneFit,
+    half_units,
+    plane_weights,
+)
 from flwr_slfac.codec.kernels.frames import CodingTables, Energies, FrameLoops
 from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
@@ -20,6 +26,7 @@ from flwr_slfac.codec.kernels.trial import NUM_KEYS
 __all__ = [
     "BUCKET_ENDS",
     "CHANCE_BITS",
+    "LEAST_ENERGY",
     "LONGEST_LINE",
     "LOWER_BOUND",
     "NUM_KEYS",
@@ -30,9 +37,12 @@ __all__ = [
     "Energies",
     "FrameLoops",
     "Kernels",
+    "PlaneFit",
     "PlaneTransform",
     "SpectraLoops",
     "Stage",
+    "half_units",
     "kernels",
+    "plane_weights",
     "scratch",
 ]

@@ -70,6 +70,7 @@ static inline int holds(Buffer buffer, Py_ssize_t num, Py_ssize_t size)
            (uintptr_t)buffer.data % (size_t)size == 0;
 }
 
+extern PyMethodDef fit_methods[];
 extern PyMethodDef planes_methods[];
 extern PyMethodDef spectra_methods[];
 extern PyMethodDef trial_methods[];

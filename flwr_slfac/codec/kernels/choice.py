@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, models, planes, rans, trial
+from flwr_slfac.codec.kernels import classes, digits, fit, models, planes, rans, trial
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
@@ -34,7 +34,9 @@ class Kernels:
         See `classes`.
     fit_model, to_values : callable
         See `models`.
-    plane_energies, forward_planes, inverse_planes : callable
+    fit_planes : callable
+        See `fit`.
+    plane_energies, plane_spectra, forward_planes, inverse_planes : callable
         See `planes`.
     count_levels : callable
         See `trial`.
@@ -53,7 +55,9 @@ class Kernels:
     join: Callable[..., Any]
     fit_model: Callable[..., bytes]
     to_values: Callable[..., None]
+    fit_planes: Callable[..., fit.PlaneFit]
     plane_energies: Callable[..., Any]
+    plane_spectra: Callable[..., None]
     forward_planes: Callable[..., tuple[Any, Any]]
     inverse_planes: Callable[..., None]
     count_levels: Callable[..., None]
@@ -71,7 +75,9 @@ REFERENCE = Kernels(
     classes.join,
     models.fit,
     models.to_values,
+    fit.fit_planes,
     planes.energies,
+    planes.spectra,
     planes.forward,
     planes.inverse,
     trial.count_levels,
@@ -95,7 +101,9 @@ def compiled_kernels() -> Kernels | None:
         extension.join,
         compiled.fit_model,
         extension.to_values,
+        extension.fit_planes,
         extension.plane_energies,
+        extension.plane_spectra,
         extension.forward_planes,
         extension.inverse_planes,
         compiled.count_levels,

@@ -669,7 +669,8 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC PyInit_compiled(void)
 {
     PyObject *made = PyModule_Create(&module);
-    if (made && (PyModule_AddFunctions(made, planes_methods) ||
+    if (made && (PyModule_AddFunctions(made, fit_methods) ||
+                 PyModule_AddFunctions(made, planes_methods) ||
                  PyModule_AddFunctions(made, spectra_methods) ||
                  PyModule_AddFunctions(made, waterfill_methods) ||
                  PyModule_AddFunctions(made, trial_methods))) {

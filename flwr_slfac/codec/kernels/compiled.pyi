@@ -165,6 +165,21 @@ def inverse_planes(
     room: Any,
     planes: Any,
 ) -> None: ...
+def fit_planes(
+    energies: Any,
+    num_positions: float,
+    floor: float,
+    alike: bool,
+    a: Any,
+    u: Any,
+    samples: Any,
+    channels: Any,
+    order: Any,
+    weights: Any,
+) -> float: ...
+def plane_spectra(
+    planes: Any, numbers: Any, weights: Any, scales: Any, room: Any, spectra: Any
+) -> None: ...
 def count_levels(
     matrix: Any,
     first: int,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.fit import PlaneFit
 from flwr_slfac.codec.kernels.planes import LANES
 from flwr_slfac.codec.kernels.rans import NUM_SYMBOLS
 from flwr_slfac.codec.kernels.scratch import scratch
@@ -69,6 +70,22 @@ class Extension:
         levels = np.ascontiguousarray(levels)
         self._compiled.to_values(levels, levels.itemsize, step, taken, out)
 
+    def fit_planes(
+        self, energies: Any, num_positions: int, level: float, alike: bool
+    ) -> PlaneFit:
+        """Fit the energies of planes, see `fit.fit_planes`."""
+        num_samples, num_channels = energies.shape
+        a, u = np.empty(num_samples), np.empty(num_channels)
+        samples = np.empty(num_samples, np.int64)
+        channels = np.empty(num_channels, np.int64)
+        order = np.empty(energies.size, np.int64)
+        weights = np.empty(energies.size, np.float32)
+        found = a, u, samples, channels, order, weights
+        weighted = self._compiled.fit_planes(
+            energies, num_positions, level, alike, *found
+        )
+        return PlaneFit(*found, weighted)
+
     def plane_energies(self, planes: Any) -> Any:
         """Return sums of squares, see `planes.energies`."""
         energies = np.empty(len(planes))
@@ -92,6 +109,13 @@ class Extension:
             planes, index, *stages, told, room, coeffs, sums, ends
         )
         return sums, ends
+
+    def plane_spectra(
+        self, planes: Any, transform: PlaneTransform, scales: Any, result: Any
+    ) -> None:
+        """Transform planes to scaled coefficients, see `planes.spectra`."""
+        room, stages = _tile_room(transform), transform.packed
+        self._compiled.plane_spectra(planes, *stages, scales, room, result)
 
     def inverse_planes(
         self,

@@ -151,24 +151,26 @@ static void apply(const Stage *s, Line *line, float *tile, Py_ssize_t row, float
 
 /* ------------------------------------------------------------------ forward */
 
-/* Brings a row of planes to a tile. */
+/* Brings a row of planes to a tile. Four planes at a time: more, a power of two apart,
+ * would share few sets of the cache. */
 static void gather_row(const float *const planes[LANES], Py_ssize_t at, Py_ssize_t width,
                        float *row)
 {
-    Py_ssize_t x = 0;
-    for (; x + 4 <= width; x += 4) {
-        float *to[4] = {row + x * LANES, row + (x + 1) * LANES, row + (x + 2) * LANES,
-                        row + (x + 3) * LANES};
-        for (int lane = 0; lane < LANES; lane += 4) {
-            const float *from[4] = {planes[lane] + at + x, planes[lane + 1] + at + x,
-                                    planes[lane + 2] + at + x, planes[lane + 3] + at + x};
-            float *places[4] = {to[0] + lane, to[1] + lane, to[2] + lane, to[3] + lane};
-            turn_four(from, places);
+    for (int lane = 0; lane < LANES; lane += 4) {
+        Py_ssize_t x = 0;
+        for (; x + 4 <= width; x += 4) {
+            const float *from[4];
+            float *to[4];
+            for (int i = 0; i < 4; i++) {
+                from[i] = planes[lane + i] + at + x;
+                to[i] = row + (x + i) * LANES + lane;
+            }
+            turn_four(from, to);
         }
+        for (; x < width; x++)
+            for (int i = lane; i < lane + 4; i++)
+                row[x * LANES + i] = planes[i][at + x];
     }
-    for (; x < width; x++)
-        for (int lane = 0; lane < LANES; lane++)
-            row[x * LANES + lane] = planes[lane][at + x];
 }
 
 /* What is told of coefficients: ends, and for each place a sum over its planes of
@@ -207,10 +209,8 @@ static void store_row(const float *row, Py_ssize_t width, float *out, Py_ssize_t
             memcpy(out + x * num_planes, row + x * LANES, (size_t)num * sizeof *row);
 }
 
-/* Sixteen planes or fewer; those that are missing are the first. */
-static void forward_tile(const Program *p, const float *const planes[LANES],
-                         Py_ssize_t num_planes, Py_ssize_t num, float *tile, float *out,
-                         Told *told)
+/* Brings sixteen planes to a tile, and transforms it. */
+static void transform_tile(const Program *p, const float *const planes[LANES], float *tile)
 {
     Line *line = loops_here()->forward;
     float *room = tile + tile_size(p);
@@ -223,6 +223,14 @@ static void forward_tile(const Program *p, const float *const planes[LANES],
     }
     for (stage += is_whole; stage < end; stage++)
         apply(stage, line, tile, p->row, room);
+}
+
+/* Sixteen planes or fewer; those that are missing are the first. */
+static void forward_tile(const Program *p, const float *const planes[LANES],
+                         Py_ssize_t num_planes, Py_ssize_t num, float *tile, float *out,
+                         Told *told)
+{
+    transform_tile(p, planes, tile);
     for (Py_ssize_t y = 0; y < p->height; y++) {
         Py_ssize_t at = y * p->width;
         if (told)
@@ -372,9 +380,10 @@ static PyObject *plane_energies(PyObject *self, PyObject *args)
 static void scatter_row(const float *row, Py_ssize_t width, Py_ssize_t at, Py_ssize_t num,
                         float *const planes[LANES])
 {
-    Py_ssize_t x = 0;
-    for (; num == LANES && x + 4 <= width; x += 4) {
-        for (int lane = 0; lane < LANES; lane += 4) {
+    Py_ssize_t lane = 0;
+    for (; lane + 4 <= num; lane += 4) {
+        Py_ssize_t x = 0;
+        for (; x + 4 <= width; x += 4) {
             const float *from[4];
             float *to[4];
             for (int i = 0; i < 4; i++) {
@@ -383,9 +392,12 @@ static void scatter_row(const float *row, Py_ssize_t width, Py_ssize_t at, Py_ss
             }
             turn_four(from, to);
         }
+        for (; x < width; x++)
+            for (Py_ssize_t i = lane; i < lane + 4; i++)
+                planes[i][at + x] = row[x * LANES + i];
     }
-    for (; x < width; x++)
-        for (Py_ssize_t lane = 0; lane < num; lane++)
+    for (; lane < num; lane++)
+        for (Py_ssize_t x = 0; x < width; x++)
             planes[lane][at + x] = row[x * LANES + lane];
 }
 
@@ -470,7 +482,64 @@ static PyObject *inverse_planes(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* ------------------------------------------------------------------ spectra */
+
+FOR_AVX2_TOO
+static void scale_row(float *restrict row, Py_ssize_t width, const float *restrict scales)
+{
+    for (Py_ssize_t x = 0; x < width; x++)
+        for (int i = 0; i < LANES; i++)
+            row[x * LANES + i] *= scales[x];
+}
+
+PyDoc_STRVAR(spectra_doc,
+"plane_spectra(planes, numbers, weights, scales, room, spectra)\n\n"
+"See planes.spectra in the module beside this one.");
+
+static PyObject *plane_spectra(PyObject *self, PyObject *args)
+{
+    PyObject *o[6];
+    Buffer b[6];
+    Program p;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOOOOO", &o[0], &o[1], &o[2], &o[3], &o[4], &o[5]))
+        return NULL;
+    for (int i = 0; i < 6; i++)
+        if (as_buffer(o[i], b + i, i > 3))
+            return NULL;
+    const char *wrong = program_of(&p, b[1], b[2]);
+    if (wrong)
+        return refuse(wrong);
+    Py_ssize_t places = p.height * p.width, num_planes = b[0].size / 4 / places;
+    Py_ssize_t floats = tile_size(&p) + MOST_SIZE * LANES;
+    if (!holds(b[0], num_planes * places, 4) || !holds(b[5], num_planes * places, 4) ||
+        !holds(b[3], places, 4))
+        return refuse("planes, scales and spectra do not go together");
+    if (b[4].size / 4 < floats || !holds(b[4], b[4].size / 4, 4))
+        return refuse("too little room for a tile");
+    Py_BEGIN_ALLOW_THREADS
+    float *tile = (float *)b[4].data, *to[LANES];
+    const float *from[LANES];
+    for (Py_ssize_t k = 0; k < num_planes; k += LANES) {
+        Py_ssize_t num = num_planes - k < LANES ? num_planes - k : LANES;
+        for (Py_ssize_t i = 0; i < LANES; i++) {
+            Py_ssize_t at = (k + (i < num ? i : 0)) * places;
+            from[i] = (const float *)b[0].data + at;
+            to[i] = (float *)b[5].data + at;
+        }
+        transform_tile(&p, from, tile);
+        for (Py_ssize_t y = 0; y < p.height; y++) {
+            float *row = tile + y * p.row;
+            scale_row(row, p.width, (const float *)b[3].data + y * p.width);
+            scatter_row(row, p.width, y * p.width, num, to);
+        }
+    }
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 PyMethodDef planes_methods[] = {
+    {"plane_spectra", plane_spectra, METH_VARARGS, spectra_doc},
     {"forward_planes", forward_planes, METH_VARARGS, forward_doc},
     {"inverse_planes", inverse_planes, METH_VARARGS, inverse_doc},
     {"plane_energies", plane_energies, METH_VARARGS, energies_doc},

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from flwr_slfac.codec.kernels.stages import PlaneTransform, Stage, Sums
 
-__all__ = ["LANES", "energies", "forward", "inverse"]
+__all__ = ["LANES", "energies", "forward", "inverse", "spectra"]
 
 # Planes that the compiled loops work on at once: sums of squares are in as many lanes.
 LANES = 16
@@ -75,16 +75,34 @@ def _forward(
     ends: Floats,
 ) -> None:
     for chunk in _chunks(coeffs):
-        tile = _tile(planes[index[chunk]].T, transform)
-        for stage in transform.stages:
-            line = _lines(tile, stage)
-            line[...] = _apply(stage.sums, _fold(line, stage.folds))
-        part = tile.reshape(len(coeffs), -1)
+        part = _transformed(planes[index[chunk]], transform)
         coeffs[:, chunk] = part
         if weights is not None:
             low, high = part.min(initial=ends[0]), part.max(initial=ends[1])
             ends[:] = low, high
             _add_squares(lanes, part, weights[chunk])
+
+
+def spectra(
+    planes: Floats, transform: PlaneTransform, scales: Floats, result: Floats
+) -> None:
+    """Transform planes to scaled coefficients that lie as planes do.
+
+    Parameters
+    ----------
+    planes : ndarray (R, S)
+        float32, contiguous.
+    transform : PlaneTransform
+        Of planes of S values.
+    scales : ndarray (S,)
+        float32, of coefficients.
+    result : ndarray (R, S)
+        float32, contiguous; written.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        for chunk in _chunks(planes.T):
+            part = _transformed(planes[chunk], transform)
+            result[chunk] = (part * scales[:, None]).T
 
 
 def inverse(
@@ -130,6 +148,15 @@ def energies(planes: Floats) -> npt.NDArray[np.float64]:
             lanes[:, : some.shape[1]] += some * some
         total += np.cumsum(lanes, axis=1, dtype=np.float64)[:, -1]
     return total
+
+
+def _transformed(planes: Floats, transform: PlaneTransform) -> Floats:
+    """Return coefficients (S, K) of planes (K, S)."""
+    tile = _tile(planes.T, transform)
+    for stage in transform.stages:
+        line = _lines(tile, stage)
+        line[...] = _apply(stage.sums, _fold(line, stage.folds))
+    return tile.reshape(planes.shape[1], -1)
 
 
 def _chunks(coeffs: Floats) -> list[slice]:

@@ -11,12 +11,13 @@ how a line is transformed: by a matrix, by an FFT (`dct`) or by filters (`wavele
 `stages` says it of small planes, which loops of `kernels` transform.
 """
 
-from flwr_slfac.codec.transforms.basis import Basis, parse_basis
+from flwr_slfac.codec.transforms.basis import SPECTRUM, Basis, parse_basis
 from flwr_slfac.codec.transforms.order import order_1d, order_2d
 from flwr_slfac.codec.transforms.separable import forward_rows, inverse_rows
 from flwr_slfac.codec.transforms.stages import plane_transform
 
 __all__ = [
+    "SPECTRUM",
     "Basis",
     "forward_rows",
     "inverse_rows",

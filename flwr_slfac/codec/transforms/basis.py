@@ -8,6 +8,8 @@ import pywt
 from flwr_slfac.codec.transforms.wavelets import is_orthonormal
 from flwr_slfac.errors import SettingError
 
+# Bases that leave values as they are; the second is that of `SPECTRUM`.
+PLAIN = ("identity", "spectrum")
 # Our choice: 2**32 is beyond the size of any dimension on the wire.
 _MAX_LEVEL = 32
 
@@ -34,7 +36,12 @@ class Basis:
     @property
     def is_wavelet(self) -> bool:
         """Whether the basis is a filter bank."""
-        return self.name not in ("dct", "identity")
+        return self.name != "dct" and not self.is_plain
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether coefficients are the values as they are."""
+        return self.name in PLAIN
 
     def num_levels(self, *sizes: int) -> int:
         """Return how often a wavelet halves lines or planes of these sizes.
@@ -58,6 +65,11 @@ class Basis:
                 + (f", or a level of at most {halvings}" if halvings else "")
             )
         return level
+
+
+# Of planes that are spectra of the DCT already: their order, and no transform. It has
+# no place in settings or on the wire.
+SPECTRUM = Basis(PLAIN[1])
 
 
 @lru_cache(maxsize=64)

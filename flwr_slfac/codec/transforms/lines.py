@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.kernels import scratch
+from flwr_slfac.codec.transforms.basis import PLAIN
 from flwr_slfac.codec.transforms.dct import (
     dct_by_fft,
     dct_by_halves,
@@ -46,7 +47,7 @@ def forward_line(name: str, n: int, like: torch.Tensor, buffer: str = "") -> Lin
 
     Where it can, it writes to this buffer of `scratch`, if one is named.
     """
-    if name == "identity":
+    if name in PLAIN:
         return lambda rows: rows.t().contiguous()
     if n > MATRIX_LIMIT:
         return dct_by_fft if name == "dct" else filter_line(name, like)
@@ -61,7 +62,7 @@ def inverse_line(name: str, n: int, like: torch.Tensor, buffer: str = "") -> Lin
 
     Where it can, it writes to this buffer of `scratch`, if one is named.
     """
-    if name == "identity":
+    if name in PLAIN:
         return lambda coeffs: coeffs.t().contiguous()
     if n > MATRIX_LIMIT:
         return idct_by_fft if name == "dct" else unfilter_line(name, like)
@@ -79,7 +80,7 @@ def _room(buffer: str, like: torch.Tensor) -> torch.Tensor | None:
 
 def has_small_matrix(name: str, n: int) -> bool:
     """Return whether a line is transformed by one product with a matrix."""
-    if name == "identity":
+    if name in PLAIN:
         return False
     return n < _FOLD_FROM or (name != "dct" and n <= MATRIX_LIMIT)
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import torch
 
-from flwr_slfac.codec.transforms.basis import Basis
+from flwr_slfac.codec.transforms.basis import SPECTRUM, Basis
 
 # Orders of larger planes are not kept: 64 of them would hold more than 32 MiB.
 _CACHED_ORDER_LIMIT = 2**16
@@ -43,6 +43,8 @@ def order_2d(basis: Basis, h: int, w: int) -> torch.Tensor:
     """
     levels = basis.num_levels(h, w)
     kind = "wavelet" if basis.is_wavelet else basis.name
+    if basis == SPECTRUM:
+        kind = "dct"
     if h * w <= _CACHED_ORDER_LIMIT:
         return _cached_order(kind, levels, h, w)
     return _order(kind, levels, h, w)

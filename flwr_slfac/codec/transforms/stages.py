@@ -34,7 +34,7 @@ def plane_transform(basis: Basis, sizes: Sequence[int]) -> PlaneTransform | None
         return None
     height, width = (1, *sizes)[-2:]
     stages = []
-    for level in range(0 if basis.name == "identity" else num_levels):
+    for level in range(0 if basis.is_plain else num_levels):
         rows, columns = max(1, height >> level), width >> level
         for is_along_rows, n in ((True, columns), (False, rows)):
             if n > 1:

@@ -24,31 +24,42 @@ from flwr_slfac.codec.waterfill.weights import Weights
 # Our choice: examples that are more alike are coded as if they were not, as float32
 # tells such a share of the energy no better than to some percent.
 _LEAST_VARIATION = 2.0**-16
+# Of an encoder: how often weights have served, and they.
+_WEIGHTS = "stream.waterfill.weights"
+# Our choice: from step to step spectra change little, and telling one takes a tenth of
+# what coding a small frame does.
+_RENEWED_EVERY = 8
 
 
-def weights_of(
-    hints: Hints, noise: float | None, basis: str
-) -> tuple[Weights | None, str]:
-    """Return the weights of a gradient, None if there are none, and the basis to use.
+def weights_of(hints: Hints, basis: str) -> Weights | None:
+    """Return the weights of a gradient, None if there are none.
 
-    Where another basis than the DCT might let weighted errors outgrow the gradient,
-    ``"auto"`` becomes the DCT, and with a basis that was asked for nothing is weighted.
+    In a stream those of a few steps before serve again.
 
     Parameters
     ----------
     hints : Hints
         Whether it is a gradient, and of what.
-    noise : float, optional
-        The share; None for other targets, which weigh nothing.
     basis : str
-        As in `Waterfill`.
+        As in `Waterfill`; with one that has no frequencies nothing is weighed.
     """
-    if noise is None or hints.role != "gradient" or hints.activations is None:
-        return None, basis
+    if basis not in ("auto", "dct"):
+        return None
+    if hints.role != "gradient" or hints.activations is None:
+        return None
+    sizes = PlaneShape.of(hints.activations.shape).sizes
+    kept = hints.memory.get(_WEIGHTS)
+    if kept is not None:
+        age, *halves = kept.tolist()
+        weights = Weights.split(halves, sizes)
+        if weights is not None and age < _RENEWED_EVERY:
+            hints.memory[_WEIGHTS] = torch.tensor([age + 1, *halves])
+            return weights
     weights = Weights.of(hints.activations)
-    if weights is None or noise * weights.spread <= 1:
-        return weights, basis
-    return (weights, "dct") if basis in ("auto", "dct") else (None, basis)
+    if weights is not None:
+        halves = [n for bands in weights.bands for n in bands]
+        hints.memory[_WEIGHTS] = torch.tensor([1, *halves])
+    return weights
 
 
 def variation(planes: torch.Tensor, total: float, hints: Hints) -> float:

@@ -18,13 +18,14 @@ __all__ = ["FEWEST_TO_CLAMP", "gain_near", "share_near_zero"]
 # Values, and samples, on which clamping's gain is measured; tensors with fewer values
 # than the last are decoded instead (our choice).
 _CLAMP_SIZE, _CLAMP_SAMPLES = 2**16, 6
+_AT_ONCE = 2**15
 FEWEST_TO_CLAMP = 2**13
 # Our choice: so many times fewer tell whether the gain is about that of the step
 # before, and then move it by their share.
 _FEWER, _SAME_GAIN = 3, 0.03
 # Values that tell how many are near zero, how far that may be off, and after how many
 # steps of a stream clamping is measured all the same (our choice).
-_SHARE_SIZE, _SAME_SHARE, _MEASURED_EVERY = 2**13, 0.02, 4
+_SHARE_SIZE, _SAME_SHARE, _MEASURED_EVERY = 2**13, 0.02, 8
 
 
 def share_near_zero(x: torch.Tensor, distortion: float) -> float:
@@ -74,6 +75,18 @@ def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> floa
     )
     picked = np.linspace(first, len(x) - 1, num_picked).astype(int)
     index = torch.from_numpy(picked).to(x.device)
+    # So many at a time stay in a cache, and take little memory.
+    num = max(1, _AT_ONCE // (x.shape[1] * x.shape[2]))
+    sums = [_errors(plan, x, step, part) for part in torch.split(index, num)]
+    before, after = map(sum, zip(*sums, strict=True))
+    return clamping_gain(before, after)
+
+
+def _errors(
+    plan: Plan, x: torch.Tensor, step: float, index: torch.Tensor
+) -> tuple[float, float]:
+    """Return squared errors of samples before and after clamping, in steps."""
+    transform = plan.transform
     some = plan.rows.index_select(0, index)
     error = _quantization_error(plan, some, step)
     back = inverse_planes(error, transform.basis, transform.shape)
@@ -86,9 +99,8 @@ def _clamping_gain(plan: Plan, x: torch.Tensor, step: float, fewer: int) -> floa
             left_out = torch.matmul(transform.matrix.t(), inner).sub_(original)
             back = back.add_(left_out, alpha=1 / step)
     before = _dot(back, back)
-    clamped = original.add(back, alpha=step).clamp_(min=0).sub_(original)
-    after = _dot(clamped, clamped) / step**2
-    return clamping_gain(before, after)
+    clamped = back.mul_(step).add_(original).clamp_(min=0).sub_(original)
+    return before, _dot(clamped, clamped) / step**2
 
 
 def _quantization_error(plan: Plan, some: torch.Tensor, step: float) -> torch.Tensor:

@@ -17,14 +17,14 @@ import torch
 from flwr_slfac.codec.base import Codec, Hints, Memory
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.registry import register
-from flwr_slfac.codec.transforms import parse_basis
+from flwr_slfac.codec.transforms import SPECTRUM, parse_basis
 from flwr_slfac.codec.waterfill.budget import error_allowed, variation, weights_of
 from flwr_slfac.codec.waterfill.encoder import Encoder
 from flwr_slfac.codec.waterfill.normalize import normalize
 from flwr_slfac.codec.waterfill.sections import read_sections, zero_sections
-from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import energy
+from flwr_slfac.codec.waterfill.trials import bases_for
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import SettingError
 
@@ -34,8 +34,6 @@ _DEFAULT_NRMSE = 0.1
 _MAX_BASIS_TEXT = 16
 # Exponents of steps stay within float32's range.
 _WIDEST = 120
-# What a rate makes of the error is not known before: this is our choice, for `Weights`.
-_SHARE_AT_A_RATE = 0.75
 # What may be aimed at, the most of it, which only bits may reach, and what together.
 _TOGETHER = ["nrmse", "bits"], ["noise", "bits"]
 _TARGETS = {"nrmse": 1.0, "noise": 1.0, "bits": 32.0, "step": math.inf}
@@ -60,8 +58,8 @@ class Waterfill(Codec):
         Relative error to hit, ``norm(x - decoded) / norm(x)``, in (0, 1).
     noise : float, optional
         Share of the variance that mini-batches give the gradients of weights anyway,
-        which coding may add to it, in (0, 1); our reading, see `budget`. Of a gradient,
-        frequencies are weighed where `Hints.activations` tell how.
+        which coding may add to it, in (0, 1); our reading, see `budget`. Gradients
+        of maps are weighed by frequency, as `Hints.activations` tell, in the DCT alone.
     bits : float, optional
         Bits per value to hit, the whole frame counted, in (0, 32]: within a percent, or
         3 in a stream. Where headers alone take more, the frame is about as small as it
@@ -77,10 +75,8 @@ class Waterfill(Codec):
         Whether channels may be decorrelated by their Karhunen-Loeve basis. It is used
         where it saves more than it costs, and reused over steps by `Hints.memory`; so
         is what trials chose, which come every sixteenth step.
-    coder : {"range", "fast"}, default "range"
-        ``"range"`` comes within about a percent of the entropy of its model; ``"fast"``
-        is Huffman coding of several values at once (zstd), some percent larger, and
-        quicker than ``"range"`` only where the reference kernels run.
+    coder : {"range"}, default "range"
+        It comes within about a percent of the entropy of its model.
 
     Raises
     ------
@@ -122,8 +118,8 @@ class Waterfill(Codec):
         self._require_targets()
         if self.channels not in ("klt", None):
             raise SettingError(f"channels is {self.channels!r}; give 'klt' or None")
-        if self.coder not in ("range", "fast"):
-            raise SettingError(f"coder is {self.coder!r}; give 'range' or 'fast'")
+        if self.coder != "range":
+            raise SettingError(f"coder is {self.coder!r}; give 'range'")
         if self.basis != "auto" and len(str(parse_basis(self.basis))) > _MAX_BASIS_TEXT:
             raise SettingError(f"basis {self.basis!r} is too long a name")
 
@@ -150,14 +146,7 @@ class Waterfill(Codec):
     @property
     def wants_activations(self) -> bool:
         """Whether a gradient is weighed by its activations: see `noise`, `bits`."""
-        return self._share is not None
-
-    @property
-    def _share(self) -> float | None:
-        """The share that a weighed error may have, None where nothing is weighed."""
-        if self.bits is not None and self.nrmse is None:
-            return _SHARE_AT_A_RATE
-        return self.noise
+        return self.noise is not None or (self.bits is not None and self.nrmse is None)
 
     @property
     def relative_error(self) -> float | None:
@@ -196,9 +185,9 @@ class Waterfill(Codec):
         shape = PlaneShape.of(tensor.shape)
         planes = shape.to_planes(tensor.contiguous()).contiguous()
         x, normalization = normalize(planes)
-        weights, basis = weights_of(hints, self._share, self.basis)
+        weights = weights_of(hints, self.basis) if self.wants_activations else None
         if weights is not None:
-            x = weights.apply(x, shape)
+            x = weights.spectra(x, shape)
             normalization = replace(normalization, is_nonnegative=False)
         total = energy(x)
         if total == 0.0:
@@ -208,16 +197,11 @@ class Waterfill(Codec):
             shape,
             normalization,
             weights,
-            basis,
+            bases_for(self.basis, shape) if weights is None else [SPECTRUM],
             self.channels is not None,
-            self._coder,
             hints.memory,
         )
         return encoder.sections(self._target(total, x, hints, normalization.exponent))
-
-    @property
-    def _coder(self) -> Coder:
-        return "fast" if self.coder == "fast" else "range"
 
     def _target(
         self, total: float, x: torch.Tensor, hints: Hints, exponent: int

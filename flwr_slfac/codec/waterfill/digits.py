@@ -4,9 +4,7 @@
 
     values -> digits -L..L (larger ones saturate) -> k digits a symbol
 
-Packing several digits into one symbol makes one step of the coder serve several values,
-and lets the Huffman stage of zstd come within a few percent of the entropy even where
-most values are zero.
+Packing several digits into one symbol makes one step of the coder serve several values.
 """
 
 from dataclasses import dataclass

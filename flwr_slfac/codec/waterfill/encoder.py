@@ -12,6 +12,7 @@ import torch
 
 from flwr_slfac.codec.base import Memory
 from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.levels import Quantized
 from flwr_slfac.codec.waterfill.normalize import Normalization
@@ -20,10 +21,11 @@ from flwr_slfac.codec.waterfill.quantize import quantize_for
 from flwr_slfac.codec.waterfill.rate import Coded, code_at_rate
 from flwr_slfac.codec.waterfill.reuse import Kept, allowed_rms, last_decider
 from flwr_slfac.codec.waterfill.sections import write_sections
-from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Decider, Target
 from flwr_slfac.codec.waterfill.weights import Weights
 
+# In place of tensors that are not needed any more.
+_NOTHING = torch.empty(0)
 # A frame that is larger than this, relative to what is allowed, is tried again without
 # a channel basis.
 _TOO_LARGE = 1.02
@@ -46,12 +48,10 @@ class Encoder:
         That was done.
     weights : Weights, optional
         By which they were filtered.
-    basis : str
-        Spatial basis, or "auto".
+    bases : list of Basis
+        Along the sizes of a plane: those to try.
     uses_klt : bool
         Whether channels may have a basis.
-    coder : {"range", "fast"}
-        Of the levels.
     memory : dict of str to Tensor
         Of the stream.
     """
@@ -60,9 +60,8 @@ class Encoder:
     shape: PlaneShape
     normalization: Normalization
     weights: Weights | None
-    basis: str
+    bases: list[Basis]
     uses_klt: bool
-    coder: Coder
     memory: Memory
 
     def sections(self, target: Target) -> Sequence[bytes]:
@@ -103,9 +102,7 @@ class Encoder:
         return coded
 
     def _written(self, plan: Plan, quantized: Quantized) -> Sequence[bytes]:
-        return write_sections(
-            plan, quantized, self.normalization, self.coder, self.weights
-        )
+        return write_sections(plan, quantized, self.normalization, self.weights)
 
     def _plan(self, target: Target) -> Plan:
         plan = self._make_plan(target, self.memory, use_klt=self.uses_klt)
@@ -120,14 +117,13 @@ class Encoder:
 
     def _make_plan(self, target: Target, memory: Memory, *, use_klt: bool) -> Plan:
         return make_plan(
-            self.planes, self.shape, target, memory, basis=self.basis, use_klt=use_klt
+            self.planes, self.shape, target, memory, self.bases, use_klt=use_klt
         )
 
 
 def _without_values(plan: Plan) -> Plan:
     """Return a plan that does not hold on to tensors while levels are coded."""
-    rows = plan.rows.new_empty(len(plan.rows), 0)
-    return replace(plan, rows=rows, coefficients=rows.new_empty(0))
+    return replace(plan, rows=_NOTHING, coefficients=_NOTHING)
 
 
 def _better(coded: Coded, target: Target, decider: Decider) -> Decider:
@@ -152,11 +148,10 @@ def _keep_choice(
 ) -> None:
     """Keep what a frame was coded by for the next step of a stream."""
     plan, quantized = coded.plan, coded.quantized
-    old = Kept.of(memory) if plan.is_kept else None
     shape = plan.transform.shape
-    num_values = plan.rows.shape[0] * shape.num_channels * shape.num_positions
+    num_values = shape.num_samples * shape.num_channels * shape.num_positions
     bits, num_levels = coded.num_bits / num_values, quantized.num_levels
-    Kept(
+    kept = Kept(
         (shape.num_channels, shape.num_positions),
         str(plan.transform.basis),
         plan.transform.has_mean,
@@ -164,9 +159,9 @@ def _keep_choice(
         quantized.step / allowed_rms(target, num_values),
         quantized.gain or 0.0,
         quantized.near_zero,
-        old.age + 1 if old else 0,
-        old.first_bits if old else bits,
+        bits,
         bits,
         coded.num_bits / num_levels if num_levels else 0.0,
         decider,
-    ).store(memory)
+    )
+    kept.after(Kept.of(memory), is_kept=plan.is_kept).store(memory)

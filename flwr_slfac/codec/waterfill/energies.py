@@ -17,11 +17,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.kernels import ClassGrid, kernels
+from flwr_slfac.codec.kernels import ClassGrid, PlaneFit, kernels
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, order_1d, order_2d
 from flwr_slfac.codec.waterfill.digits import LARGE, Ints
-from flwr_slfac.codec.waterfill.level import TINY, Reals
+from flwr_slfac.codec.waterfill.level import Reals
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.errors import DecodeError
 
@@ -34,16 +34,11 @@ NUM_CLASSES = 60
 CLASS_OF_STEP = 8
 # Half units of energy on the wire are within this, our limit: 2**500 either way.
 _LIMIT = 1000
-# Our choice: each sweep fits samples, then channels; three settle it.
-_SWEEPS = 3
 # Our choice: a group's energy costs about a byte, which fewer coefficients do not save.
 _FEWEST_PER_FREQUENCY = 256
 # Our choice: a sample's energy costs about a byte, which fewer coefficients do not
 # save by having their own.
 _FEWEST_PER_SAMPLE = 8
-# In place of 0 in quotients of energies, and with the share of the largest the least to
-# weigh by: reciprocals, times squares, stay in float32's range.
-LEAST_ENERGY, _LEAST_SHARE = 1e-30, 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,62 +87,15 @@ class EnergyModel:
         )
 
 
-def half_units(energies: Reals) -> Ints:
-    """Return 2 * log2 of energies as integers within limits."""
-    logs = 2 * np.log2(np.maximum(energies, TINY))
-    units: Ints = np.clip(np.rint(logs), -_LIMIT // 4, _LIMIT // 4).astype(np.int64)
-    return units
-
-
-def fit_separable(energies: Reals, floor: float) -> tuple[Reals, Reals]:
-    """Fit ``energies[n, k] ~ a[n] * u[k]``; the mean of a is about 1.
-
-    Parameters
-    ----------
-    energies : ndarray (N, r)
-    floor : float
-        Energies well below it do not matter.
-    """
-    a = np.ones(len(energies))
-    u = energies.mean(0)
-    # Products with ones take half the time of sums.
-    samples, channels = np.ones_like(a), np.ones_like(u)
-    for _ in range(_SWEEPS):
-        model = np.multiply.outer(a, u)
-        weights = 1 / (model + floor)
-        above = (energies * weights) @ channels
-        a = a * _ratio(above, (model * weights) @ channels)
-        model = np.multiply.outer(a, u)
-        weights = 1 / (model + floor)
-        above = samples @ (energies * weights)
-        u = u * _ratio(above, samples @ (model * weights))
-    return a, u
-
-
-def fit_planes(
-    energies: Reals, num_positions: int, floor: float
-) -> tuple[Reals, Reals]:
+def fit_planes(energies: Reals, num_positions: int, level: float) -> PlaneFit:
     """Fit energies of planes (N, r) a position; samples of few values are alike."""
-    a, u = fit_separable(energies / num_positions, floor)
-    if u.size * num_positions < _FEWEST_PER_SAMPLE:
-        a = np.ones_like(a)
-    return a, u
-
-
-def plane_weights(energies: Reals, level: float) -> Reals:
-    """Return what planes of such energies weigh where frequencies are fitted."""
-    floor = max(level, _LEAST_SHARE * float(energies.max()), LEAST_ENERGY)
-    weights: Reals = 1 / (energies + floor)
-    return weights
+    alike = energies.shape[1] * num_positions < _FEWEST_PER_SAMPLE
+    return kernels().fit_planes(energies, num_positions, level, alike)
 
 
 def frequencies_per_group(num_planes: int) -> int:
     """Return how many frequencies share an energy, each of so many planes."""
     return -(-_FEWEST_PER_FREQUENCY // num_planes)
-
-
-def _ratio(above: Reals, below: Reals) -> Reals:
-    return np.maximum(above, LEAST_ENERGY) / np.maximum(below, LEAST_ENERGY)
 
 
 @lru_cache(maxsize=64)

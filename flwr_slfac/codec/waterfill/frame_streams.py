@@ -2,9 +2,9 @@
 
 ::
 
-    a new channel basis, energies, centroids, levels --> parameters, words, frames
+    a new channel basis, energies, centroids, levels --> parameters, words
 
-Both ways make the same bytes. Streams of the fast coder are read one by one everywhere.
+Both ways make the same bytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,6 @@ from flwr_slfac.codec.waterfill.model import CHANCES, MIDPOINTS
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.codec.waterfill.stream_writer import StreamWriter
-from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.errors import DecodeError
 
 Coefficients = tuple[npt.NDArray[np.float32], Ints]
@@ -34,9 +33,9 @@ def _tables() -> CodingTables:
 
 
 def write_streams(
-    lists: Sequence[Ints], plan: Plan, quantized: Quantized, coder: Coder
+    lists: Sequence[Ints], plan: Plan, quantized: Quantized
 ) -> list[bytes]:
-    """Return parameters, words, and frames of the fast coder.
+    """Return parameters and words.
 
     Parameters
     ----------
@@ -46,15 +45,13 @@ def write_streams(
         Of the levels.
     quantized : Quantized
         Levels and centroids.
-    coder : {"range", "fast"}
-        Whether zstd takes the levels.
     """
     energies = plan.energies_at(quantized.step)
     loops = kernels().frames
-    if loops is not None and coder == "range":
+    if loops is not None:
         levels = np.ascontiguousarray(quantized.levels)
         return [*loops.write(lists, energies, quantized.shifts, levels, _tables())]
-    writer = StreamWriter(coder)
+    writer = StreamWriter()
     for part in [*lists, *plan.energy_model.lists()]:
         writer.stream(part, LARGE)
     classes = EnergyClasses(*plan.energies, energies.offset)
@@ -62,8 +59,7 @@ def write_streams(
     writer.stream(np.diff(quantized.shifts[present], prepend=0), LARGE)
     values = classes.split(quantized.levels)
     write_values(writer, [(int(number), values[number]) for number in present])
-    sections = [*writer.finish()]
-    return sections if coder == "fast" else sections[:2]
+    return [*writer.finish()]
 
 
 class ListReader:

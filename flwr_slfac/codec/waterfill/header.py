@@ -10,8 +10,8 @@ from flwr_slfac.errors import DecodeError
 _LAYOUT = 2
 _FIXED = struct.Struct("<BBfhhHB")
 # Bits of the flags, all others zero.
-ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, FAST, WEIGHTED = 1, 2, 4, 8, 16, 32, 64
-_ALL_FLAGS = 127
+ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, WEIGHTED = 1, 2, 4, 8, 16, 32
+_ALL_FLAGS = 63
 # Beyond the range of float64 with its subnormals, 2**-1074 to 2**1024: only crafted.
 _MAX_EXPONENT = 1100
 
@@ -25,8 +25,8 @@ class Header:
     flags : int
         Sum of `ZERO` (no energy: nothing follows), `NONNEGATIVE` (clamp at zero),
         `MEAN` (the mean of the samples is in sample 0), `ROTATED` (channels have a
-        basis), `REUSED` (the one in memory), `FAST` (zstd takes bulk streams) and
-        `WEIGHTED` (frequencies were weighted).
+        basis), `REUSED` (the one in memory) and `WEIGHTED` (frequencies were
+        weighted).
     step : float
         Quantization step, of the tensor divided by ``2**exponent``.
     exponent : int
@@ -51,11 +51,6 @@ class Header:
     basis: str = ""
     fingerprint: bytes = b""
     weights: bytes = b""
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether zstd takes bulk streams."""
-        return bool(self.flags & FAST)
 
     @property
     def brings_rotation(self) -> bool:
@@ -97,8 +92,11 @@ class Header:
         _, _, step, exponent, offset, num_rows, length = _FIXED.unpack_from(section)
         rest = bytes(section[_FIXED.size :])
         end = length + (4 if flags & ROTATED else 0)
-        is_long = len(rest) > end if flags & WEIGHTED else len(rest) == end
-        if not is_long or flags > _ALL_FLAGS:
+        # What is weighted is coded by the DCT.
+        is_whole = (
+            len(rest) > end and length == 0 if flags & WEIGHTED else len(rest) == end
+        )
+        if not is_whole or flags > _ALL_FLAGS:
             raise DecodeError("the head of codec 'waterfill' has a wrong length")
         if not (math.isfinite(step) and step > 0) or abs(exponent) > _MAX_EXPONENT:
             raise DecodeError("the step of codec 'waterfill' is out of range")

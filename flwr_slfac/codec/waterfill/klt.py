@@ -29,6 +29,9 @@ _MAX_LEVEL = 20
 # Our choice: positions that a Gram matrix is estimated from, and at least so many for
 # each channel.
 _ENOUGH_POSITIONS, _ENOUGH_PER_CHANNEL = 8192, 32
+_CHUNK_VALUES = 2**16
+# Our choice: samples that tell which frequencies have energy.
+_ENOUGH_SAMPLES = 8
 # From so many positions a channel on, rows are finer. Our choice, least bytes on the
 # benchmark's tensors: 12 would be due if all that leaks were lost, but most of it is
 # coded in other rows.
@@ -138,24 +141,30 @@ def stored_rotation(memory: Memory) -> Rotation | None:
     return Rotation(memory[_CODES], memory[_LEVELS], memory.get(_ROWS))
 
 
-def gram_matrix(x: torch.Tensor) -> Reals:
+def gram_matrix(x: torch.Tensor, *, is_spectrum: bool = False) -> Reals:
     """Return the mean of outer products of channels (C, C) of x (N, C, S).
 
     Of large tensors every k-th position is taken, of all samples: a few samples may
-    hold most of a gradient's energy.
+    hold most of a gradient's energy. Of spectra as many frequencies are, those of most
+    energy.
     """
     num_samples, num_channels, num_positions = x.shape
     enough = max(_ENOUGH_POSITIONS, _ENOUGH_PER_CHANNEL * num_channels)
     stride = max(1, num_samples * num_positions // enough)
     if stride > 1 and num_positions > 1:
         stride = min(stride, num_positions) | 1
-        x = x[:, :, stride // 2 :: stride]
-    if x.shape[2] == 1:
-        flat = x[:, :, 0].t()
-    else:
-        flat = x.transpose(0, 1).reshape(num_channels, -1)
-    product: Reals = (flat @ flat.t()).cpu().numpy().astype(np.float64)
-    return product / max(flat.shape[1], 1)
+        if is_spectrum:
+            norms = x[:: 1 + num_samples // _ENOUGH_SAMPLES].square().sum((0, 1))
+            x = x[:, :, norms.topk(-(-num_positions // stride)).indices]
+        else:
+            x = x[:, :, stride // 2 :: stride]
+    product = x.new_zeros(num_channels, num_channels)
+    # So many values at a time stay in a cache, and take little memory.
+    for part in torch.split(x, max(1, _CHUNK_VALUES // (num_channels * x.shape[2]))):
+        flat = part.transpose(0, 1).reshape(num_channels, -1)
+        product.addmm_(flat, flat.t())
+    moments: Reals = product.cpu().numpy().astype(np.float64)
+    return moments / (num_samples * x.shape[2])
 
 
 def principal_directions(moments: Reals) -> tuple[Reals, npt.NDArray[Any]]:

@@ -6,14 +6,15 @@
     all rows --transform--> coefficients --fit--> energies of samples, channels, ...
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.kernels import Energies
+from flwr_slfac.codec.kernels import Energies, PlaneFit, half_units
 from flwr_slfac.codec.layout import PlaneShape
+from flwr_slfac.codec.transforms import SPECTRUM, Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
@@ -21,8 +22,6 @@ from flwr_slfac.codec.waterfill.energies import (
     class_offset,
     fit_planes,
     frequency_groups,
-    half_units,
-    plane_weights,
 )
 from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.codec.waterfill.reuse import (
@@ -39,7 +38,7 @@ from flwr_slfac.codec.waterfill.transform import (
     plane_energies,
     reflect,
 )
-from flwr_slfac.codec.waterfill.trials import bases_for, best_trial
+from flwr_slfac.codec.waterfill.trials import best_trial
 
 # Rows that hold less than this share of the distortion would be zero anyway.
 _LEFT_OUT = 0.1
@@ -121,8 +120,8 @@ def make_plan(
     shape: PlaneShape,
     target: Target,
     memory: Memory,
+    bases: list[Basis],
     *,
-    basis: str,
     use_klt: bool,
 ) -> Plan:
     """Settle everything but the step.
@@ -138,23 +137,18 @@ def make_plan(
     memory : dict of str to Tensor
         Of the stream: it may hold a channel basis to reuse, and what was chosen the
         step before. Left as it is.
-    basis : str
-        Spatial basis, or "auto".
+    bases : list of Basis
+        Spatial bases to choose from, see `bases_for`.
     use_klt : bool
         Whether channels may have a basis.
-
-    Raises
-    ------
-    SettingError
-        If the basis cannot do the sizes of a plane.
     """
-    choice = kept_choice(x, target, memory, basis, use_klt)
+    choice = kept_choice(x, target, memory, bases, use_klt)
     if choice is not None:
         plan = _plan_of(x, shape, target, choice, is_kept=True)
         if plan.left_out <= target.max_left_out(x.numel()):
             return plan
-    options, level = _channel_options(x, target, memory, use_klt)
-    best = best_trial(x, shape, target, options, bases_for(basis, shape), level)
+    options, level = _channel_options(x, target, memory, bases, use_klt)
+    best = best_trial(x, shape, target, options, bases, level)
     channels = best.channels.quantized(best.step**2 / 12)
     choice = Choice(channels, best.basis, best.has_mean, best.step)
     return _plan_of(x, shape, target, choice, is_kept=False)
@@ -172,10 +166,8 @@ def _plan_of(
     left_out = 0.0
     if rows.shape[1] < x.shape[1]:
         left_out = max(0.0, target.energy - float(energies.sum()))
-    fitted = fit_planes(energies, shape.num_positions, level)
-    transform, told, energy_model, groups = _transformed(
-        rows, shape, choice, fitted, level
-    )
+    fit = fit_planes(energies, shape.num_positions, level)
+    transform, told, energy_model, groups = _transformed(rows, shape, choice, fit)
     return Plan(
         transform,
         choice.channels,
@@ -198,31 +190,25 @@ def _transformed(
     rows: torch.Tensor,
     shape: PlaneShape,
     choice: Choice,
-    energies: tuple[Reals, Reals],
-    level: float,
+    fit: PlaneFit,
 ) -> tuple[Transform, Told, EnergyModel, Ints]:
     """Transform rows, planes of most energy first, and complete the energy model."""
-    a, u = energies
-    model = EnergyModel(half_units(a), half_units(u), np.zeros(1, np.int64))
-    order = np.argsort(-model.of_planes().astype(np.int16), kind="stable")
     transform = Transform(
-        shape, choice.basis, choice.channels.matrix, choice.has_mean, order
+        shape, choice.basis, choice.channels.matrix, choice.has_mean, fit.order
     )
     groups = frequency_groups(choice.basis, shape, rows.shape[1])
-    of_planes = (a[:, None] * u[None, :]).reshape(-1)[order]
-    weights = plane_weights(of_planes, level)
-    told = transform.forward(rows, weights)
+    told = transform.forward(rows, fit.weights)
     # The energy of each frequency group, relative to the model of planes.
-    below = np.bincount(groups) * float((of_planes * weights).sum())
-    frequencies = np.bincount(groups, told.energies) / below
-    if len(groups) == 1:
-        frequencies = np.ones(1)
-    model = replace(model, frequencies=half_units(frequencies))
+    frequencies = np.ones(1)
+    if len(groups) > 1:
+        below = np.bincount(groups) * fit.weighted
+        frequencies = np.bincount(groups, told.energies) / below
+    model = EnergyModel(fit.samples, fit.channels, half_units(frequencies))
     return transform, told, model, groups
 
 
 def _channel_options(
-    x: torch.Tensor, target: Target, memory: Memory, use_klt: bool
+    x: torch.Tensor, target: Target, memory: Memory, bases: list[Basis], use_klt: bool
 ) -> tuple[list[klt.ChannelTransform], float]:
     """Return the channel transforms to try, and the water level to expect."""
     num_each = x.shape[0] * x.shape[2]
@@ -230,7 +216,7 @@ def _channel_options(
         variances = plane_energies(x).sum(0) / num_each
         level = _level(x, target, variances, memory)
         return [klt.ChannelTransform(None, variances)], level
-    moments = klt.gram_matrix(x)
+    moments = klt.gram_matrix(x, is_spectrum=bases == [SPECTRUM])
     moments *= target.energy / num_each / max(float(np.trace(moments)), TINY)
     variances = klt.principal_directions(moments)[0]
     level = _level(x, target, variances, memory)

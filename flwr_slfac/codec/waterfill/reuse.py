@@ -1,28 +1,31 @@
 """What an encoder keeps of one step's choices for the next steps of a stream.
 
 From step to step the same layer's tensors have the same statistics: which channel basis
-and which spatial basis suit is tried every sixteenth step only, and sooner where frames
-grow. What is kept is the encoder's own, as each frame says which bases it is coded by,
-but it ends with the stream, like the channel basis that it counts on.
+and which spatial basis suit is tried every sixteenth step only, less often where trials
+agree, and sooner where frames grow. What is kept is the encoder's own, as each frame
+says which bases it is coded by, but it ends with the stream, like the channel basis
+that it counts on: so a device that lost its memory codes as one that did not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.transforms import Basis, parse_basis
+from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Decider, Target
 
 _NUMBERS, _BASIS = "stream.waterfill.choice", "stream.waterfill.basis"
 # Of what is kept: fewer are those of another release's checkpoint.
-_NUM_NUMBERS, _FINENESS = 12, 4
-# Our choice: trials take as long as all else, so a sixteenth of them is little.
-_MOST_STEPS = 16
-# Our choice: bits a value by which a frame may be larger than the one after the trials.
-_GROWN = 1.05
+_NUM_NUMBERS, _FINENESS, _DECIDER = 13, 4, 10
+# Our choice: steps from one trial to the next. Trials of small frames take several
+# times as long as all else; each that agrees with the one before doubles the steps.
+_FIRST_PERIOD, _LAST_PERIOD = 16, 128
+# Our choice: share of its bits by which a frame may be larger than the one after the
+# trials, of the first period, and as much more of longer ones.
+_GROWN = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +78,16 @@ class Kept:
         Step over the root mean square that the target allows, or of the tensor.
     gain, near_zero : float
         See `Choice`; a gain of 0 where it was not measured.
-    age : int
-        Steps since the trials.
     first_bits, bits : float
         Bits a value of the frame after the trials, and of the last one.
     bits_a_level : float
         Bits of the last one for each level that is not zero, 0 if there was none.
     decider : Decider
         What decided the step of the last one.
+    age : int
+        Steps since the trials.
+    period : int
+        Steps from trials to trials.
     """
 
     sizes: tuple[int, int]
@@ -92,27 +97,54 @@ class Kept:
     fineness: float
     gain: float
     near_zero: float
-    age: int
     first_bits: float
     bits: float
     bits_a_level: float
     decider: Decider
+    age: int = 0
+    period: int = _FIRST_PERIOD
 
     @classmethod
     def of(cls, memory: Memory) -> "Kept | None":
-        """Return what a memory holds, None if nothing that serves any more."""
+        """Return what a memory holds, None if nothing."""
         numbers = _numbers_in(memory)
         if not numbers or _BASIS not in memory:
             return None
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
-        age, first, last, bits_a_level, decider = numbers[7:]
-        if age >= _MOST_STEPS or last > _GROWN * first:
-            return None
+        first, last, bits_a_level, decider, age, period = numbers[7:]
         name = bytes(memory[_BASIS].tolist()).decode("ascii")
         sizes = int(channels), int(positions)
         flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
         bits = first, last, bits_a_level
-        return cls(sizes, name, *flags, *told, int(age), *bits, Decider(int(decider)))
+        steps = int(age), int(period)
+        return cls(sizes, name, *flags, *told, *bits, Decider(int(decider)), *steps)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for trials."""
+        most = 1 + _GROWN * self.period / _FIRST_PERIOD
+        return self.age >= self.period or self.bits > most * self.first_bits
+
+    def after(self, old: "Kept | None", *, is_kept: bool) -> "Kept":
+        """Return this with its age, as the choice after another.
+
+        Parameters
+        ----------
+        old : Kept, optional
+            What was kept before.
+        is_kept : bool
+            Whether this is the same without trials.
+        """
+        if old is None:
+            return self
+        if is_kept:
+            age, period, first = old.age + 1, old.period, old.first_bits
+            return replace(self, age=age, period=period, first_bits=first)
+        mine, theirs = (
+            (k.sizes, k.basis, k.has_mean, k.is_rotated) for k in (self, old)
+        )
+        twice = min(2 * old.period, _LAST_PERIOD)
+        return replace(self, period=twice) if mine == theirs else self
 
     def store(self, memory: Memory) -> None:
         """Keep this in a memory."""
@@ -123,11 +155,12 @@ class Kept:
             self.fineness,
             self.gain,
             self.near_zero,
-            self.age,
             self.first_bits,
             self.bits,
             self.bits_a_level,
             self.decider,
+            self.age,
+            self.period,
         ]
         memory[_NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
         name = np.frombuffer(self.basis.encode("ascii"), np.uint8)
@@ -143,7 +176,7 @@ def _numbers_in(memory: Memory) -> list[float]:
 def last_decider(memory: Memory) -> Decider | None:
     """Return what decided the step of the frame before, None if that is not known."""
     numbers = _numbers_in(memory)
-    return Decider(int(numbers[-1])) if numbers else None
+    return Decider(int(numbers[_DECIDER])) if numbers else None
 
 
 def kept_fineness(memory: Memory) -> float | None:
@@ -157,7 +190,7 @@ def kept_fineness(memory: Memory) -> float | None:
 
 
 def kept_choice(
-    x: torch.Tensor, target: Target, memory: Memory, basis: str, use_klt: bool
+    x: torch.Tensor, target: Target, memory: Memory, bases: list[Basis], use_klt: bool
 ) -> Choice | None:
     """Return the choice of the step before, None if there is none that serves.
 
@@ -169,13 +202,14 @@ def kept_choice(
         What the step will have to meet.
     memory : dict
         Of the stream.
-    basis, use_klt
+    bases, use_klt
         See `make_plan`.
     """
     kept = Kept.of(memory)
-    if kept is None or kept.sizes != tuple(x.shape[1:]):
+    if kept is None or kept.is_due or kept.sizes != tuple(x.shape[1:]):
         return None
-    if (basis not in ("auto", kept.basis)) or (kept.is_rotated and not use_klt):
+    basis = next((b for b in bases if str(b) == kept.basis), None)
+    if basis is None or (kept.is_rotated and not use_klt):
         return None
     if kept.has_mean and len(x) == 1:
         return None
@@ -188,10 +222,9 @@ def kept_choice(
         channels = klt.ChannelTransform(matrix, np.zeros(0), rotation)
     step = target.step or kept.fineness * allowed_rms(target, x.numel())
     gain = kept.gain or None
-    basis_kept = parse_basis(kept.basis)
     return Choice(
         channels,
-        basis_kept,
+        basis,
         kept.has_mean,
         step,
         gain,

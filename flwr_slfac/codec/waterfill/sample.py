@@ -33,7 +33,7 @@ class CoefficientSample:
         stride = max(1, total // _SEARCH_SIZE) | 1 if total > _SEARCH_SIZE else 1
         flat = plan.coefficients.reshape(-1)[::stride]
         self.magnitudes = flat.abs().cpu().numpy()
-        self.weight = total / max(len(self.magnitudes), 1)
+        self.weight = total / max(self.magnitudes.size, 1)
         self.least_step = plan.least_step
 
     def distortion(self, step: float) -> float:

@@ -5,7 +5,6 @@
     0  header        layout, flags, step, scale, basis
     1  parameters    scales, centroids, and the model of each stream
     2  words         all symbols of streams, see `words`
-    3  frames        only with coder "fast": streams of zstd
 
 A tensor without energy has the header alone.
 """
@@ -30,7 +29,6 @@ from flwr_slfac.codec.waterfill.levels import Quantized
 from flwr_slfac.codec.waterfill.normalize import Normalization, denormalize
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
-from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.transform import Transform
 from flwr_slfac.codec.waterfill.weights import Weights
 from flwr_slfac.codec.wire import Frame
@@ -46,7 +44,6 @@ def write_sections(
     plan: Plan,
     quantized: Quantized,
     normalization: Normalization,
-    coder: Coder,
     weights: Weights | None = None,
 ) -> list[bytes]:
     """Code everything.
@@ -59,18 +56,15 @@ def write_sections(
         The integers.
     normalization : Normalization
         Of the tensor.
-    coder : {"range", "fast"}
-        Whether zstd takes the coefficients.
     weights : Weights, optional
-        By which the planes were filtered.
+        Of which the planes are weighted spectra.
 
     Returns
     -------
     list of bytes
-        Header, parameters, words, and frames of the fast coder.
+        Header, parameters and words.
     """
     flags, lists, fingerprint = _rotation_streams(plan.channels)
-    flags |= header.FAST if coder == "fast" else 0
     flags |= header.NONNEGATIVE if normalization.is_nonnegative else 0
     flags |= header.MEAN if plan.transform.has_mean else 0
     flags |= header.WEIGHTED if weights is not None else 0
@@ -80,11 +74,11 @@ def write_sections(
         normalization.exponent,
         class_offset(quantized.step),
         plan.transform.num_rows if flags & header.ROTATED else 0,
-        str(plan.transform.basis),
+        "" if weights is not None else str(plan.transform.basis),
         fingerprint,
         b"" if weights is None else weights.pack(),
     )
-    return [head.pack(), *write_streams(lists, plan, quantized, coder)]
+    return [head.pack(), *write_streams(lists, plan, quantized)]
 
 
 def _rotation_streams(
@@ -107,52 +101,42 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
     DecodeError
         If a section is not valid, or needs a basis that `memory` does not hold.
     """
-    if not 1 <= len(frame.sections) <= 4:
+    if len(frame.sections) not in (1, 3):
         raise DecodeError(f"{len(frame.sections)} sections in codec 'waterfill'")
     head = header.Header.unpack(frame.sections[0])
     if head.flags & header.ZERO:
         return torch.zeros(frame.shape, dtype=frame.dtype, device=device)
-    _require_streams(head, frame)
+    if len(frame.sections) != 3 or frame.num_elements == 0:
+        raise DecodeError("sections of codec 'waterfill' are missing")
     shape = PlaneShape.of(frame.shape)
-    reader = _reader(head, frame) if head.brings_rotation else None
+    reader = _reader(frame) if head.brings_rotation else None
     rotation, is_new = _read_rotation(head, shape, frame, reader, memory)
     matrix = None if rotation is None else rotation.matrix(device)[: head.num_rows]
-    basis = _read_basis(head.basis, shape)
     weights = None
     if head.flags & header.WEIGHTED:
         weights = Weights.unpack(head.weights, shape.sizes)
+    basis = _read_basis("dct" if weights else head.basis, shape)
     coefficients, order = _read_coefficients(head, shape, basis, frame, reader)
     transform = Transform(shape, basis, matrix, bool(head.flags & header.MEAN), order)
     clamps = bool(head.flags & header.NONNEGATIVE)
     values = torch.from_numpy(coefficients).to(device)
+    if weights is not None:
+        values.mul_(weights.scales(shape, undo=True)[:, None].to(device))
     rows = transform.inverse_rows(values, is_nonnegative=clamps)
     # As large as the tensor: not to be kept while channels are turned back.
     del coefficients, values
     planes = transform.unrotate(rows, is_nonnegative=clamps)
-    if weights is not None:
-        planes = weights.undo(planes, shape)
     result = denormalize(planes, head.exponent, shape, frame)
     if rotation is not None and is_new:
         rotation.store(memory)
     return result
 
 
-def _require_streams(head: header.Header, frame: Frame) -> None:
-    if len(frame.sections) != (4 if head.is_fast else 3) or frame.num_elements == 0:
-        raise DecodeError("sections of codec 'waterfill' are missing")
-
-
-def _reader(head: header.Header, frame: Frame) -> StreamReader | ListReader:
+def _reader(frame: Frame) -> StreamReader | ListReader:
     loops = kernels().frames
-    if loops is not None and not head.is_fast:
-        return ListReader(loops, *frame.sections[1:3])
-    return _stream_reader(head, frame)
-
-
-def _stream_reader(head: header.Header, frame: Frame) -> StreamReader:
-    frames = frame.sections[3] if head.is_fast else memoryview(b"")
-    coder: Coder = "fast" if head.is_fast else "range"
-    return StreamReader(coder, frame.sections[1], frame.sections[2], frames)
+    if loops is not None:
+        return ListReader(loops, *frame.sections[1:])
+    return StreamReader(*frame.sections[1:])
 
 
 def _read_coefficients(
@@ -166,7 +150,7 @@ def _read_coefficients(
     num_rows = head.num_rows or shape.num_channels
     groups = frequency_groups(basis, shape, num_rows)
     sizes = shape.num_samples, num_rows, int(groups.max()) + 1
-    if not isinstance(reader, StreamReader) and not head.is_fast:
+    if not isinstance(reader, StreamReader):
         lists = reader.sizes if reader else []
         found = read_at_once(
             frame.sections[1:], lists, sizes, groups, head.offset, head.step
@@ -174,7 +158,7 @@ def _read_coefficients(
         if found is not None:
             return found
     if not isinstance(reader, StreamReader):
-        reader = _stream_reader(head, frame)
+        reader = StreamReader(*frame.sections[1:])
     return read_one_by_one(reader, sizes, groups, head.offset, head.step)
 
 

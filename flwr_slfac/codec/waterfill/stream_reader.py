@@ -13,17 +13,14 @@ from flwr_slfac.codec.waterfill.digits import (
     saturated_positions,
     unpack_digits,
 )
-from flwr_slfac.codec.waterfill.huffman import FrameReader
 from flwr_slfac.codec.waterfill.model import frequencies_of
 from flwr_slfac.codec.waterfill.streams import (
     EMPTY,
     FEW_MODELS,
     HALF,
     HALF_EXCESS_BITS,
-    IN_ZSTD,
     LENGTH_BITS,
     MAX_EXCESS_BITS,
-    Coder,
     kinds_of,
     uniform,
 )
@@ -39,9 +36,7 @@ class StreamReader:
 
     Parameters
     ----------
-    coder : {"range", "fast"}
-        As given to the writer.
-    parameters, words, frames : memoryview
+    parameters, words : memoryview
         What the writer's `finish` returned.
 
     Raises
@@ -50,16 +45,8 @@ class StreamReader:
         From each method, if the bytes are not a writer's.
     """
 
-    def __init__(
-        self,
-        coder: Coder,
-        parameters: memoryview,
-        words: memoryview,
-        frames: memoryview,
-    ) -> None:
-        self._fast = coder == "fast"
+    def __init__(self, parameters: memoryview, words: memoryview) -> None:
         self._parameters = parameters
-        self._frames = FrameReader(frames)
         self._words = WordReader(words)
 
     def stream(self, num_values: int, digits: Digits) -> Ints:
@@ -79,7 +66,7 @@ class StreamReader:
         models = self._models(len(parts))
         kinds = [digits for _, digits in parts]
         counts = [-(-count // digits.per_symbol) for count, digits in parts]
-        coded = [i for i, model in enumerate(models) if model not in (EMPTY, IN_ZSTD)]
+        coded = [i for i, model in enumerate(models) if model != EMPTY]
         symbols: dict[int, Symbols] = {}
         if coded:
             frequencies = np.stack([frequencies_of(models[i], kinds[i]) for i in coded])
@@ -92,8 +79,6 @@ class StreamReader:
             if models[i] == EMPTY:
                 values.append(np.zeros(count, np.int8))
                 continue
-            if models[i] == IN_ZSTD:
-                symbols[i] = self._frames.read(counts[i], digits)
             part, num_saturated = unpack_digits(symbols[i], count, digits)
             values.append(part)
             if num_saturated:
@@ -117,7 +102,6 @@ class StreamReader:
     def finish(self) -> None:
         """Raise DecodeError unless everything was read."""
         self._words.finish()
-        self._frames.finish()
         if len(self._parameters):
             raise DecodeError("parameters of streams are left over")
 
@@ -128,16 +112,12 @@ class StreamReader:
         most = max(lengths, default=0)
         if min(lengths, default=0) < 0 or most > NUM_SYMBOLS:
             raise DecodeError("the length of a model is out of range")
-        if not self._fast and 1 in lengths:
+        if 1 in lengths:
             raise DecodeError("a model of one byte")
-        num_bytes = sum(length for length in lengths if length > 1)
-        changes = self.stream(num_bytes, LARGE).tolist()
+        changes = self.stream(sum(lengths), LARGE).tolist()
         known = [HALF] * most
         models, at = [], 0
         for length in lengths:
-            if length == len(IN_ZSTD):
-                models.append(IN_ZSTD)
-                continue
             for i in range(length):
                 known[i] += changes[at + i]
                 if not 0 <= known[i] < NUM_SYMBOLS:

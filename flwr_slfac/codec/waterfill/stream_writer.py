@@ -13,16 +13,13 @@ from flwr_slfac.codec.waterfill.digits import (
     saturated_positions,
     symbol_of_zeros,
 )
-from flwr_slfac.codec.waterfill.huffman import FrameWriter, suits_zstd
 from flwr_slfac.codec.waterfill.model import fit_model, frequencies_of
 from flwr_slfac.codec.waterfill.streams import (
     EMPTY,
     FEW_MODELS,
     HALF,
     HALF_EXCESS_BITS,
-    IN_ZSTD,
     LENGTH_BITS,
-    Coder,
     kinds_of,
     uniform,
 )
@@ -30,19 +27,11 @@ from flwr_slfac.codec.waterfill.words import Symbols, WordWriter
 
 
 class StreamWriter:
-    """Collects streams; `finish` returns all of them as bytes.
+    """Collects streams; `finish` returns all of them as bytes."""
 
-    Parameters
-    ----------
-    coder : {"range", "fast"}
-        Whether zstd may take streams of the bulk.
-    """
-
-    def __init__(self, coder: Coder) -> None:
-        self._fast = coder == "fast"
+    def __init__(self) -> None:
         self._parameters = bytearray()
         self._words = WordWriter()
-        self._frames = FrameWriter()
 
     def stream(self, values: Ints, digits: Digits) -> None:
         """Add one stream.
@@ -69,15 +58,11 @@ class StreamWriter:
         models, coded = [], []
         saturated: dict[Digits, list[Ints]] = {}
         for values, digits in parts:
-            symbols, model, num_saturated = _modelled(
-                values, digits, may_suit_zstd=self._fast
-            )
+            symbols, model, num_saturated = _modelled(values, digits)
             models.append(model)
             if num_saturated:
                 saturated.setdefault(digits, []).append(values)
-            if model == IN_ZSTD:
-                self._frames.add(symbols)
-            elif model:
+            if model:
                 coded.append((symbols, frequencies_of(model, digits)))
         self._models(models)
         if coded:
@@ -108,8 +93,6 @@ class StreamWriter:
         known: list[int] = []
         changes: list[int] = []
         for model in models:
-            if model == IN_ZSTD:
-                continue
             known += [HALF] * (len(model) - len(known))
             changes += [byte - old for byte, old in zip(model, known, strict=False)]
             known[: len(model)] = model
@@ -135,19 +118,14 @@ class StreamWriter:
             long_enough = lengths > shift
             self.raw((excess >> shift & mask)[long_enough], HALF_EXCESS_BITS)
 
-    def finish(self) -> tuple[bytes, bytes, bytes]:
-        """Return the parameters, the coded words, and the frames of the fast coder."""
-        words, frames = self._words.finish(), self._frames.finish()
-        return bytes(self._parameters), words, frames
+    def finish(self) -> tuple[bytes, bytes]:
+        """Return the parameters and the coded words."""
+        return bytes(self._parameters), self._words.finish()
 
 
-def _modelled(
-    values: Ints, digits: Digits, *, may_suit_zstd: bool = False
-) -> tuple[Symbols, bytes, int]:
+def _modelled(values: Ints, digits: Digits) -> tuple[Symbols, bytes, int]:
     """Return symbols, their model or what is in place of it, and how many saturate."""
     symbols, counts, num_saturated = pack_digits(values, digits)
     if counts[symbol_of_zeros(digits)] == symbols.size:
         return symbols, EMPTY, 0
-    if may_suit_zstd and suits_zstd(counts, symbols.size):
-        return symbols, IN_ZSTD, num_saturated
     return symbols, fit_model(counts, digits), num_saturated

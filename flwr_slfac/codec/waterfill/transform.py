@@ -26,7 +26,7 @@ from flwr_slfac.codec.transforms import (
     plane_transform,
 )
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.float32]
 
 # Values worked on at a time, of planes and of channels: about what a CPU's cache holds.
 _PLANE_VALUES, _CHUNK_VALUES = 2**17, 2**17
@@ -108,7 +108,7 @@ class Transform:
         rows : Tensor (N, r, S)
             float32.
         weights : ndarray (N * r,)
-            Of planes, in the order of columns.
+            float32: of planes, in the order of columns.
         """
         planes = rows.reshape(len(self.order), self.shape.num_positions)
         coefficients = _room("coefficients", (planes.shape[1], len(planes)), planes)
@@ -121,7 +121,7 @@ class Transform:
             self.order,
             stages,
             coefficients.numpy(),
-            weights.astype(np.float32),
+            weights,
         )
         return Told(coefficients, max(-float(ends[0]), float(ends[1])), sums)
 

@@ -19,19 +19,22 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from flwr_slfac.codec.kernels import NUM_KEYS, kernels
+from flwr_slfac.codec.kernels import (
+    LEAST_ENERGY,
+    NUM_KEYS,
+    half_units,
+    kernels,
+    plane_weights,
+)
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
-    LEAST_ENERGY,
     NUM_CLASSES,
     class_offset,
     fit_planes,
     frequencies_per_group,
-    half_units,
-    plane_weights,
 )
 from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.codec.waterfill.model import ideal_bits
@@ -126,13 +129,12 @@ class RotatedSample:
         self._fit(energies, level)
 
     def _fit(self, energies: Reals, level: float) -> None:
-        a, u = fit_planes(energies, self.rows.shape[2], level)
-        lists = half_units(a), half_units(u)
-        self.model = (a[:, None] * u).reshape(-1)
-        units = lists[0][:, None] + lists[1]
+        fit = fit_planes(energies, self.rows.shape[2], level)
+        self.model = (fit.a[:, None] * fit.u).reshape(-1)
+        units = fit.samples[:, None] + fit.channels
         self.columns = units.reshape(-1).astype(np.int16)
-        self.list_bits = _list_bits(lists[0]) * self.sample.weight
-        self.list_bits += _list_bits(np.diff(lists[1]))
+        self.list_bits = _list_bits(fit.samples) * self.sample.weight
+        self.list_bits += _list_bits(np.diff(fit.channels))
 
     def _weighed(self, energies: Reals) -> float:
         num = len(self.sample.planes)
@@ -209,6 +211,11 @@ class Trial:
         clamped = (sample.planes + back).clamp_(min=0).sub_(sample.planes)
         after = float(clamped.square_().sum())
         return clamping_gain(before, after)
+
+    def forget(self) -> None:
+        """Let go of the coefficients: what follows is told without them."""
+        self._coefficients = self._coefficients.new_empty(0)
+        self._magnitudes = []
 
     def _lost(self, step: float) -> float:
         if step not in self._known:

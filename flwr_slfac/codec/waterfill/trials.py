@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from flwr_slfac.codec.layout import PlaneShape
-from flwr_slfac.codec.transforms import Basis, parse_basis
+from flwr_slfac.codec.transforms import SPECTRUM, Basis, parse_basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.trial import RotatedSample, Sample, Trial
@@ -73,7 +73,7 @@ def best_trial(
     level : float
         The water level to expect.
     """
-    sample = _sample_of(x, shape)
+    sample = _sample_of(x, shape, bases)
     step = math.sqrt(12 * level)
     # Where no distortion is due, candidates are compared at that of the first one.
     if target.distortion is None:
@@ -93,8 +93,11 @@ def best_trial(
             rotated = RotatedSample(sample, channels, True, level)
             trial = Trial(rotated, nearest.basis, step)
             found.append((trial.meet(share) * _WORTH_IT**2, trial))
+            _forget_others(found)
         if clamps:
             found = _clamped(found)
+        for _, trial in found:
+            trial.forget()
         # Which basis suits depends little on the channels, but for exact zeros.
         bases = [b for b in bases if b in (nearest.basis, bases[0])]
         best = min([*found, *([best] if best else [])], key=_bits)
@@ -121,13 +124,26 @@ def _tried(
         worth = 1.0 if basis.name == "identity" else _WORTH_IT
         worth *= 1.0 if rotated.channels.matrix is None else _WORTH_IT
         found.append((trial.meet(share) * worth, trial))
+        _forget_others(found)
         step = trial.step
     return found
 
 
+def _forget_others(found: list[_Found]) -> None:
+    """Keep the tensors of the one candidate that `_clamped` asks for more."""
+    kept = min(_blurred(found), key=_bits, default=None)
+    for one in found:
+        if one is not kept:
+            one[1].forget()
+
+
+def _blurred(found: list[_Found]) -> list[_Found]:
+    return [one for one in found if not one[1].keeps_zeros]
+
+
 def _clamped(found: list[_Found]) -> list[_Found]:
     """Return candidates with what clamping at zero saves those that blur zeros."""
-    blurred = [one for one in found if not one[1].keeps_zeros]
+    blurred = _blurred(found)
     if not blurred:
         return found
     gain = min(blurred, key=_bits)[1].clamping_gain()
@@ -137,29 +153,34 @@ def _clamped(found: list[_Found]) -> list[_Found]:
     ]
 
 
-def _sample_of(x: torch.Tensor, shape: PlaneShape) -> Sample:
-    """Return samples over the range of energies, of large planes a window."""
+def _sample_of(x: torch.Tensor, shape: PlaneShape, bases: list[Basis]) -> Sample:
+    """Return samples over the range of energies, of large planes a window.
+
+    Of large spectra it is a grid of frequencies.
+    """
     mean, sizes = x.mean(0), shape.sizes
     sides = [min(n, _WINDOW if len(sizes) == 2 else _WINDOW**2) for n in sizes]
     first = x[0] - mean
+    parts = [x, torch.stack([mean, first])]
+    if math.prod(sides) < shape.num_positions:
+        both = list(zip(sizes, sides, strict=True))
+        # Off the middle, where most images hold more than elsewhere.
+        window = [slice((n - m) // 4, (n - m) // 4 + m) for n, m in both]
+        if bases == [SPECTRUM]:
+            window = [slice(0, n // m * m, n // m) for n, m in both]
+        parts = [
+            part.reshape(*part.shape[:2], *sizes)[(slice(None), slice(None), *window)]
+            for part in parts
+        ]
     num = max(_TRIAL_SAMPLES, _TRIAL_SIZE // (x.shape[1] * math.prod(sides)))
     weight = 1.0
     if num < len(x):
         norms = torch.linalg.vector_norm(x.flatten(1), dim=1)
         order = norms.cpu().argsort(stable=True)
         at = ((np.arange(num) + 0.5) * len(x) / num).astype(np.int64)
-        x, weight = x.index_select(0, order[at].to(x.device)), len(x) / num
-    parts = [x, torch.stack([mean, first])]
-    if math.prod(sides) < shape.num_positions:
-        # Off the middle, where most images hold more than elsewhere.
-        firsts = [(n - m) // 4 for n, m in zip(sizes, sides, strict=True)]
-        window = tuple(slice(i, i + m) for i, m in zip(firsts, sides, strict=True))
-        parts = [
-            part.reshape(*part.shape[:2], *sizes)[
-                (slice(None), slice(None), *window)
-            ].flatten(2)
-            for part in parts
-        ]
+        parts[0] = parts[0].index_select(0, order[at].to(x.device))
+        weight = len(x) / num
+    planes, means = (part.flatten(2) for part in parts)
     share = math.prod(sides) / shape.num_positions
     shape = replace(shape, sizes=tuple(sides))
-    return Sample(shape, parts[0], parts[1], weight, 1 / share)
+    return Sample(shape, planes, means, weight, 1 / share)

@@ -4,22 +4,27 @@ The device multiplies a cut-layer gradient with activations to get its weights'
 gradients, position by position. By Parseval's theorem the error in these is, frequency
 by frequency, that of the gradient times what activations have there: of smooth maps
 nothing at high frequencies, where a strided convolution leaves most of the gradient's
-energy. So a tensor is filtered before it is coded::
+energy. So what is coded of maps is their weighted spectrum::
 
-    planes -> DCT -> times 2**(-k / 2), k = 0 ... 15 by band -> inverse DCT -> code
+    planes -> DCT -> times 2**(-k / 2), k = 0 ... 15 by band -> code
 
-and the decoder undoes it. The least mean-square error of what is coded is then the
-least weighted error of the gradient. Weights go with the fourth root of the
-activations' power, not with the square root that the theorem gives, because ReLUs in
-between mix frequencies (our choice, by tests/bench/results/noise_budget.md). What is
-constant in a channel, as behind a sigmoid, tells nothing of what the layers before have
-had; so it is left out, and the lowest frequency, all that biases see, weighs in full.
+and the decoder divides by the weights before it inverts the DCT. The least mean-square
+error of what is coded is then the least weighted error of the gradient. Weights go with
+the fourth root of the activations' power, not with the square root that the theorem
+gives, because ReLUs in between mix frequencies (our choice, by
+tests/bench/results/noise_budget.md). What is constant in a channel, as behind a
+sigmoid, tells nothing of what the layers before have had; so it is left out, and the
+lowest frequency, all that biases see, weighs in full.
 
-Undoing amplifies an error that a basis spreads to other frequencies. The DCT spreads
-none, so its error stays below the gradient's energy; see `Weights.spread`.
+Each frequency bears its own error, so the error stays below the gradient's energy; in
+another basis, dividing would amplify what errors spread to other frequencies. Sequences
+are not weighed: what a class token alone has of a gradient is cheap where it is, and
+takes several times the bytes as a spectrum.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,9 +32,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flwr_slfac.codec.kernels import kernels, scratch
 from flwr_slfac.codec.layout import PlaneShape
-from flwr_slfac.codec.transforms import parse_basis
-from flwr_slfac.codec.waterfill.transform import forward_planes, inverse_planes
+from flwr_slfac.codec.transforms import parse_basis, plane_transform
+from flwr_slfac.codec.waterfill.transform import forward_planes
 from flwr_slfac.errors import DecodeError
 
 # Half octaves of attenuation, a nibble each.
@@ -37,9 +43,10 @@ _MOST = 15
 _POWER = 0.25
 # Our choice: more planes tell a spectrum no better, if each channel has its share.
 _ENOUGH_VALUES = 2**16
+# Our choice: of more, a channel's mean is next to the same.
+_ENOUGH_SAMPLES = 16
 # A constant is left out up to float32's rounding, which leaves this share of energy.
 _ROUNDING = 2.0**-40
-_CHUNK_VALUES = 2**16
 _DCT = parse_basis("dct")
 
 
@@ -62,10 +69,10 @@ class Weights:
         Parameters
         ----------
         activations : Tensor of any shape
-            Of the shape of the gradient, in floating point.
+            Of the shape of the gradient, in floating point; maps, or None is returned.
         """
         shape = PlaneShape.of(activations.shape)
-        if shape.num_positions == 1 or not activations.numel():
+        if len(shape.sizes) < 2 or shape.num_positions == 1 or not activations.numel():
             return None
         some, total = _some_planes(shape.to_planes(activations.contiguous()))
         powers = forward_planes(some, _DCT, shape).double().square().sum(1)
@@ -82,20 +89,29 @@ class Weights:
     @classmethod
     def unpack(cls, data: bytes, sizes: tuple[int, ...]) -> "Weights":
         """Read what `pack` wrote for planes of such sizes, or raise DecodeError."""
-        counts = [_num_bands(size) for size in sizes]
         nibbles = [n for byte in data for n in (byte >> 4, byte & _MOST)]
-        num = sum(counts)
-        if len(data) != (num + 1) // 2 or any(nibbles[num:]):
+        if sum(map(_num_bands, sizes)) % 2 and nibbles and nibbles.pop():
+            nibbles = []
+        found = cls.split(nibbles, sizes)
+        if found is None:
             raise DecodeError("weights of codec 'waterfill' do not fit the planes")
-        ends = np.cumsum([0, *counts]).tolist()
-        return cls(
-            tuple(tuple(nibbles[ends[i] : ends[i + 1]]) for i in range(len(counts)))
-        )
+        return found
 
-    @property
-    def spread(self) -> float:
-        """How many times the energy of an error may grow where it is undone."""
-        return 2.0 ** sum(max(bands, default=0) for bands in self.bands)
+    @classmethod
+    def split(cls, halves: Sequence[int], sizes: tuple[int, ...]) -> "Weights | None":
+        """Return the weights of all axes one after the other, None if too few or many.
+
+        Parameters
+        ----------
+        halves : sequence of int
+            All bands.
+        sizes : tuple of int
+            Of the planes.
+        """
+        ends = [0, *itertools.accumulate(map(_num_bands, sizes))]
+        if len(halves) != ends[-1]:
+            return None
+        return cls(tuple(tuple(halves[i:j]) for i, j in itertools.pairwise(ends)))
 
     def pack(self) -> bytes:
         """Return the bands as nibbles."""
@@ -106,31 +122,37 @@ class Weights:
             for high, low in zip(nibbles[::2], nibbles[1::2], strict=True)
         )
 
-    def apply(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
-        """Filter planes (N, C, S) by the weights."""
-        return self._filter(planes, shape, -0.5, torch.empty_like(planes))
+    def scales(self, shape: PlaneShape, *, undo: bool = False) -> torch.Tensor:
+        """Return what coefficients (S, ...) are multiplied by, or divided."""
+        return _scales(self.bands, shape.sizes, 0.5 if undo else -0.5)
 
-    def undo(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
-        """Undo `apply`, in place."""
-        return self._filter(planes, shape, 0.5, planes)
+    def spectra(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
+        """Return the weighted spectra (N, C, S) of planes (N, C, S), float32.
 
-    def _filter(
-        self, planes: torch.Tensor, shape: PlaneShape, octaves: float, out: torch.Tensor
-    ) -> torch.Tensor:
-        halves = np.zeros((1,) * len(self.bands))
-        for axis, (bands, size) in enumerate(zip(self.bands, shape.sizes, strict=True)):
-            others = tuple(d for d in range(len(self.bands)) if d != axis)
-            halves = halves + np.expand_dims(np.array(bands)[_bands(size)], others)
-        factors = torch.from_numpy(2.0 ** (octaves * halves.reshape(-1, 1))).to(planes)
-        flat, result = (x.view(-1, shape.num_positions) for x in (planes, out))
-        # So many at a time stay in a cache.
-        num = max(1, _CHUNK_VALUES // shape.num_positions)
-        for start in range(0, len(flat), num):
-            chunk = slice(start, start + num)
-            coefficients = forward_planes(flat[chunk], _DCT, shape, reuses=True)
-            coefficients.mul_(factors)
-            result[chunk] = inverse_planes(coefficients, _DCT, shape, reuses=True)
-        return out
+        They may lie in a buffer of this thread, until its next call.
+        """
+        flat, scales = planes.view(-1, shape.num_positions), self.scales(shape)
+        stages = plane_transform(_DCT, shape.sizes)
+        if stages is None or planes.device.type != "cpu":
+            coefficients = forward_planes(flat, _DCT, shape)
+            result = (coefficients * scales[:, None].to(planes.device)).t()
+            return result.contiguous().view(planes.shape)
+        result = scratch("waterfill spectra", tuple(flat.shape), flat.dtype)
+        kernels().plane_spectra(flat.numpy(), stages, scales.numpy(), result.numpy())
+        return result.view(planes.shape)
+
+
+# A stream's frames have the same weights several times.
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _scales(
+    bands: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], octaves: float
+) -> torch.Tensor:
+    """Return two to half octaves of all axes; do not write to it."""
+    halves = np.zeros(1)
+    for half, size in zip(bands, sizes, strict=True):
+        halves = np.add.outer(halves, np.array(half)[_bands(size)]).reshape(-1)
+    return torch.from_numpy((2.0 ** (octaves * halves)).astype(np.float32))
 
 
 def _some_planes(planes: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -140,7 +162,9 @@ def _some_planes(planes: torch.Tensor) -> tuple[torch.Tensor, float]:
     # Else each sample would give the same few channels.
     while math.gcd(step, num_channels) > 1:
         step += 1
-    means = planes.mean((0, 2), dtype=torch.float32).repeat(num_samples)[::step]
+    fewer = max(1, num_samples // _ENOUGH_SAMPLES)
+    means = planes[::fewer].mean((0, 2), dtype=torch.float32)
+    means = means.repeat(num_samples)[::step]
     some = planes.reshape(-1, num_positions)[::step].to(torch.float32)
     total = float(some.double().square().sum())
     return (some - means[:, None]).to("cpu").contiguous(), total
