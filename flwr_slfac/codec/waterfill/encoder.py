@@ -76,23 +76,36 @@ class Encoder:
     def _coded(self, target: Target) -> tuple[Coded, Decider]:
         """Return the frame, and what decided its step."""
         targets = target.by_decider()
+        if target.num_bits is None:
+            return self._coded_once(target), Decider.ERROR
         decider = last_decider(self.memory)
         if decider not in targets:
             decider = next(iter(targets))
-        coded = self._coded_at(targets[decider])
+        plan = self._plan(targets[decider])
+        coded = self._coded_at(targets[decider], plan)
         for _ in range(len(targets) - 1):
             better = _better(coded, target, decider)
             if better is decider:
                 break
-            decider, coded = better, self._coded_at(targets[better])
+            # The buffers of a plan serve the next one: only the last holds its values.
+            decider, plan = better, coded.plan
+            if plan.left_out > targets[decider].max_left_out(self.planes.numel()):
+                plan = self._plan(targets[decider])
+            coded = self._coded_at(targets[decider], plan)
         return coded, decider
 
-    def _coded_at(self, target: Target) -> Coded:
+    def _coded_once(self, target: Target) -> Coded:
+        """Code at a step or an error, with no more memory than that takes."""
         plan = self._plan(target)
+        clamps = self.normalization.is_nonnegative
+        quantized = quantize_for(plan, self.planes, target, clamps=clamps)
+        plan = _without_values(plan)
+        return Coded(plan, quantized, self._written(plan, quantized))
+
+    def _coded_at(self, target: Target, plan: Plan) -> Coded:
         if target.num_bits is None:
             clamps = self.normalization.is_nonnegative
             quantized = quantize_for(plan, self.planes, target, clamps=clamps)
-            plan = _without_values(plan)
             return Coded(plan, quantized, self._written(plan, quantized))
         coded = code_at_rate(plan, target.num_bits, partial(self._written, plan))
         if plan.channels.is_new and coded.num_bits > _TOO_LARGE * target.num_bits:
