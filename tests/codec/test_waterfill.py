@@ -106,7 +106,7 @@ def test_a_reused_basis_is_not_sent_again() -> None:
 def test_trials_that_agree_come_less_often(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was chosen serves streams that begin anew, and longer each time."""
+    """What was chosen of gradients serves later streams, and longer each time."""
     tried: list[int] = []
 
     def counted(*args: object) -> object:
@@ -118,7 +118,7 @@ def test_trials_that_agree_come_less_often(
     memory: dict[str, torch.Tensor] = {}
     for step in range(120):
         memory = memory if step % 5 else restart(memory)
-        data = encode(x, Waterfill(nrmse=0.1), memory=memory)
+        data = encode(x, Waterfill(nrmse=0.1), role="gradient", memory=memory)
         if step % 5 == 0:
             assert relative_error(x, decode(data)) == pytest.approx(0.1, rel=0.02)
     assert tried == [0, 17, 50, 115]

@@ -91,7 +91,7 @@ class Waterfill(Codec):
     channels : {"klt", None}, default "klt"
         Whether channels may be decorrelated by their Karhunen-Loeve basis. It is used
         where it saves more than it costs, and reused over steps by `Hints.memory`; so
-        is what trials chose, which come every sixteenth step.
+        is what trials chose, which come every sixteenth step, or less often.
     coder : {"range"}, default "range"
         It comes within about a percent of the entropy of its model.
 
@@ -221,7 +221,7 @@ class Waterfill(Codec):
             plan.channels.rotation.store(hints.memory)
         bits = 8 * sum(map(len, sections)) / x.numel()
         found = quantized.step, quantized.gain, quantized.near_zero
-        keep_choice(hints.memory, plan, target, *found, bits)
+        keep_choice(hints, plan, target, *found, bits)
         return sections
 
     def _fit_bits(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from flwr_slfac.codec.base import Memory
+from flwr_slfac.codec.base import Hints, Memory
 from flwr_slfac.codec.kernels import Energies, PlaneFit, half_units
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import SPECTRUM, Basis
@@ -182,7 +182,7 @@ def _plan_of(
 
 
 def keep_choice(
-    memory: Memory,
+    hints: Hints,
     plan: Plan,
     target: Target,
     step: float,
@@ -194,8 +194,8 @@ def keep_choice(
 
     Parameters
     ----------
-    memory : dict of str to Tensor
-        Of the stream; the channel basis is in it already.
+    hints : Hints
+        Whose memory it is; the channel basis is in it already.
     plan : Plan
         By which a frame was coded.
     target : Target
@@ -218,7 +218,8 @@ def keep_choice(
         bits,
         bits,
     )
-    kept.after(Kept.of(memory), is_kept=plan.is_kept).store(memory)
+    kept = kept.after(Kept.of(hints.memory), is_kept=plan.is_kept)
+    kept.store(hints.memory, lasts=hints.role == "gradient")
 
 
 def _transformed(

@@ -3,7 +3,8 @@
 From step to step the same layer's tensors have the same statistics: which channel basis
 and which spatial basis suit is tried every sixteenth step only, less often where trials
 agree, and sooner where frames grow. What is kept is the encoder's own, as each frame
-says which bases it is coded by, and outlives the stream. The channel basis does not, as
+says which bases it is coded by. That of gradients outlives the stream: the memory of a
+server is saved with its run, that of a device is not. The channel basis does not, as
 the decoder has to know it; a new stream's is of its first frame, without trials.
 """
 
@@ -18,6 +19,7 @@ from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Target
 
 _NUMBERS, _BASIS = "waterfill.choice", "waterfill.basis"
+_STREAM = "stream."
 # Of what is kept: fewer are those of another release's checkpoint.
 _NUM_NUMBERS = 11
 # Our choice: steps from one trial to the next. Trials of small frames take several
@@ -101,14 +103,15 @@ class Kept:
     @classmethod
     def of(cls, memory: Memory) -> "Kept | None":
         """Return what a memory holds, None if nothing."""
-        if _NUMBERS not in memory or _BASIS not in memory:
+        start = "" if _NUMBERS in memory else _STREAM
+        if start + _NUMBERS not in memory or start + _BASIS not in memory:
             return None
-        numbers = memory[_NUMBERS].tolist()
+        numbers = memory[start + _NUMBERS].tolist()
         if len(numbers) != _NUM_NUMBERS:
             return None
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
         first, last, age, period = numbers[7:]
-        name = bytes(memory[_BASIS].tolist()).decode("ascii")
+        name = bytes(memory[start + _BASIS].tolist()).decode("ascii")
         sizes = int(channels), int(positions)
         flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
         return cls(sizes, name, *flags, *told, first, last, int(age), int(period))
@@ -140,8 +143,9 @@ class Kept:
         twice = min(2 * old.period, _LAST_PERIOD)
         return replace(self, period=twice) if mine == theirs else self
 
-    def store(self, memory: Memory) -> None:
-        """Keep this in a memory."""
+    def store(self, memory: Memory, *, lasts: bool) -> None:
+        """Keep this in a memory, for other streams too if it lasts."""
+        start = "" if lasts else _STREAM
         numbers = [
             *self.sizes,
             self.has_mean,
@@ -154,9 +158,9 @@ class Kept:
             self.age,
             self.period,
         ]
-        memory[_NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
+        memory[start + _NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
         name = np.frombuffer(self.basis.encode("ascii"), np.uint8)
-        memory[_BASIS] = torch.from_numpy(name.copy())
+        memory[start + _BASIS] = torch.from_numpy(name.copy())
 
 
 def kept_choice(
