@@ -84,9 +84,12 @@ def test_a_limit_ends_and_begins_within_a_stream() -> None:
         error = float((decode(data, memory=theirs) - x).norm() / x.norm())
         bits = 8 * len(data) / x.numel()
         # White noise takes 2 bits for this error, and has 0.6 with one. Its basis is
-        # kept for some steps, and does not suit maps.
-        assert error == pytest.approx(0.61 if is_noise else 0.31, rel=0.07)
+        # kept for a step, and does not suit maps.
+        assert error < (0.65 if is_noise else 0.5)
         assert bits == pytest.approx(1, rel=0.03) if is_noise else bits < 1.03
+        if step in (0, 1, 6):
+            assert error == pytest.approx(0.3, rel=0.03)
+            assert bits < 0.6
 
 
 @pytest.mark.parametrize("codec", ["bits=0.8", "noise=0.06, bits=0.8"])

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from flwr_slfac.codec import Waterfill, decode, encode, restart
+from flwr_slfac.codec.waterfill import plan
 from flwr_slfac.codec.waterfill.level import gaussian_bits, water_level
 from flwr_slfac.codec.waterfill.transform import reflect
+from flwr_slfac.codec.waterfill.trials import best_trial
 from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError, SettingError
 
@@ -98,6 +100,28 @@ def test_a_reused_basis_is_not_sent_again() -> None:
     decode(encode(TENSORS["maps after relu"], codec), memory=stranger)
     with pytest.raises(DecodeError, match="not received"):
         decode(data, memory=stranger)
+
+
+@pytest.mark.parametrize("name", ["maps after relu", "vectors"])
+def test_trials_that_agree_come_less_often(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was chosen of gradients serves later streams, and longer each time."""
+    tried: list[int] = []
+
+    def counted(*args: object) -> object:
+        tried.append(step)
+        return best_trial(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plan, "best_trial", counted)
+    x = TENSORS[name]
+    memory: dict[str, torch.Tensor] = {}
+    for step in range(120):
+        memory = memory if step % 5 else restart(memory)
+        data = encode(x, Waterfill(nrmse=0.1), role="gradient", memory=memory)
+        if step % 5 == 0:
+            assert relative_error(x, decode(data)) == pytest.approx(0.1, rel=0.02)
+    assert tried == [0, 17, 50, 115]
 
 
 def test_a_stream_begun_anew_needs_no_memory() -> None:

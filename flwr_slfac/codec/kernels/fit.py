@@ -83,7 +83,7 @@ def fit_planes(
     num_positions : int
         What they are divided by.
     level : float
-        Energies a position well below it do not matter.
+        Above 0: energies a position well below it do not matter.
     alike : bool
         Whether samples are taken for alike.
     """

@@ -74,7 +74,7 @@ class Waterfill(Codec):
     channels : {"klt", None}, default "klt"
         Whether channels may be decorrelated by their Karhunen-Loeve basis. It is used
         where it saves more than it costs, and reused over steps by `Hints.memory`; so
-        is what trials chose, which come every sixteenth step.
+        is what trials chose, which come every sixteenth step, or less often.
     coder : {"range"}, default "range"
         It comes within about a percent of the entropy of its model.
 
@@ -199,7 +199,7 @@ class Waterfill(Codec):
             weights,
             bases_for(self.basis, shape) if weights is None else [SPECTRUM],
             self.channels is not None,
-            hints.memory,
+            hints,
         )
         return encoder.sections(self._target(total, x, hints, normalization.exponent))
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from flwr_slfac.codec.base import Memory
+from flwr_slfac.codec.base import Hints, Memory
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
@@ -52,8 +52,8 @@ class Encoder:
         Along the sizes of a plane: those to try.
     uses_klt : bool
         Whether channels may have a basis.
-    memory : dict of str to Tensor
-        Of the stream.
+    hints : Hints
+        Whose memory the stream's is.
     """
 
     planes: torch.Tensor
@@ -62,15 +62,15 @@ class Encoder:
     weights: Weights | None
     bases: list[Basis]
     uses_klt: bool
-    memory: Memory
+    hints: Hints
 
     def sections(self, target: Target) -> Sequence[bytes]:
         """Code at a target, and keep what the next step of the stream needs."""
         coded, decider = self._coded(target)
         channels = coded.plan.channels
         if channels.rotation is not None and channels.is_new:
-            channels.rotation.store(self.memory)
-        _keep_choice(self.memory, coded, target.by_decider()[decider], decider)
+            channels.rotation.store(self.hints.memory)
+        _keep_choice(self.hints, coded, target.by_decider()[decider], decider)
         return coded.sections
 
     def _coded(self, target: Target) -> tuple[Coded, Decider]:
@@ -78,7 +78,7 @@ class Encoder:
         targets = target.by_decider()
         if target.num_bits is None:
             return self._coded_once(target), Decider.ERROR
-        decider = last_decider(self.memory)
+        decider = last_decider(self.hints.memory)
         if decider not in targets:
             decider = next(iter(targets))
         plan = self._plan(targets[decider])
@@ -118,14 +118,14 @@ class Encoder:
         return write_sections(plan, quantized, self.normalization, self.weights)
 
     def _plan(self, target: Target) -> Plan:
-        plan = self._make_plan(target, self.memory, use_klt=self.uses_klt)
+        plan = self._make_plan(target, self.hints.memory, use_klt=self.uses_klt)
         rotated = plan.channels.rotation is not None and plan.channels.is_new
         num_values = self.planes.numel()
         size = plan.transform.num_rows, self.shape.num_channels, num_values
         is_too_large = rotated and not klt.is_allowed(*size)
         if is_too_large or plan.left_out > target.max_left_out(num_values):
             # Or the energies are too unlike for a channel basis in float32.
-            plan = self._make_plan(target, self.memory, use_klt=False)
+            plan = self._make_plan(target, self.hints.memory, use_klt=False)
         return plan
 
     def _make_plan(self, target: Target, memory: Memory, *, use_klt: bool) -> Plan:
@@ -156,14 +156,15 @@ def _better(coded: Coded, target: Target, decider: Decider) -> Decider:
     return decider
 
 
-def _keep_choice(
-    memory: Memory, coded: Coded, target: Target, decider: Decider
-) -> None:
+def _keep_choice(hints: Hints, coded: Coded, target: Target, decider: Decider) -> None:
     """Keep what a frame was coded by for the next step of a stream."""
     plan, quantized = coded.plan, coded.quantized
     shape = plan.transform.shape
     num_values = shape.num_samples * shape.num_channels * shape.num_positions
-    bits, num_levels = coded.num_bits / num_values, quantized.num_levels
+    cost, num_levels = coded.num_bits / num_values, quantized.num_levels
+    bits_a_level = coded.num_bits / num_levels if num_levels else 0.0
+    if decider is Decider.BITS:
+        cost = quantized.distortion / target.energy
     kept = Kept(
         (shape.num_channels, shape.num_positions),
         str(plan.transform.basis),
@@ -172,9 +173,10 @@ def _keep_choice(
         quantized.step / allowed_rms(target, num_values),
         quantized.gain or 0.0,
         quantized.near_zero,
-        bits,
-        bits,
-        coded.num_bits / num_levels if num_levels else 0.0,
+        cost,
+        cost,
+        bits_a_level,
         decider,
     )
-    kept.after(Kept.of(memory), is_kept=plan.is_kept).store(memory)
+    kept = kept.after(Kept.of(hints.memory), is_kept=plan.is_kept)
+    kept.store(hints.memory, lasts=hints.role == "gradient")

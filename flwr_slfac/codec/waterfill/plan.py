@@ -6,7 +6,7 @@
     all rows --transform--> coefficients --fit--> energies of samples, channels, ...
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -144,6 +144,10 @@ def make_plan(
     """
     choice = kept_choice(x, target, memory, bases, use_klt)
     if choice is not None:
+        if choice.needs_rows:
+            options, _ = _channel_options(x, target, memory, bases, use_klt)
+            fresh = options[0].quantized(choice.step**2 / 12)
+            choice = replace(choice, channels=fresh)
         plan = _plan_of(x, shape, target, choice, is_kept=True)
         if plan.left_out <= target.max_left_out(x.numel()):
             return plan

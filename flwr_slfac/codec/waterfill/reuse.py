@@ -3,8 +3,9 @@
 From step to step the same layer's tensors have the same statistics: which channel basis
 and which spatial basis suit is tried every sixteenth step only, less often where trials
 agree, and sooner where frames grow. What is kept is the encoder's own, as each frame
-says which bases it is coded by, but it ends with the stream, like the channel basis
-that it counts on: so a device that lost its memory codes as one that did not.
+says which bases it is coded by. That of gradients outlives the stream: the memory of a
+server is saved with its run, that of a device is not. The channel basis does not, as
+the decoder has to know it; a new stream's is of its first frame, without trials.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
 from flwr_slfac.codec.waterfill.target import Decider, Target
 
-_NUMBERS, _BASIS = "stream.waterfill.choice", "stream.waterfill.basis"
+_NUMBERS, _BASIS = "waterfill.choice", "waterfill.basis"
+_STREAM = "stream."
 # Of what is kept: fewer are those of another release's checkpoint.
 _NUM_NUMBERS, _FINENESS, _DECIDER = 13, 4, 10
 # Our choice: steps from one trial to the next. Trials of small frames take several
@@ -26,6 +28,9 @@ _FIRST_PERIOD, _LAST_PERIOD = 16, 128
 # Our choice: share of its bits by which a frame may be larger than the one after the
 # trials, of the first period, and as much more of longer ones.
 _GROWN = 0.05
+# Where the step costs so much more error at a rate, or so much less of anything, it is
+# another kind of tensor: our choice.
+_CHANGED = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,8 @@ class Choice:
         Steps since trials.
     bits_a_level : float
         Of the frame before, for each level that is not zero.
+    needs_rows : bool
+        Whether channels were rotated by a basis that ended with its stream.
     """
 
     channels: klt.ChannelTransform
@@ -60,6 +67,7 @@ class Choice:
     near_zero: float = 0.0
     age: int = 0
     bits_a_level: float = 0.0
+    needs_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,9 @@ class Kept:
         Step over the root mean square that the target allows, or of the tensor.
     gain, near_zero : float
         See `Choice`; a gain of 0 where it was not measured.
-    first_bits, bits : float
-        Bits a value of the frame after the trials, and of the last one.
+    first_cost, cost : float
+        Of the frame after the trials, and of the last one: bits a value, or where bits
+        decide, the share of energy that was lost.
     bits_a_level : float
         Bits of the last one for each level that is not zero, 0 if there was none.
     decider : Decider
@@ -97,8 +106,8 @@ class Kept:
     fineness: float
     gain: float
     near_zero: float
-    first_bits: float
-    bits: float
+    first_cost: float
+    cost: float
     bits_a_level: float
     decider: Decider
     age: int = 0
@@ -108,11 +117,12 @@ class Kept:
     def of(cls, memory: Memory) -> "Kept | None":
         """Return what a memory holds, None if nothing."""
         numbers = _numbers_in(memory)
-        if not numbers or _BASIS not in memory:
+        basis = _kept(memory, _BASIS)
+        if not numbers or basis is None:
             return None
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
         first, last, bits_a_level, decider, age, period = numbers[7:]
-        name = bytes(memory[_BASIS].tolist()).decode("ascii")
+        name = bytes(basis.tolist()).decode("ascii")
         sizes = int(channels), int(positions)
         flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
         bits = first, last, bits_a_level
@@ -123,7 +133,10 @@ class Kept:
     def is_due(self) -> bool:
         """Whether it is time for trials."""
         most = 1 + _GROWN * self.period / _FIRST_PERIOD
-        return self.age >= self.period or self.bits > most * self.first_bits
+        if self.decider is Decider.BITS:
+            most = _CHANGED
+        is_other = not self.first_cost / _CHANGED <= self.cost <= most * self.first_cost
+        return self.age >= self.period or is_other
 
     def after(self, old: "Kept | None", *, is_kept: bool) -> "Kept":
         """Return this with its age, as the choice after another.
@@ -138,16 +151,18 @@ class Kept:
         if old is None:
             return self
         if is_kept:
-            age, period, first = old.age + 1, old.period, old.first_bits
-            return replace(self, age=age, period=period, first_bits=first)
+            first = old.first_cost if old.decider is self.decider else self.cost
+            age, period = old.age + 1, old.period
+            return replace(self, age=age, period=period, first_cost=first)
         mine, theirs = (
             (k.sizes, k.basis, k.has_mean, k.is_rotated) for k in (self, old)
         )
         twice = min(2 * old.period, _LAST_PERIOD)
         return replace(self, period=twice) if mine == theirs else self
 
-    def store(self, memory: Memory) -> None:
-        """Keep this in a memory."""
+    def store(self, memory: Memory, *, lasts: bool) -> None:
+        """Keep this in a memory, for other streams too if it lasts."""
+        start = "" if lasts else _STREAM
         numbers = [
             *self.sizes,
             self.has_mean,
@@ -155,22 +170,27 @@ class Kept:
             self.fineness,
             self.gain,
             self.near_zero,
-            self.first_bits,
-            self.bits,
+            self.first_cost,
+            self.cost,
             self.bits_a_level,
             self.decider,
             self.age,
             self.period,
         ]
-        memory[_NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
+        memory[start + _NUMBERS] = torch.from_numpy(np.array(numbers, np.float64))
         name = np.frombuffer(self.basis.encode("ascii"), np.uint8)
-        memory[_BASIS] = torch.from_numpy(name.copy())
+        memory[start + _BASIS] = torch.from_numpy(name.copy())
 
 
 def _numbers_in(memory: Memory) -> list[float]:
     """Return the numbers that a memory holds, none if those of another release."""
-    numbers: list[float] = memory[_NUMBERS].tolist() if _NUMBERS in memory else []
+    kept = _kept(memory, _NUMBERS)
+    numbers: list[float] = [] if kept is None else kept.tolist()
     return numbers if len(numbers) == _NUM_NUMBERS else []
+
+
+def _kept(memory: Memory, name: str) -> torch.Tensor | None:
+    return memory.get(name, memory.get(_STREAM + name))
 
 
 def last_decider(memory: Memory) -> Decider | None:
@@ -213,11 +233,12 @@ def kept_choice(
         return None
     if kept.has_mean and len(x) == 1:
         return None
-    channels = klt.ChannelTransform(None, np.zeros(0))
+    channels, rotation = klt.ChannelTransform(None, np.zeros(0)), None
     if kept.is_rotated:
         rotation = klt.stored_rotation(memory)
-        if rotation is None or rotation.codes.shape[1] != x.shape[1]:
+        if rotation is not None and rotation.codes.shape[1] != x.shape[1]:
             return None
+    if rotation is not None:
         matrix = rotation.matrix(x.device)
         channels = klt.ChannelTransform(matrix, np.zeros(0), rotation)
     step = target.step or kept.fineness * allowed_rms(target, x.numel())
@@ -231,6 +252,7 @@ def kept_choice(
         kept.near_zero,
         kept.age + 1,
         kept.bits_a_level,
+        kept.is_rotated and rotation is None,
     )
 
 
