@@ -135,8 +135,10 @@ class Kept:
         most = 1 + _GROWN * self.period / _FIRST_PERIOD
         if self.decider is Decider.BITS:
             most = _CHANGED
-        is_other = not self.first_cost / _CHANGED <= self.cost <= most * self.first_cost
-        return self.age >= self.period or is_other
+        # A first frame that brought a channel basis tells nothing of what is less.
+        least = 0.0 if self.is_rotated else self.first_cost / _CHANGED
+        is_alike = least <= self.cost <= most * self.first_cost
+        return self.age >= self.period or not is_alike
 
     def after(self, old: "Kept | None", *, is_kept: bool) -> "Kept":
         """Return this with its age, as the choice after another.
