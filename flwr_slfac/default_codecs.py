@@ -5,8 +5,8 @@ from flwr_slfac.codec import Codec, Waterfill, as_codec
 # Shares of the noise that mini-batches bring anyway, the same for all data, in no more
 # than a hundredth of float32's bytes both ways. Gradients bear more than activations:
 # see tests/bench/results/noise_budget.md.
-DEFAULT_UP = Waterfill(noise=0.01, bits=0.45)
-DEFAULT_DOWN = Waterfill(noise=0.05, bits=0.18)
+DEFAULT_UP = Waterfill(noise=0.001, bits=0.45)
+DEFAULT_DOWN = Waterfill(noise=0.005, bits=0.18)
 
 
 def codecs_of(up: Codec | str | None, down: Codec | str | None) -> tuple[Codec, Codec]:

@@ -54,13 +54,17 @@ ARMS = {
     "noise 0.2": ("waterfill(noise=0.2)", "waterfill(noise=0.2)"),
     "noise 0.4": ("waterfill(noise=0.4)", "waterfill(noise=0.4)"),
     # The defaults of SplitFed, and with a memory of samples half their bits.
+    "default": (
+        "waterfill(noise=0.001, bits=0.45)",
+        "waterfill(noise=0.005, bits=0.18)",
+    ),
     "noise 0.01/0.05, bits 0.45/0.18": (
         "waterfill(noise=0.01, bits=0.45)",
         "waterfill(noise=0.05, bits=0.18)",
     ),
     "temporal, bits 0.22/0.09": (
-        "temporal(inner=waterfill(noise=0.01, bits=0.22))",
-        "waterfill(noise=0.05, bits=0.09)",
+        "temporal(inner=waterfill(noise=0.001, bits=0.22))",
+        "waterfill(noise=0.005, bits=0.09)",
     ),
     "temporal noise 0.1": (
         "temporal(inner=waterfill(noise=0.1))",

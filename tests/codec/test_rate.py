@@ -58,15 +58,15 @@ def test_an_error_takes_no_more_than_its_bits(target: str) -> None:
 
 @pytest.mark.parametrize("shape", [(32, 64), (16, 48, 2, 2), (8, 4, 14, 14)])
 def test_a_limit_leaves_something_of_any_tensor(shape: tuple[int, ...]) -> None:
-    """Where bits would leave little, the squared error is ten times what was asked."""
-    codec = Waterfill(nrmse=0.1, bits=0.1)
+    """Where bits would leave little, the squared error is 100 times what was asked."""
+    codec = Waterfill(nrmse=0.03, bits=0.1)
     mine: Memory = {}
     theirs: Memory = {}
     for step in range(5):
         x = drawn(*shape, seed=step)
         data = encode(x, codec, memory=mine)
         error = float((decode(data, memory=theirs) - x).norm() / x.norm())
-        assert error == pytest.approx(0.1 * math.sqrt(10), rel=0.03)
+        assert error == pytest.approx(0.3, rel=0.03)
         x = drawn(*shape, seed=step)
         data = encode(x, Waterfill(noise=0.2, bits=0.1))
         error = float((decode(data) - x).norm() / x.norm())
@@ -83,11 +83,11 @@ def test_a_limit_ends_and_begins_within_a_stream() -> None:
         data = encode(x, codec, memory=mine)
         error = float((decode(data, memory=theirs) - x).norm() / x.norm())
         bits = 8 * len(data) / x.numel()
-        # White noise takes 2 bits for this error, and has 0.6 with one. Its basis is
-        # kept for a step, and does not suit maps.
+        # White noise takes 2 bits for this error, and has 0.6 with one. What suits it
+        # is kept for some steps, and does not suit maps.
         assert error < (0.65 if is_noise else 0.5)
         assert bits == pytest.approx(1, rel=0.03) if is_noise else bits < 1.03
-        if step in (0, 1, 6):
+        if step in (0, 1):
             assert error == pytest.approx(0.3, rel=0.03)
             assert bits < 0.6
 

@@ -49,8 +49,8 @@ class Waterfill(Codec):
 
     Give one of `nrmse`, `noise`, `bits`, `step`; none of them means ``nrmse=0.1``.
     Beside `nrmse` or `noise`, `bits` is a limit: where the error that is asked for
-    takes more, it is larger, its square up to ten times, or to three quarters of the
-    energy, whichever is less.
+    takes more, it is larger, its square up to a hundred times, or to three quarters of
+    the energy, whichever is less.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ _NUM_HALVINGS = 30
 _DEEPER = 4
 # What a number of bits may make of the distortion beside it, and at most of the energy:
 # our choice. Small tensors and vectors have nothing left at rates that suit maps.
-_MOST_COARSER, _MOST_LOST = 10.0, 0.75
+_MOST_COARSER, _MOST_LOST = 100.0, 0.75
 
 
 class Decider(enum.IntEnum):
