@@ -9,26 +9,31 @@ tensor is first coded.
 
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.contexts import Grid
 from flwr_slfac.codec.kernels.frames import CodingTables, Energies, FrameLoops
 from flwr_slfac.codec.kernels.models import BUCKET_ENDS, CHANCE_BITS
 from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform, Stage
+from flwr_slfac.codec.kernels.trellis import GROUPS, UNIT
 from flwr_slfac.codec.kernels.trial import NUM_KEYS
 
 __all__ = [
     "BUCKET_ENDS",
     "CHANCE_BITS",
+    "GROUPS",
     "LONGEST_LINE",
     "LOWER_BOUND",
     "NUM_KEYS",
     "NUM_SYMBOLS",
     "SCALE_BITS",
+    "UNIT",
     "ClassGrid",
     "CodingTables",
     "Energies",
     "FrameLoops",
+    "Grid",
     "Kernels",
     "PlaneTransform",
     "SpectraLoops",

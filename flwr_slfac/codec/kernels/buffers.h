@@ -72,6 +72,7 @@ static inline int holds(Buffer buffer, Py_ssize_t num, Py_ssize_t size)
 
 extern PyMethodDef planes_methods[];
 extern PyMethodDef spectra_methods[];
+extern PyMethodDef trellis_methods[];
 extern PyMethodDef trial_methods[];
 
 #endif

@@ -175,3 +175,36 @@ def count_levels(
     inverse: float,
     counts: Any,
 ) -> None: ...
+def encode_trellis(
+    lists: Any,
+    sizes: Any,
+    coefficients: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    columns: Any,
+    order: Any,
+    neighbours: Any,
+    offset: int,
+    inverse: float,
+    price: int,
+    tables: Any,
+    sums: Any,
+) -> bytes: ...
+def open_trellis(state: Any, data: Any, tables: Any) -> int: ...
+def decode_list(state: Any, data: Any, tables: Any, out: Any) -> str: ...
+def decode_trellis(
+    state: Any,
+    data: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    columns: Any,
+    order: Any,
+    neighbours: Any,
+    offset: int,
+    step: float,
+    taken: Any,
+    tables: Any,
+    out: Any,
+) -> str: ...

@@ -11,7 +11,7 @@ _LAYOUT = 2
 _FIXED = struct.Struct("<BBfhhHB")
 # Bits of the flags, all others zero.
 ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, FAST, WEIGHTED = 1, 2, 4, 8, 16, 32, 64
-_ALL_FLAGS = 127
+TRELLIS = 128
 # Beyond the range of float64 with its subnormals, 2**-1074 to 2**1024: only crafted.
 _MAX_EXPONENT = 1100
 
@@ -25,8 +25,8 @@ class Header:
     flags : int
         Sum of `ZERO` (no energy: nothing follows), `NONNEGATIVE` (clamp at zero),
         `MEAN` (the mean of the samples is in sample 0), `ROTATED` (channels have a
-        basis), `REUSED` (the one in memory), `FAST` (zstd takes bulk streams) and
-        `WEIGHTED` (frequencies were weighted).
+        basis), `REUSED` (the one in memory), `FAST` (zstd takes bulk streams),
+        `WEIGHTED` (frequencies were weighted) and `TRELLIS` (the coder "best").
     step : float
         Quantization step, of the tensor divided by ``2**exponent``.
     exponent : int
@@ -56,6 +56,11 @@ class Header:
     def is_fast(self) -> bool:
         """Whether zstd takes bulk streams."""
         return bool(self.flags & FAST)
+
+    @property
+    def is_trellis(self) -> bool:
+        """Whether the coder is "best"."""
+        return bool(self.flags & TRELLIS)
 
     @property
     def brings_rotation(self) -> bool:
@@ -98,7 +103,7 @@ class Header:
         rest = bytes(section[_FIXED.size :])
         end = length + (4 if flags & ROTATED else 0)
         is_long = len(rest) > end if flags & WEIGHTED else len(rest) == end
-        if not is_long or flags > _ALL_FLAGS:
+        if not is_long:
             raise DecodeError("the head of codec 'waterfill' has a wrong length")
         if not (math.isfinite(step) and step > 0) or abs(exponent) > _MAX_EXPONENT:
             raise DecodeError("the step of codec 'waterfill' is out of range")

@@ -7,8 +7,11 @@
     2  words         all symbols of streams, see `words`
     3  frames        only with coder "fast": streams of zstd
 
+With coder "best", where it pays, the header and one section more, see `trellis`.
 A tensor without energy has the header alone.
 """
+
+from dataclasses import replace
 
 import torch
 
@@ -32,9 +35,14 @@ from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.transform import Transform
+from flwr_slfac.codec.waterfill.trellis import TrellisReader, encode_like
 from flwr_slfac.codec.waterfill.weights import Weights
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, SettingError
+
+_Reader = StreamReader | ListReader | TrellisReader
+# Of a section, in the frame.
+LENGTH_BYTES = 4
 
 
 def zero_sections() -> list[bytes]:
@@ -59,8 +67,8 @@ def write_sections(
         The integers.
     normalization : Normalization
         Of the tensor.
-    coder : {"range", "fast"}
-        Whether zstd takes the coefficients.
+    coder : {"range", "fast", "best"}
+        Whether zstd takes the coefficients, or what is the smallest.
     weights : Weights, optional
         By which the planes were filtered.
 
@@ -69,6 +77,9 @@ def write_sections(
     list of bytes
         Header, parameters, words, and frames of the fast coder.
     """
+    if coder == "best":
+        sections = write_sections(plan, quantized, normalization, "range", weights)
+        return _with_trellis(sections, plan, quantized)
     flags, lists, fingerprint = _rotation_streams(plan.channels)
     flags |= header.FAST if coder == "fast" else 0
     flags |= header.NONNEGATIVE if normalization.is_nonnegative else 0
@@ -85,6 +96,22 @@ def write_sections(
         b"" if weights is None else weights.pack(),
     )
     return [head.pack(), *write_streams(lists, plan, quantized, coder)]
+
+
+def _with_trellis(
+    sections: list[bytes], plan: Plan, quantized: Quantized
+) -> list[bytes]:
+    """Return the sections of the same by the coder "best", if they are smaller."""
+    lists = _rotation_streams(plan.channels)[1]
+    found = encode_like(plan, quantized, lists)
+    if found is None:
+        return sections
+    step, data = found
+    head = header.Header.unpack(memoryview(sections[0]))
+    flags, offset = head.flags | header.TRELLIS, class_offset(step)
+    head = replace(head, flags=flags, step=step, offset=offset)
+    is_smaller = len(data) < sum(map(len, sections[1:])) + LENGTH_BYTES
+    return [head.pack(), data] if is_smaller else sections
 
 
 def _rotation_streams(
@@ -138,11 +165,15 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
 
 
 def _require_streams(head: header.Header, frame: Frame) -> None:
-    if len(frame.sections) != (4 if head.is_fast else 3) or frame.num_elements == 0:
+    num_sections = 2 if head.is_trellis else 4 if head.is_fast else 3
+    is_both = head.is_trellis and head.is_fast
+    if len(frame.sections) != num_sections or frame.num_elements == 0 or is_both:
         raise DecodeError("sections of codec 'waterfill' are missing")
 
 
-def _reader(head: header.Header, frame: Frame) -> StreamReader | ListReader:
+def _reader(head: header.Header, frame: Frame) -> _Reader:
+    if head.is_trellis:
+        return TrellisReader(frame.sections[1])
     loops = kernels().frames
     if loops is not None and not head.is_fast:
         return ListReader(loops, *frame.sections[1:3])
@@ -160,12 +191,17 @@ def _read_coefficients(
     shape: PlaneShape,
     basis: Basis,
     frame: Frame,
-    reader: StreamReader | ListReader | None,
+    reader: _Reader | None,
 ) -> Coefficients:
     """Return coefficients (S, N * r), and the planes that its columns are."""
     num_rows = head.num_rows or shape.num_channels
     groups = frequency_groups(basis, shape, num_rows)
     sizes = shape.num_samples, num_rows, int(groups.max()) + 1
+    if head.is_trellis and reader is None:
+        reader = TrellisReader(frame.sections[1])
+    if isinstance(reader, TrellisReader):
+        told = basis, shape, groups, head.offset, head.step
+        return reader.coefficients(sizes, *told)
     if not isinstance(reader, StreamReader) and not head.is_fast:
         lists = reader.sizes if reader else []
         found = read_at_once(
@@ -182,7 +218,7 @@ def _read_rotation(
     head: header.Header,
     shape: PlaneShape,
     frame: Frame,
-    reader: StreamReader | ListReader | None,
+    reader: _Reader | None,
     memory: Memory,
 ) -> tuple[klt.Rotation | None, bool]:
     num_channels = shape.num_channels

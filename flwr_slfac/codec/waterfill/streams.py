@@ -19,7 +19,7 @@ from flwr_slfac.codec.kernels import NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.waterfill.digits import Digits
 from flwr_slfac.codec.waterfill.words import Frequencies
 
-Coder = Literal["range", "fast"]
+Coder = Literal["range", "fast", "best"]
 
 # A limit of the format: the bits of an excess are sent as two halves of 20.
 HALF_EXCESS_BITS = 20
