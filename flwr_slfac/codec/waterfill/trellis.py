@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -34,16 +35,18 @@ __all__ = ["TrellisReader", "encode_like"]
 
 # What a bit is worth in squared steps: our choice, near the slope of distortion against
 # rate, as measured on the tensors of tests.bench.plan_captures.
-_STEPS_PER_BIT = 0.09
+_STEPS_PER_BIT = 0.08
 _COST_UNIT = 256
 # Largest centroid, of a signed byte.
 _MOST_SHIFT = 127
 # Where the search begins, relative to the step of the range coder, and how log error
 # goes with log step there: the middle of what was measured.
 _WIDER, _SLOPE = 1.05, 1.3
-# Our choice: each pass codes the whole tensor. Errors are near enough within the first
-# of these, and no larger than the range coder's by more than the second.
-_MOST_PASSES, _CLOSE, _MOST_ABOVE = 6, 0.005, 0.005
+# Our choice: each pass codes the whole tensor. An error is near enough within the first
+# of these, after some passes within the second below; it is never above by more than
+# the first. Where a zero makes more of them likely, errors jump between steps.
+_CLOSE, _NEAR = 0.005, 0.015
+_FEW_PASSES, _MOST_PASSES = 4, 10
 # Of a bracket, what a pass may leave at least: neither end gets stuck.
 _LEAST_SHARE = 0.1
 # A step, and its logarithm, change by no more at a time.
@@ -79,14 +82,15 @@ def encode_like(
     all_lists = [*lists, *plan.energy_model.lists()]
     trials: list[_Trial] = []
     step = quantized.step * _WIDER
-    for _ in range(_MOST_PASSES):
+    for i in range(_MOST_PASSES):
         step = float(np.float32(max(step, plan.least_step)))
         trial = _at_step(plan, coefficients, all_lists, step, quantized.distortion)
         trials.append(trial)
-        if abs(trial.off) <= _CLOSE:
+        allowed = [trial for trial in trials if trial.off <= _CLOSE]
+        near = _CLOSE if i < _FEW_PASSES else _NEAR
+        if any(trial.off >= -near for trial in allowed):
             break
         step = _next_step(trials)
-    allowed = [trial for trial in trials if trial.off <= _MOST_ABOVE]
     if not allowed:
         return None
     best = min(allowed, key=lambda trial: len(trial.data))
@@ -95,17 +99,16 @@ def encode_like(
 
 def _next_step(trials: Sequence[_Trial]) -> float:
     """Return the step to try next: within a bracket, or beyond by the slope."""
-    below = [trial for trial in trials if trial.off <= 0]
-    above = [trial for trial in trials if trial.off > 0]
-    if not (below and above):
-        last = trials[-1]
-        move = -last.off / _SLOPE
-        return last.step * math.exp(max(-_MOST_MOVE, min(move, _MOST_MOVE)))
-    low = max(below, key=lambda trial: trial.off)
-    high = min(above, key=lambda trial: trial.off)
-    share = -low.off / (high.off - low.off)
-    share = min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE)
-    return float(low.step * (high.step / low.step) ** share)
+    by_step = sorted(trials, key=lambda trial: trial.step)
+    # Errors may fall as steps grow: the widest steps that have the wanted between them.
+    for low, high in reversed(list(pairwise(by_step))):
+        if low.off <= 0 < high.off:
+            share = -low.off / (high.off - low.off)
+            share = min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE)
+            return float(low.step * (high.step / low.step) ** share)
+    last = by_step[0] if by_step[0].off > 0 else by_step[-1]
+    move = max(-_MOST_MOVE, min(-last.off / _SLOPE, _MOST_MOVE))
+    return last.step * math.exp(move)
 
 
 def _at_step(
