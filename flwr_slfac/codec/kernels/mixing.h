@@ -24,13 +24,13 @@ enum {
 
 typedef struct {
     uint16_t chance, seen; /* of a 1 in 65536ths, and how often it was met */
+    int32_t input;         /* what the mixer takes of both */
 } Slot;
 
 typedef struct {
-    int num;
     Slot *slots[MOST_INPUTS];
     int32_t *weights[2]; /* those of a first and of a second selection */
-    int32_t stretched[MOST_INPUTS + 1], dots[2], chance;
+    int32_t inputs[MOST_INPUTS + 1], dots[2], chance;
 } Mixer;
 
 typedef struct {
@@ -48,43 +48,54 @@ static inline int32_t limited(int64_t value, int32_t most)
     return (int32_t)(value > most ? most : value < -most ? -most : value);
 }
 
-/* The chance of a 1, from the slots and weights that are set. */
-static inline void predict(Mixer *m, const int32_t *tables)
+static inline int32_t input_of(const Slot *s, const int32_t *tables)
 {
-    const int32_t *stretch = tables + STRETCH, *trust = tables + TRUST;
-    int64_t first = (int64_t)m->weights[0][m->num] * BIAS;
-    int64_t second = (int64_t)m->weights[1][m->num] * BIAS;
-    for (int i = 0; i < m->num; i++) {
-        const Slot *s = m->slots[i];
-        int32_t x = (stretch[s->chance >> 4] * trust[s->seen]) >> 8;
-        m->stretched[i] = x;
-        first += (int64_t)m->weights[0][i] * x;
-        second += (int64_t)m->weights[1][i] * x;
+    return (tables[STRETCH + (s->chance >> 4)] * tables[TRUST + s->seen]) >> 8;
+}
+
+/* The chance of a 1, from the slots and weights that are set. `num` is a constant where
+ * this is inlined: loops are unrolled. */
+static inline void predict(Mixer *m, const int num, const int32_t *tables)
+{
+    const int32_t *one = m->weights[0], *other = m->weights[1];
+    int64_t first = (int64_t)one[num] * BIAS, second = (int64_t)other[num] * BIAS;
+    for (int i = 0; i < num; i++) {
+        int32_t x = m->slots[i]->input;
+        m->inputs[i] = x;
+        first += (int64_t)one[i] * x;
+        second += (int64_t)other[i] * x;
     }
-    m->stretched[m->num] = BIAS;
+    m->inputs[num] = BIAS;
     m->dots[0] = limited(first >> ONE_SHIFT, MOST_STRETCH);
     m->dots[1] = limited(second >> ONE_SHIFT, MOST_STRETCH);
     m->chance = tables[SQUASH + MOST_STRETCH + ((m->dots[0] + m->dots[1]) >> 1)];
 }
 
+static inline void learn_weights(int32_t *restrict weights, const int32_t *restrict inputs,
+                                 const int num, int32_t error)
+{
+    for (int i = 0; i <= num; i++) {
+        int32_t change = (inputs[i] * error + (1 << (LEARN_SHIFT - 1))) >> LEARN_SHIFT;
+        int32_t weight = weights[i] + change;
+        weight = weight > MOST_WEIGHT ? MOST_WEIGHT : weight;
+        weights[i] = weight < -MOST_WEIGHT ? -MOST_WEIGHT : weight;
+    }
+}
+
 /* Learn a bit after `predict`. */
-static inline void learn(Mixer *m, const int32_t *tables, int bit)
+static inline void learn(Mixer *m, const int num, const int32_t *tables, int bit)
 {
     for (int j = 0; j < 2; j++) {
         int32_t error = (bit << 16) - tables[SQUASH + MOST_STRETCH + m->dots[j]];
-        int32_t *weights = m->weights[j];
-        for (int i = 0; i <= m->num; i++) {
-            int32_t change =
-                (m->stretched[i] * error + (1 << (LEARN_SHIFT - 1))) >> LEARN_SHIFT;
-            weights[i] = limited((int64_t)weights[i] + change, MOST_WEIGHT);
-        }
+        learn_weights(m->weights[j], m->inputs, num, error);
     }
     int32_t target = bit ? 65535 : 0;
-    for (int i = 0; i < m->num; i++) {
+    for (int i = 0; i < num; i++) {
         Slot *s = m->slots[i];
         int64_t change = (int64_t)(target - s->chance) * tables[RATE + s->seen] >> 16;
         s->chance = (uint16_t)(s->chance + change);
         s->seen = (uint16_t)(s->seen + (s->seen < MOST_SEEN));
+        s->input = input_of(s, tables);
     }
 }
 
@@ -124,11 +135,11 @@ static inline int code_bit(Arithmetic *c, int32_t chance, int bit)
     return bit;
 }
 
-static inline int code_mixed(Arithmetic *c, Mixer *m, int bit)
+static inline int code_mixed(Arithmetic *c, Mixer *m, const int num, int bit)
 {
-    predict(m, c->tables);
+    predict(m, num, c->tables);
     bit = code_bit(c, m->chance, bit);
-    learn(m, c->tables, bit);
+    learn(m, num, c->tables, bit);
     return bit;
 }
 
@@ -151,7 +162,7 @@ static inline void start_weights(int32_t *weights, Py_ssize_t sets, int num, int
 static inline void start_slots(Slot *slots, Py_ssize_t num)
 {
     for (Py_ssize_t i = 0; i < num; i++)
-        slots[i] = (Slot){32768, 0};
+        slots[i] = (Slot){32768, 0, 0};
 }
 
 #endif

@@ -25,12 +25,11 @@ static void start_lists(ListModel *m)
 
 static int list_bit(Arithmetic *c, ListModel *m, int bucket, int decision, int bit)
 {
-    Mixer mixer = {.num = 2,
-                   .slots = {m->shared + bucket * LIST_DECISIONS + decision,
+    Mixer mixer = {.slots = {m->shared + bucket * LIST_DECISIONS + decision,
                              m->own + decision},
                    .weights = {m->weights[0] + decision * 3,
                                m->weights[1] + decision * 3}};
-    return code_mixed(c, &mixer, bit);
+    return code_mixed(c, &mixer, 2, bit);
 }
 
 static int64_t list_magnitude(Arithmetic *c, ListModel *m, int bucket, int64_t value)
@@ -77,12 +76,18 @@ static void code_list(Arithmetic *c, ListModel *m, int64_t *values, Py_ssize_t n
 /* See contexts.py for these. */
 enum { NUM_BUCKETS = 14, NUM_INPUTS = 7, LARGEST = 120, MOST_CHANNELS = 4096 };
 enum { FLAGS = 8, LAST_BIN = 9, MOST_BITS = 26, SIGN_INPUTS = 3, CLASSES = 64 };
+enum { PRIOR_SEEN = 4 };
+/* Of channels, as many as there are. */
 static const int input_sizes[NUM_INPUTS] = {
-    NUM_ENERGIES, NUM_BUCKETS * NUM_BUCKETS,     NUM_BUCKETS *NUM_BUCKETS,
-    NUM_BUCKETS * CLASSES, NUM_BUCKETS *NUM_BUCKETS * 5, MOST_CHANNELS,
-    CLASSES *NUM_BUCKETS,
+    NUM_ENERGIES,
+    NUM_BUCKETS * NUM_BUCKETS,
+    NUM_BUCKETS * NUM_BUCKETS,
+    NUM_BUCKETS * CLASSES,
+    NUM_BUCKETS * NUM_BUCKETS * 5,
+    0,
+    CLASSES * NUM_BUCKETS,
 };
-static const int sign_sizes[SIGN_INPUTS] = {81, 66, MOST_CHANNELS * 9};
+static const int sign_sizes[SIGN_INPUTS] = {81, 66, 0};
 
 typedef struct {
     /* What is coded, all of it from Python. */
@@ -103,16 +108,40 @@ typedef struct {
     void *room;
 } Levels;
 
-static size_t room_of(Levels *v)
+static Py_ssize_t known_channels(const Levels *v)
+{
+    return v->num_channels < MOST_CHANNELS ? v->num_channels : MOST_CHANNELS;
+}
+
+static Py_ssize_t num_slots(const Levels *v, int input)
+{
+    Py_ssize_t contexts = input_sizes[input] ? input_sizes[input] : known_channels(v);
+    return contexts * NUM_CHOICES;
+}
+
+static Py_ssize_t num_sign_slots(const Levels *v, int input)
+{
+    return sign_sizes[input] ? sign_sizes[input] : 9 * known_channels(v);
+}
+
+static size_t room_of(const Levels *v)
 {
     size_t slots = 0;
     for (int i = 0; i < NUM_INPUTS; i++)
-        slots += (size_t)input_sizes[i] * NUM_CHOICES;
+        slots += (size_t)num_slots(v, i);
     for (int i = 0; i < SIGN_INPUTS; i++)
-        slots += (size_t)sign_sizes[i];
+        slots += (size_t)num_sign_slots(v, i);
     size_t weights = (size_t)(CLASSES + NUM_BUCKETS) * NUM_CHOICES * (NUM_INPUTS + 1);
     size_t numbers = (size_t)(2 * v->num_channels + v->num_planes);
-    return 4 * (slots + weights + numbers) + (size_t)(v->num_positions * v->num_planes);
+    return sizeof(Slot) * slots + 4 * (weights + numbers) +
+           (size_t)(v->num_positions * v->num_planes);
+}
+
+static Slot first_slot(uint16_t chance, const int32_t *tables)
+{
+    Slot slot = {chance, PRIOR_SEEN, 0};
+    slot.input = input_of(&slot, tables);
+    return slot;
 }
 
 /* 0 without memory. */
@@ -124,15 +153,15 @@ static int start_levels(Levels *v)
         return 0;
     for (int i = 0; i < NUM_INPUTS; i++) {
         v->slots[i] = (Slot *)room;
-        start_slots(v->slots[i], (Py_ssize_t)input_sizes[i] * NUM_CHOICES);
-        room += 4 * (size_t)input_sizes[i] * NUM_CHOICES;
+        start_slots(v->slots[i], num_slots(v, i));
+        room += sizeof(Slot) * (size_t)num_slots(v, i);
     }
     for (int i = 0; i < NUM_ENERGIES * NUM_CHOICES; i++)
-        v->slots[0][i] = (Slot){(uint16_t)prior[i], 4};
+        v->slots[0][i] = first_slot((uint16_t)prior[i], v->coder.tables);
     for (int i = 0; i < SIGN_INPUTS; i++) {
         v->sign_slots[i] = (Slot *)room;
-        start_slots(v->sign_slots[i], sign_sizes[i]);
-        room += 4 * (size_t)sign_sizes[i];
+        start_slots(v->sign_slots[i], num_sign_slots(v, i));
+        room += sizeof(Slot) * (size_t)num_sign_slots(v, i);
     }
     for (int j = 0; j < 2; j++) {
         Py_ssize_t sets = (j ? NUM_BUCKETS : CLASSES) * NUM_CHOICES;
@@ -228,7 +257,6 @@ static void find_contexts(Levels *v)
 static inline void select_slots(Levels *v, Mixer *m, int decision, int quantizer)
 {
     int choice = 2 * decision + quantizer;
-    m->num = NUM_INPUTS;
     for (int i = 0; i < NUM_INPUTS; i++)
         m->slots[i] = v->slots[i] + v->context[i] * NUM_CHOICES + choice;
     for (int j = 0; j < 2; j++)
@@ -262,14 +290,14 @@ static int code_sign(Levels *v, int is_large, int negative)
     int before = v->sample > 0 ? sign_at(v, v->row, plane - channels) : 0;
     int second = v->sample > 1 ? sign_at(v, v->row, plane - 2 * channels) : 0;
     int32_t *of_channel = v->signs + v->channel;
-    Mixer m = {.num = SIGN_INPUTS};
+    Mixer m;
     m.slots[0] = v->sign_slots[0] + sign_at(v, near[0], plane) * 27 +
                  sign_at(v, near[1], plane) * 9 + beside * 3 + before;
     m.slots[1] = v->sign_slots[1] + (*of_channel >> 7) + 16 + is_large * 33;
     m.slots[2] = v->sign_slots[2] + v->context[5] * 9 + before * 3 + second;
     for (int j = 0; j < 2; j++)
         m.weights[j] = v->sign_weights[j] + (j ? 0 : is_large * (SIGN_INPUTS + 1));
-    negative = code_mixed(&v->coder, &m, negative);
+    negative = code_mixed(&v->coder, &m, SIGN_INPUTS, negative);
     *of_channel += ((negative ? -2047 : 2047) - *of_channel) >> 3;
     return negative;
 }
@@ -280,7 +308,7 @@ static int64_t code_magnitude(Levels *v, int quantizer, int64_t magnitude)
     Mixer m;
     for (int i = 0; i < FLAGS; i++) {
         select_slots(v, &m, i, quantizer);
-        if (!code_mixed(&v->coder, &m, magnitude > i))
+        if (!code_mixed(&v->coder, &m, NUM_INPUTS, magnitude > i))
             return i;
     }
     int64_t rest = magnitude - FLAGS + 2;
@@ -288,7 +316,8 @@ static int64_t code_magnitude(Levels *v, int quantizer, int64_t magnitude)
     for (;; num_bits++) {
         int bin = num_bits - 1 < LAST_BIN ? num_bits - 1 : LAST_BIN;
         select_slots(v, &m, FLAGS + bin, quantizer);
-        if (!code_mixed(&v->coder, &m, num_bits < MOST_BITS && rest >> (num_bits + 1) > 0))
+        if (!code_mixed(&v->coder, &m, NUM_INPUTS,
+                        num_bits < MOST_BITS && rest >> (num_bits + 1) > 0))
             break;
         if (num_bits == MOST_BITS) {
             v->coder.wrong = "a level of more than 26 bits";
@@ -303,7 +332,7 @@ static int64_t code_magnitude(Levels *v, int quantizer, int64_t magnitude)
 
 /* See trellis.py for these. */
 enum { NUM_STATES = 8, UNIT = 512, HALF = UNIT / 2, LONGEST = 1024, SHORTEST = 64 };
-enum { PROVISIONAL = 90, QUIET = 192, QUIET_ENERGY = 12, MOST_RATED = 7, GROUPS = 6 };
+enum { PROVISIONAL = 90, QUIET = 192, QUIET_ENERGY = 8, MOST_RATED = 7, GROUPS = 6 };
 static const int64_t UNREACHED = (int64_t)1 << 62;
 static const uint8_t next_state[NUM_STATES][2] = {{0, 1}, {3, 2}, {5, 4}, {6, 7},
                                                   {1, 0}, {2, 3}, {4, 5}, {7, 6}};
@@ -353,7 +382,7 @@ static void find_candidates(Levels *v, Candidates *c, int64_t size, int64_t pric
         int64_t rate = 0, first = below <= 2 ? 0 : below - 1;
         for (int i = 0; i <= below + 1; i++) {
             select_slots(v, &m, i, q);
-            predict(&m, tables);
+            predict(&m, NUM_INPUTS, tables);
             if (i >= first)
                 offer(c, q, i, size,
                       price * (rate + cost[(65536 - m.chance) >> 4] + (i ? 256 : 0)));

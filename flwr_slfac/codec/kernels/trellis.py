@@ -38,7 +38,7 @@ _SHORTEST, _LONGEST = 64, 1024
 # half step less than rounding to the nearest.
 _PROVISIONAL = 90
 # Of little energy and below 3/8 of a step, nothing but zero is tried.
-_QUIET, _QUIET_ENERGY = 192, 12
+_QUIET, _QUIET_ENERGY = 192, 8
 # The bits of larger magnitudes hardly differ between neighbours.
 _MOST_RATED = 7
 _UNREACHED = 1 << 62

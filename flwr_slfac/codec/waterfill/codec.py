@@ -139,8 +139,9 @@ class Waterfill(Codec):
         if self.channels not in ("klt", None):
             raise SettingError(f"channels is {self.channels!r}; give 'klt' or None")
         if self.coder not in get_args(Coder):
-            names = " or ".join(map(repr, get_args(Coder)))
-            raise SettingError(f"coder is {self.coder!r}; give {names}")
+            raise SettingError(
+                f"coder is {self.coder!r}; give one of {get_args(Coder)}"
+            )
         if self.basis != "auto" and len(str(parse_basis(self.basis))) > _MAX_BASIS_TEXT:
             raise SettingError(f"basis {self.basis!r} is too long a name")
 
@@ -207,13 +208,10 @@ class Waterfill(Codec):
         target = self._target(total, x, hints, normalization.exponent)
         plan = self._plan(x, shape, target, hints.memory, basis)
         if target.num_bits is None:
-            quantized = quantize_for(
-                plan, x, target, clamps=normalization.is_nonnegative
-            )
-            plan = plan if self.coder == "best" else _without_values(plan)
-            sections = write_sections(
-                plan, quantized, normalization, self._coder, weights
-            )
+            clamps, coder = normalization.is_nonnegative, self._coder
+            quantized = quantize_for(plan, x, target, clamps=clamps)
+            plan = plan if coder == "best" else _without_values(plan)
+            sections = write_sections(plan, quantized, normalization, coder, weights)
         else:
             quantized, sections = self._fit_bits(plan, target.num_bits, normalization)
             size = 8 * sum(map(len, sections))

@@ -41,7 +41,7 @@ _COST_UNIT = 256
 _MOST_SHIFT = 127
 # Where the search begins, relative to the step of the range coder, and how log error
 # goes with log step there: the middle of what was measured.
-_WIDER, _SLOPE = 1.05, 1.3
+_WIDER, _SLOPE = 1.12, 1.7
 # Our choice: each pass codes the whole tensor. An error is near enough within the first
 # of these, after some passes within the second below; it is never above by more than
 # the first. Where a zero makes more of them likely, errors jump between steps.
