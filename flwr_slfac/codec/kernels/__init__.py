@@ -16,19 +16,19 @@ from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform, Stage
-from flwr_slfac.codec.kernels.trellis import GROUPS, UNIT
+from flwr_slfac.codec.kernels.trellis import NUM_GROUPS, STEP_UNIT
 from flwr_slfac.codec.kernels.trial import NUM_KEYS
 
 __all__ = [
     "BUCKET_ENDS",
     "CHANCE_BITS",
-    "GROUPS",
     "LONGEST_LINE",
     "LOWER_BOUND",
+    "NUM_GROUPS",
     "NUM_KEYS",
     "NUM_SYMBOLS",
     "SCALE_BITS",
-    "UNIT",
+    "STEP_UNIT",
     "ClassGrid",
     "CodingTables",
     "Energies",

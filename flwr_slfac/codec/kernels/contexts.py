@@ -39,18 +39,9 @@ _MOST_BITS = 26
 # Our choice: of larger magnitudes and channels contexts know no more.
 _LARGEST, _MOST_CHANNELS = 120, 4096
 _CLASSES = 64
-_SIZES = (
-    _NUM_ENERGIES,
-    NUM_BUCKETS**2,
-    NUM_BUCKETS**2,
-    NUM_BUCKETS * _CLASSES,
-    NUM_BUCKETS**2 * 5,
-    _MOST_CHANNELS,
-    _CLASSES * NUM_BUCKETS,
-)
-_SIGN_SIZES = 81, 66, _MOST_CHANNELS * 9
 # Weights that mix inputs at first, in 65536ths: about 1 in all.
 _WEIGHT, _SIGN_WEIGHT = 10000, 20000
+_NUM_INPUTS = 7
 # A prior counts as if it was met so often.
 _PRIOR_SEEN = 4
 
@@ -148,13 +139,9 @@ class LevelCoder:
         self.of_planes = [0] * self.num_planes
         self.of_sample = 0
         self._signs = [0] * self._num_channels
-        slots = [Slots(size * _NUM_CHOICES) for size in _SIZES]
-        slots[0].begin_at(prior(), _PRIOR_SEEN)
-        sets = _CLASSES * _NUM_CHOICES, NUM_BUCKETS * _NUM_CHOICES
-        self._mixer = Mixer(slots, sets, _WEIGHT)
-        self._sign_mixer = Mixer(
-            [Slots(size) for size in _SIGN_SIZES], (2, 1), _SIGN_WEIGHT
-        )
+        others = [Slots() for _ in range(_NUM_INPUTS - 1)]
+        self._mixer = Mixer([Slots(prior(), _PRIOR_SEEN), *others], _WEIGHT)
+        self._sign_mixer = Mixer([Slots() for _ in range(3)], _SIGN_WEIGHT)
         self.row = self.plane = self.energy = 0
         self._place = self._sample = self._channel = 0
         self._contexts: list[int] = []

@@ -8,7 +8,6 @@ All but the rest is learned, in contexts of the two magnitudes before.
 """
 
 from flwr_slfac.codec.kernels.mixing import (
-    NUM_BUCKETS,
     Arithmetic,
     Mixer,
     Slots,
@@ -22,6 +21,8 @@ __all__ = ["ListModel"]
 # stand for all larger ones. The limit of 40 bits is the format's.
 _NUM_DECISIONS = 48
 _SIGN, _EXPONENT, _MANTISSA, _LAST_OWN, _MOST_EXPONENT = 1, 2, 24, 20, 40
+# Of each input at first, in 65536ths.
+_WEIGHT = 1 << 15
 # A larger magnitude is in the last bucket anyway.
 _MOST_LAST = 256
 
@@ -30,15 +31,13 @@ class ListModel:
     """Models of short lists of integers, which share what they learn."""
 
     def __init__(self) -> None:
-        self._own = Slots(_NUM_DECISIONS)
-        shared = Slots(NUM_BUCKETS * _NUM_DECISIONS)
-        sizes = _NUM_DECISIONS, _NUM_DECISIONS
-        self._mixer = Mixer([shared, self._own], sizes, 1 << 15)
+        self._slots = [Slots(), Slots()]
+        self._mixer = Mixer(self._slots, _WEIGHT)
 
     def code(self, coder: Arithmetic, num: int, values: list[int] | None) -> list[int]:
         """Code a list, or return the one that was coded."""
-        own = Slots(_NUM_DECISIONS)
-        self._own.chances, self._own.seen = own.chances, own.seen
+        # Those of the second input are the list's own.
+        self._slots[1] = Slots()
         found: list[int] = []
         before = last = 0
         for i in range(num):

@@ -12,6 +12,7 @@ in integers, so that both sides agree on any machine.
 
 from bisect import bisect_right
 from functools import cache
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -112,22 +113,42 @@ def tables(prior: tuple[int, ...]) -> Ints:
 
 
 class Slots:
-    """Chances of a 1 in contexts, and how often each context was met.
+    """Chances of a 1 in contexts, in 65536ths, and how often each context was met.
 
     Parameters
     ----------
-    size : int
-        Number of contexts.
+    prior : tuple of int, optional
+        Logistic values of the first chances; chances of a half that count nothing
+        without.
+    seen : int
+        How often a context of the prior counts as met.
     """
 
-    def __init__(self, size: int) -> None:
-        self.chances = [1 << _CHANCE_BITS - 1] * size
-        self.seen = [0] * size
+    def __init__(self, prior: tuple[int, ...] | None = None, seen: int = 0) -> None:
+        self._prior, self._seen = prior, seen
+        self._known: dict[int, tuple[int, int, int]] = {}
 
-    def begin_at(self, prior: tuple[int, ...], seen: int) -> None:
-        """Take logistic values for chances that were met so often."""
-        self.chances = [_squashes()[x + _MOST_STRETCH] for x in prior]
-        self.seen = [seen] * len(prior)
+    def input(self, context: int) -> int:
+        """Return what a mixer takes of a context."""
+        return self._of(context)[2]
+
+    def learn(self, context: int, bit: int) -> None:
+        """Learn the bit that was met in a context."""
+        chance, seen, _ = self._of(context)
+        chance += (65535 * bit - chance) * _RATES[seen] >> 16
+        self._known[context] = _slot(chance, min(seen + 1, _MOST_SEEN))
+
+    def _of(self, context: int) -> tuple[int, int, int]:
+        slot = self._known.get(context)
+        if slot is None:
+            value = 0 if self._prior is None else self._prior[context]
+            slot = _slot(_squashes()[value + _MOST_STRETCH], self._seen)
+            self._known[context] = slot
+        return slot
+
+
+def _slot(chance: int, seen: int) -> tuple[int, int, int]:
+    return chance, seen, _stretches()[chance >> 4] * _TRUST[seen] >> 8
 
 
 class Mixer:
@@ -137,33 +158,38 @@ class Mixer:
     ----------
     slots : list of Slots
         One for each input.
-    sizes : tuple of int
-        Sets of weights of the first and of the second sum.
     weight : int
         First weight of each input, in 65536ths.
     """
 
-    def __init__(self, slots: list[Slots], sizes: tuple[int, int], weight: int) -> None:
+    def __init__(self, slots: list[Slots], weight: int) -> None:
         self._slots = slots
-        each = [weight] * len(slots) + [0]
-        self._weights = [[list(each) for _ in range(size)] for size in sizes]
-        self._stretches, self._squashes = _stretches(), _squashes()
+        self._first = [weight] * len(slots) + [0]
+        self._weights: tuple[dict[int, list[int]], ...] = ({}, {})
+        self._squashes = _squashes()
         self._chosen: list[tuple[Slots, int]] = []
         self._inputs: list[int] = []
         self._sums: list[tuple[list[int], int]] = []
 
     def predict(self, contexts: list[int], sets: tuple[int, int]) -> int:
-        """Return the chance of a 1 in 65536ths, by a context of each input."""
+        """Return the chance of a 1 in 65536ths.
+
+        Parameters
+        ----------
+        contexts : list of int
+            One for each input.
+        sets : tuple of int
+            Which weights the first and the second sum take.
+        """
         self._chosen = list(zip(self._slots, contexts, strict=True))
-        inputs = [
-            self._stretches[slots.chances[i] >> 4] * _TRUST[slots.seen[i]] >> 8
-            for slots, i in self._chosen
-        ]
-        self._inputs = inputs = [*inputs, _BIAS]
+        self._inputs = inputs = [slots.input(i) for slots, i in self._chosen]
+        inputs.append(_BIAS)
         self._sums = []
         for weights, number in zip(self._weights, sets, strict=True):
-            of_set = weights[number]
-            total = sum(w * x for w, x in zip(of_set, inputs, strict=True)) >> 16
+            of_set = weights.setdefault(number, [])
+            if not of_set:
+                of_set += self._first
+            total = sum(map(mul, of_set, inputs)) >> 16
             self._sums.append((of_set, _limited(total, _MOST_STRETCH)))
         mean = self._sums[0][1] + self._sums[1][1] >> 1
         return self._squashes[mean + _MOST_STRETCH]
@@ -175,11 +201,8 @@ class Mixer:
             for i, x in enumerate(self._inputs):
                 change = x * error + (1 << _LEARN_SHIFT - 1) >> _LEARN_SHIFT
                 weights[i] = _limited(weights[i] + change, _MOST_WEIGHT)
-        target = 65535 * bit
         for slots, i in self._chosen:
-            chance, seen = slots.chances[i], slots.seen[i]
-            slots.chances[i] = chance + ((target - chance) * _RATES[seen] >> 16)
-            slots.seen[i] = min(seen + 1, _MOST_SEEN)
+            slots.learn(i, bit)
 
 
 def _limited(value: int, most: int) -> int:

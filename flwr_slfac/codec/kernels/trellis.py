@@ -22,14 +22,14 @@ from flwr_slfac.codec.kernels.contexts import Grid, LevelCoder
 from flwr_slfac.codec.kernels.lists import ListModel
 from flwr_slfac.codec.kernels.mixing import Arithmetic, costs
 
-__all__ = ["GROUPS", "UNIT", "Decoder", "encode"]
+__all__ = ["NUM_GROUPS", "STEP_UNIT", "Decoder", "encode"]
 
 Array = npt.NDArray[Any]
 # Coefficients are in 512ths of a step: our choice, of which squares are exact.
-UNIT = 512
-_HALF = UNIT // 2
+STEP_UNIT = 512
+_HALF = STEP_UNIT // 2
 # Centroids are told apart by quantizer and by magnitudes of 1, 2 and more.
-GROUPS = 6
+NUM_GROUPS = 6
 # Next states by parity, of Ungerboeck's trellis; a state's lowest bit is its quantizer.
 _NEXT = ((0, 1), (3, 2), (5, 4), (6, 7), (1, 0), (2, 3), (4, 5), (7, 6))
 # Our choice: a block is an eighth of what the models have learned from, within limits.
@@ -80,7 +80,7 @@ def encode(
     ordered = np.rint(scaled)[grid.order][:, grid.columns].reshape(-1)
     sizes = ordered.astype(np.int64).tolist()
     below_zero = coefficients[grid.order][:, grid.columns].reshape(-1) < 0
-    sums, state, start = [0] * (3 * GROUPS + 1), 0, 0
+    sums, state, start = [0] * (3 * NUM_GROUPS + 1), 0, 0
     while start < len(sizes):
         num = min(max(start // 8, _SHORTEST), _LONGEST)
         block = sizes[start : start + num]
@@ -90,10 +90,10 @@ def encode(
             negative = bool(below_zero[start + i])
             state, found, _, group = _code_level(levels, state, magnitude, negative)
             error = found * _HALF - size
-            sums[3 * GROUPS] += error * error
+            sums[3 * NUM_GROUPS] += error * error
             if found:
                 sums[group] += 1
-                sums[GROUPS + group] += error
+                sums[NUM_GROUPS + group] += error
         start += len(block)
     return coder.getvalue(), np.array(sums, np.int64)
 
@@ -184,12 +184,12 @@ def _candidates(
     found = [(_UNREACHED, 0)] * 2
 
     def offer(magnitude: int, rate: int) -> None:
-        error = magnitude * UNIT - quantizer * _HALF - size if magnitude else -size
+        error = magnitude * STEP_UNIT - quantizer * _HALF - size if magnitude else -size
         cost = error * error + price * rate
         if cost < found[magnitude & 1][0]:
             found[magnitude & 1] = cost, magnitude
 
-    below = (size + quantizer * _HALF) // UNIT
+    below = (size + quantizer * _HALF) // STEP_UNIT
     if levels.energy < _QUIET_ENERGY and size < _QUIET:
         offer(0, 0)
     elif below >= _MOST_RATED:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flwr_slfac.codec.kernels.contexts import Grid, extension_tables
-from flwr_slfac.codec.kernels.trellis import GROUPS
+from flwr_slfac.codec.kernels.trellis import NUM_GROUPS
 from flwr_slfac.errors import DecodeError
 
 __all__ = ["TrellisLoops"]
@@ -37,7 +37,7 @@ class TrellisLoops:
         """Quantize and code, see `trellis.encode`."""
         sizes = np.array([part.size for part in lists], np.int64)
         joined = np.concatenate([sizes[:0], *lists])
-        sums = np.empty(3 * GROUPS + 1, np.int64)
+        sums = np.empty(3 * NUM_GROUPS + 1, np.int64)
         data: bytes = self._compiled.encode_trellis(
             joined,
             sizes,

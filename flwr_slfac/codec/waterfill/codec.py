@@ -139,9 +139,7 @@ class Waterfill(Codec):
         if self.channels not in ("klt", None):
             raise SettingError(f"channels is {self.channels!r}; give 'klt' or None")
         if self.coder not in get_args(Coder):
-            raise SettingError(
-                f"coder is {self.coder!r}; give one of {get_args(Coder)}"
-            )
+            raise SettingError(f"coder is {self.coder!r}; use one of {get_args(Coder)}")
         if self.basis != "auto" and len(str(parse_basis(self.basis))) > _MAX_BASIS_TEXT:
             raise SettingError(f"basis {self.basis!r} is too long a name")
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.kernels import GROUPS, UNIT, Grid, kernels
+from flwr_slfac.codec.kernels import NUM_GROUPS, STEP_UNIT, Grid, kernels
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill.digits import Digits, Ints
@@ -126,16 +126,16 @@ def _at_step(
         plan.transform.order,
         class_offset(step),
     )
-    price = round(_STEPS_PER_BIT * UNIT**2 / _COST_UNIT)
-    inverse = float(np.float32(UNIT / step))
+    price = round(_STEPS_PER_BIT * STEP_UNIT**2 / _COST_UNIT)
+    inverse = float(np.float32(STEP_UNIT / step))
     code, sums = kernels().encode_trellis(lists, coefficients, grid, inverse, price)
-    counts, along = sums[:GROUPS], sums[GROUPS : 2 * GROUPS]
-    unit = UNIT / CENTROID_UNIT
+    counts, along = sums[:NUM_GROUPS], sums[NUM_GROUPS : 2 * NUM_GROUPS]
+    unit = STEP_UNIT / CENTROID_UNIT
     shifts = np.rint(along / np.maximum(counts, 1) / unit)
     shifts = np.clip(shifts, -_MOST_SHIFT, _MOST_SHIFT).astype(np.int8)
     taken = shifts.astype(np.float64) * unit
     saved = float((taken * (2.0 * along - taken * counts)).sum())
-    error = (float(sums[-1]) - saved) * (step / UNIT) ** 2 + plan.left_out
+    error = (float(sums[-1]) - saved) * (step / STEP_UNIT) ** 2 + plan.left_out
     off = math.log(max(error, _TINY) / max(distortion, _TINY))
     return _Trial(step, shifts.tobytes() + code, off)
 
@@ -201,10 +201,10 @@ class TrellisReader:
     """
 
     def __init__(self, section: memoryview) -> None:
-        if len(section) <= GROUPS:
+        if len(section) <= NUM_GROUPS:
             raise DecodeError(f"{len(section)} bytes of levels are too few")
-        self._shifts = np.frombuffer(section[:GROUPS], np.int8)
-        self._decoder = kernels().open_trellis(section[GROUPS:])
+        self._shifts = np.frombuffer(section[:NUM_GROUPS], np.int8)
+        self._decoder = kernels().open_trellis(section[NUM_GROUPS:])
 
     def stream(self, num_values: int, digits: Digits) -> Ints:
         """Return the next list, int64."""
