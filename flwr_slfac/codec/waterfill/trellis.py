@@ -49,8 +49,9 @@ _CLOSE, _NEAR = 0.005, 0.015
 _FEW_PASSES, _MOST_PASSES = 4, 10
 # Of a bracket, what a pass may leave at least: neither end gets stuck.
 _LEAST_SHARE = 0.1
-# A step, and its logarithm, change by no more at a time.
-_MOST_MOVE = 0.5
+# A step, and its logarithm, change by no more at a time; one that changes by less is
+# not worth a pass.
+_MOST_MOVE, _SAME_STEP = 0.5, 2e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +89,11 @@ def encode_like(
         trials.append(trial)
         allowed = [trial for trial in trials if trial.off <= _CLOSE]
         near = _CLOSE if i < _FEW_PASSES else _NEAR
-        if any(trial.off >= -near for trial in allowed):
+        following = _next_step(trials)
+        is_same = abs(following / step - 1) < _SAME_STEP
+        if is_same or any(trial.off >= -near for trial in allowed):
             break
-        step = _next_step(trials)
+        step = following
     if not allowed:
         return None
     best = min(allowed, key=lambda trial: len(trial.data))
