@@ -136,9 +136,8 @@ def summary(what: str, cases: list[Case]) -> str:
     """Return the row of some cases; speeds are of all their bytes together."""
     shares = [case.share for case in cases]
     megabytes = sum(case.raw_bytes for case in cases) / 1e6
-    encode_s, decode_s = (
-        sum(seconds) for seconds in zip(*((c.encode_s, c.decode_s) for c in cases))
-    )
+    encode_s = sum(case.encode_s for case in cases)
+    decode_s = sum(case.decode_s for case in cases)
     return (
         f"| {what} | {len(cases)} | {statistics.geometric_mean(shares):.3f} | "
         f"{max(shares):.3f} | {megabytes / encode_s:.1f} | {megabytes / decode_s:.1f} |"

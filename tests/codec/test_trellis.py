@@ -25,16 +25,16 @@ def grid_of(rng: np.random.Generator, sizes: tuple[int, int, int]) -> Grid:
     num_samples, num_channels, num_rows = sizes
     num_planes = num_samples * num_channels
     rows = rng.permutation(num_rows)
-    rank = np.argsort(rows)
-    near = rng.integers(-1, num_rows, (num_rows, 4))
-    near = np.where((near >= 0) & (rank[near] < rank[:, None]), near, -1)
+    widths = [width for width in range(1, num_rows + 1) if num_rows % width == 0]
     return Grid(
         rng.integers(-4, 5, num_samples),
         rng.integers(-9, 10, num_channels),
-        rng.integers(-9, 10, num_rows),
+        rng.integers(-9, 10, 3),
+        rng.integers(0, 3, num_rows),
         rng.permutation(num_planes),
         rows,
-        near,
+        np.argsort(rows).astype(np.int32),
+        int(rng.choice(widths)),
         14,
     )
 
@@ -42,7 +42,7 @@ def grid_of(rng: np.random.Generator, sizes: tuple[int, int, int]) -> Grid:
 def coefficients_of(rng: np.random.Generator, grid: Grid, scale: float) -> np.ndarray:
     """Return coefficients of about the energies of a grid, in the order of columns."""
     planes = (grid.samples[:, None] + grid.channels).reshape(-1)
-    halves = grid.frequencies[:, None] + planes[np.argsort(grid.columns)]
+    halves = grid.frequencies[grid.groups][:, None] + planes[np.argsort(grid.columns)]
     noise = rng.laplace(size=halves.shape)
     return np.ascontiguousarray(scale * noise * 2.0 ** (halves / 4), np.float32)
 
@@ -117,21 +117,21 @@ def test_the_extension_refuses_what_does_not_fit() -> None:
     grid = grid_of(rng, (2, 3, 4))
     x, sums = np.ones((4, 6), np.float32), np.empty(3 * NUM_GROUPS + 1, np.int64)
     lists, sizes = np.arange(5), np.array([2, 3])
-    ends = (grid.offset, 700.0, PRICE, tables, sums)
+    ends = (grid.width, grid.offset, 700.0, PRICE, tables, sums)
     good = [lists, sizes, x, *grid.arrays, *ends]
     wrong_grids = [
-        (0, grid.samples[:1]), (1, grid.channels[:0]), (2, grid.frequencies[:3]),
-        (0, grid.samples + 2000), (3, grid.columns + 1), (4, grid.order + 1),
-        (4, grid.order - 1), (5, grid.neighbours - 1), (5, grid.neighbours[:3]),
-        (6, 10**6),
+        (0, grid.samples[:1]), (1, grid.channels[:0]), (2, grid.frequencies[:0]),
+        (0, grid.samples + 2000), (3, grid.groups + 3), (3, grid.groups[:3]),
+        (4, grid.columns + 1), (5, grid.order + 1), (5, grid.order - 1),
+        (6, grid.rank[:3]), (7, 3), (7, 0), (8, 10**6),
     ]  # fmt: skip
     assert_refused(
         compiled.encode_trellis,
         good,
         [
             (0, lists[:4]), (0, lists + 2**41), (1, np.array([6, -1])), (2, x[:3]),
-            (2, x.astype(np.float64)), (10, 0.0), (10, float("nan")), (11, -1),
-            (12, tables[:-1]), (13, sums[1:]), *((3 + i, w) for i, w in wrong_grids),
+            (2, x.astype(np.float64)), (12, 0.0), (12, float("nan")), (13, -1),
+            (14, tables[:-1]), (15, sums[1:]), *((3 + i, w) for i, w in wrong_grids),
         ],
     )  # fmt: skip
     state = np.zeros(compiled.open_trellis(bytearray(), b"", tables) // 8, np.int64)
@@ -140,12 +140,12 @@ def test_the_extension_refuses_what_does_not_fit() -> None:
     for size in sizes:
         compiled.decode_list(state, data, tables, np.empty(size, np.int64))
     taken = np.zeros(NUM_GROUPS, np.float32)
-    ends = (grid.offset, STEP, taken, tables, np.empty((4, 6), np.float32))
+    ends = (grid.width, grid.offset, STEP, taken, tables, np.empty((4, 6), np.float32))
     assert_refused(
         compiled.decode_trellis,
         [state, data, *grid.arrays, *ends],
         [
-            (0, state[1:]), (10, taken[1:]), (11, tables[1:]), (12, x[:3].copy()),
+            (0, state[1:]), (12, taken[1:]), (13, tables[1:]), (14, x[:3].copy()),
             *((2 + i, w) for i, w in wrong_grids),
         ],
     )  # fmt: skip

@@ -46,20 +46,28 @@ _NUM_INPUTS = 7
 _PRIOR_SEEN = 4
 
 
+# Steps down and right to neighbours.
+_AROUND = ((0, -1), (-1, 0), (-1, -1), (-1, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """What coefficients (S, R) are, all int64; planes are ``sample * r + channel``.
+    """What coefficients (S, R) are, int64; planes are ``sample * r + channel``.
 
     Parameters
     ----------
-    samples, channels, frequencies : ndarray (N,), (r,), (S,)
+    samples, channels, frequencies : ndarray (N,), (r,), (G,)
         Half units of energy, within +-1000.
+    groups : ndarray (S,)
+        Of frequencies, for each row.
     columns : ndarray (R,)
         Column of each plane.
     order : ndarray (S,)
         Rows, coarse to fine.
-    neighbours : ndarray (S, 4)
-        Rows before each that are left of it, above, and beside these; -1 for none.
+    rank : ndarray (S,)
+        int32: place of each row in that order.
+    width : int
+        Of a plane, whose rows are ``S / width`` lines of so many.
     offset : int
         From half units to half classes.
     """
@@ -67,16 +75,37 @@ class Grid:
     samples: Ints
     channels: Ints
     frequencies: Ints
+    groups: Ints
     columns: Ints
     order: Ints
-    neighbours: Ints
+    rank: Ints
+    width: int
     offset: int
 
     @property
     def arrays(self) -> tuple[Ints, ...]:
-        """All of it but the offset."""
-        energies = self.samples, self.channels, self.frequencies
-        return *energies, self.columns, self.order, self.neighbours
+        """All of its arrays."""
+        energies = self.samples, self.channels, self.frequencies, self.groups
+        return *energies, self.columns, self.order, self.rank
+
+    def neighbours(self, row: int) -> list[int]:
+        """Return the rows left of a row, above, and beside that; -1 for none.
+
+        Of one that comes later in the order, the one on the other side is taken.
+        """
+        found = []
+        y, x = divmod(row, self.width)
+        height = len(self.order) // self.width
+        for down, right in _AROUND:
+            near = -1
+            # The wanted side last: it has precedence.
+            for side in (-1, 1):
+                i, j = y + side * down, x + side * right
+                if 0 <= i < height and 0 <= j < self.width:
+                    at = i * self.width + j
+                    near = at if self.rank[at] < self.rank[row] else near
+            found.append(near)
+        return found
 
 
 @cache
@@ -129,8 +158,9 @@ class LevelCoder:
         self._coder = coder
         self._samples = grid.samples.tolist()
         self._channels = grid.channels.tolist()
-        self._frequencies = grid.frequencies.tolist()
-        self._order, self._near = grid.order.tolist(), grid.neighbours.tolist()
+        self._frequencies = grid.frequencies[grid.groups].tolist()
+        self._order = grid.order.tolist()
+        self._near = [grid.neighbours(row) for row in range(len(self._order))]
         self._offset = grid.offset
         self._num_channels = len(self._channels)
         self.num_planes = len(self._samples) * self._num_channels

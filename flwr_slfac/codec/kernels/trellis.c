@@ -91,8 +91,9 @@ static const int sign_sizes[SIGN_INPUTS] = {81, 66, 0};
 
 typedef struct {
     /* What is coded, all of it from Python. */
-    const int64_t *samples, *channels, *frequencies, *columns, *order, *neighbours;
-    Py_ssize_t num_samples, num_channels, num_planes, num_positions;
+    const int64_t *samples, *channels, *frequencies, *groups, *columns, *order;
+    const int32_t *rank;
+    Py_ssize_t num_samples, num_channels, num_planes, num_positions, width;
     int32_t offset;
     Arithmetic coder;
     /* What is remembered of what was coded. */
@@ -103,6 +104,7 @@ typedef struct {
     int state;
     /* The coefficient that is at hand. */
     Py_ssize_t row, plane, channel, sample, place; /* place: of the row, in its order */
+    int64_t near[4];
     int32_t context[NUM_INPUTS], selected[2];
     int energy;
     void *room;
@@ -180,6 +182,24 @@ static int start_levels(Levels *v)
     return 1;
 }
 
+/* See Grid.neighbours in contexts.py. */
+static void find_neighbours(Levels *v)
+{
+    static const int around[4][2] = {{0, -1}, {-1, 0}, {-1, -1}, {-1, 1}};
+    Py_ssize_t y = v->row / v->width, x = v->row % v->width;
+    Py_ssize_t height = v->num_positions / v->width;
+    for (int k = 0; k < 4; k++) {
+        v->near[k] = -1;
+        for (int side = -1; side < 2; side += 2) {
+            Py_ssize_t i = y + side * around[k][0], j = x + side * around[k][1];
+            if (i < 0 || i >= height || j < 0 || j >= v->width)
+                continue;
+            if (v->rank[i * v->width + j] < v->rank[v->row])
+                v->near[k] = i * v->width + j;
+        }
+    }
+}
+
 /* Go to a coefficient, row by row in their order, planes as they are numbered. */
 static inline void go_to(Levels *v, Py_ssize_t at)
 {
@@ -187,6 +207,7 @@ static inline void go_to(Levels *v, Py_ssize_t at)
     v->place = at / v->num_planes;
     v->row = (Py_ssize_t)v->order[v->place];
     v->plane = plane;
+    find_neighbours(v);
     v->sample = plane / v->num_channels;
     v->channel = plane % v->num_channels;
     if (!v->channel)
@@ -220,9 +241,9 @@ static inline int bucket_of(const Levels *v, int value)
 static void find_contexts(Levels *v)
 {
     Py_ssize_t plane = v->plane, channels = v->num_channels;
-    const int64_t *near = v->neighbours + 4 * v->row;
+    const int64_t *near = v->near;
     int64_t energy = v->samples[v->sample] + v->channels[v->channel] +
-                     v->frequencies[v->row] + v->offset;
+                     v->frequencies[v->groups[v->row]] + v->offset;
     int e = energy < 0 ? 0 : energy < NUM_ENERGIES ? (int)energy : NUM_ENERGIES - 1;
     int class = e >> 1 < 59 ? e >> 1 : 59;
     int first = v->channel > 0 ? size_at(v, v->row, plane - 1) : 0;
@@ -284,7 +305,7 @@ static inline int sign_at(const Levels *v, int64_t row, Py_ssize_t plane)
 
 static int code_sign(Levels *v, int is_large, int negative)
 {
-    const int64_t *near = v->neighbours + 4 * v->row;
+    const int64_t *near = v->near;
     Py_ssize_t plane = v->plane, channels = v->num_channels;
     int beside = v->channel > 0 ? sign_at(v, v->row, plane - 1) : 0;
     int before = v->sample > 0 ? sign_at(v, v->row, plane - channels) : 0;
@@ -532,26 +553,30 @@ static int all_within(Buffer numbers, int64_t low, int64_t high)
     return 1;
 }
 
-/* Samples, channels, frequencies, columns, order, neighbours; see contexts.py. */
-static int set_grid(Levels *v, PyObject **objects, Py_ssize_t offset, Buffer tables)
+/* Samples, channels, frequencies, groups, columns, order, rank; see contexts.py. */
+static int set_grid(Levels *v, PyObject **objects, Py_ssize_t width, Py_ssize_t offset,
+                    Buffer tables)
 {
-    Buffer b[6];
-    for (int i = 0; i < 6; i++)
+    Buffer b[7];
+    for (int i = 0; i < 7; i++)
         if (as_buffer(objects[i], b + i, 0))
             return 0;
     v->num_samples = b[0].size / 8;
     v->num_channels = b[1].size / 8;
-    v->num_positions = b[2].size / 8;
-    v->num_planes = b[3].size / 8;
+    v->num_positions = b[3].size / 8;
+    v->num_planes = b[4].size / 8;
+    Py_ssize_t num_groups = b[2].size / 8;
     int fits = v->num_samples > 0 && v->num_channels > 0 && v->num_positions > 0 &&
                v->num_planes / v->num_samples == v->num_channels &&
-               v->num_planes % v->num_samples == 0 &&
-               holds(tables, TABLES, 4) && offset >= -30000 && offset <= 30000;
-    const Py_ssize_t sizes[6] = {v->num_samples, v->num_channels,  v->num_positions,
-                                 v->num_planes,  v->num_positions, 4 * v->num_positions};
-    const int64_t low[6] = {-1000, -1000, -1000, 0, 0, -1};
-    const int64_t high[6] = {1000, 1000, 1000, v->num_planes - 1, v->num_positions - 1,
-                             v->num_positions - 1};
+               v->num_planes % v->num_samples == 0 && width > 0 &&
+               v->num_positions % width == 0 && holds(tables, TABLES, 4) &&
+               offset >= -30000 && offset <= 30000 && holds(b[6], v->num_positions, 4);
+    const Py_ssize_t sizes[6] = {v->num_samples,   v->num_channels, num_groups,
+                                 v->num_positions, v->num_planes,   v->num_positions};
+    const int64_t low[6] = {-1000, -1000, -1000, 0, 0, 0};
+    const int64_t high[6] = {1000,           1000,
+                             1000,           num_groups - 1,
+                             v->num_planes - 1, v->num_positions - 1};
     for (int i = 0; i < 6 && fits; i++)
         fits = holds(b[i], sizes[i], 8) && all_within(b[i], low[i], high[i]);
     if (!fits) {
@@ -561,9 +586,11 @@ static int set_grid(Levels *v, PyObject **objects, Py_ssize_t offset, Buffer tab
     v->samples = (const int64_t *)b[0].data;
     v->channels = (const int64_t *)b[1].data;
     v->frequencies = (const int64_t *)b[2].data;
-    v->columns = (const int64_t *)b[3].data;
-    v->order = (const int64_t *)b[4].data;
-    v->neighbours = (const int64_t *)b[5].data;
+    v->groups = (const int64_t *)b[3].data;
+    v->columns = (const int64_t *)b[4].data;
+    v->order = (const int64_t *)b[5].data;
+    v->rank = (const int32_t *)b[6].data;
+    v->width = width;
     v->offset = (int32_t)offset;
     return 1;
 }
@@ -577,14 +604,14 @@ static int holds_all(const Levels *v, Buffer coefficients)
 }
 
 PyDoc_STRVAR(encode_doc,
-"encode_trellis(lists, sizes, coefficients, samples, channels, frequencies, columns,\n"
-"               order, neighbours, offset, inverse, price, tables, sums)\n\n"
+"encode_trellis(lists, sizes, coefficients, samples, channels, frequencies, groups,\n"
+"               columns, order, rank, width, offset, inverse, price, tables, sums)\n\n"
 "See trellis.encode in the module beside this one.");
 
 static PyObject *encode_trellis(PyObject *self, PyObject *args)
 {
-    PyObject *o[4], *grid[6], *result = NULL;
-    Py_ssize_t offset, price;
+    PyObject *o[4], *grid[7], *result = NULL;
+    Py_ssize_t width, offset, price;
     double inverse;
     Buffer lists, sizes, coefficients, tables, sums, copy = {NULL, 0};
     Levels v;
@@ -592,14 +619,14 @@ static PyObject *encode_trellis(PyObject *self, PyObject *args)
     PyObject *told;
     (void)self;
     memset(&v, 0, sizeof v);
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOndnOO", &o[0], &o[1], &o[2], &grid[0], &grid[1],
-                          &grid[2], &grid[3], &grid[4], &grid[5], &offset, &inverse,
-                          &price, &o[3], &told) ||
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnndnOO", &o[0], &o[1], &o[2], &grid[0], &grid[1],
+                          &grid[2], &grid[3], &grid[4], &grid[5], &grid[6], &width,
+                          &offset, &inverse, &price, &o[3], &told) ||
         as_buffer(o[0], &lists, 0) || as_buffer(o[1], &sizes, 0) ||
         as_buffer(o[2], &coefficients, 0) || as_buffer(o[3], &tables, 0) ||
         as_buffer(told, &sums, 1))
         return NULL;
-    if (!set_grid(&v, grid, offset, tables))
+    if (!set_grid(&v, grid, width, offset, tables))
         return NULL;
     Py_ssize_t left = lists.size / 8, num_lists = sizes.size / 8;
     int fits = holds(lists, left, 8) && holds(sizes, num_lists, 8) &&
@@ -726,26 +753,26 @@ static PyObject *decode_list(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(decode_doc,
-"decode_trellis(state, data, samples, channels, frequencies, columns, order,\n"
-"               neighbours, offset, step, taken, tables, out) -> what is wrong\n\n"
+"decode_trellis(state, data, samples, channels, frequencies, groups, columns, order,\n"
+"               rank, width, offset, step, taken, tables, out) -> what is wrong\n\n"
 "See trellis.decode in the module beside this one.");
 
 static PyObject *decode_trellis(PyObject *self, PyObject *args)
 {
-    PyObject *o[5], *grid[6];
-    Py_ssize_t offset;
+    PyObject *o[5], *grid[7];
+    Py_ssize_t width, offset;
     double step;
     Buffer taken, tables, out;
     Opened *opened;
     Levels v;
     (void)self;
     memset(&v, 0, sizeof v);
-    if (!PyArg_ParseTuple(args, "OOOOOOOOndOOO", &o[0], &o[1], &grid[0], &grid[1],
-                          &grid[2], &grid[3], &grid[4], &grid[5], &offset, &step, &o[2],
-                          &o[3], &o[4]) ||
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOnndOOO", &o[0], &o[1], &grid[0], &grid[1],
+                          &grid[2], &grid[3], &grid[4], &grid[5], &grid[6], &width,
+                          &offset, &step, &o[2], &o[3], &o[4]) ||
         as_buffer(o[2], &taken, 0) || as_buffer(o[3], &tables, 0) ||
         as_buffer(o[4], &out, 1) || !opened_of(o[0], o[1], o[3], &opened) ||
-        !set_grid(&v, grid, offset, tables))
+        !set_grid(&v, grid, width, offset, tables))
         return NULL;
     if (!holds(taken, GROUPS, 4) || !holds_all(&v, out))
         return refuse("coefficients and centroids do not fit");

@@ -12,7 +12,6 @@ whose squared error is that of the range coder's levels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -156,37 +155,15 @@ def _grid(
     offset: int,
 ) -> Grid:
     """Return what tells the contexts of coefficients whose columns are in an order."""
-    columns = np.empty(len(order), np.int64)
+    columns, rows = np.empty(len(order), np.int64), coarse_to_fine(basis, shape)
     columns[order] = np.arange(len(order))
-    rows = coarse_to_fine(basis, shape)
-    parts = model.samples, model.channels, model.frequencies[groups]
+    rank = np.empty(len(rows), np.int32)
+    rank[rows] = np.arange(len(rows), dtype=np.int32)
+    parts = model.samples, model.channels, model.frequencies
     samples, channels, frequencies = (p.astype(np.int64) for p in parts)
-    near = _neighbours(basis, shape)
-    return Grid(samples, channels, frequencies, columns, rows, near, offset)
-
-
-@lru_cache(maxsize=16)
-def _neighbours(basis: Basis, shape: PlaneShape) -> Ints:
-    """Return the rows (S, 4) left of each, above, and beside these; -1 for none.
-
-    Of a row that comes later in the order the one on the other side is taken.
-    """
-    order = coarse_to_fine(basis, shape)
-    height, width = shape.sizes if len(shape.sizes) == 2 else (1, len(order))
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    i, j = np.divmod(np.arange(len(order)), width)
-    near = np.full((len(order), 4), -1, np.int64)
-    for column, (down, right) in enumerate(((0, -1), (-1, 0), (-1, -1), (-1, 1))):
-        for side in (-1, 1):
-            # The wanted side last: it has precedence.
-            y, x = i - side * down, j - side * right
-            inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            at = np.where(inside, y * width + x, 0)
-            known = inside & (rank[at] < rank)
-            near[known, column] = at[known]
-    near.flags.writeable = False
-    return near
+    width = shape.sizes[1] if len(shape.sizes) == 2 else len(rows)
+    places = groups, columns, rows, rank, width
+    return Grid(samples, channels, frequencies, *places, offset)
 
 
 class TrellisReader:
