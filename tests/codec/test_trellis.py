@@ -1,6 +1,8 @@
 """The coder "best": both kernels code alike, fewer bytes at the same error."""
 
 import importlib
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -263,3 +265,16 @@ def test_a_frame_of_two_coders_is_refused() -> None:
     for sections in wrong:
         with pytest.raises(DecodeError):
             decode(pack_frame("waterfill", frame.dtype, frame.shape, sections))
+
+
+@pytest.mark.parametrize("offset", [-(2**15), 2**15 - 1])
+def test_no_offset_of_classes_breaks_the_decoder(offset: int) -> None:
+    """Energies far beyond any class are taken for the nearest one."""
+    x = TENSORS["tokens"]
+    data = encode(x, Waterfill(nrmse=0.4, coder="best"))
+    frame = unpack_frame(data, max_elements=x.numel())
+    head, levels = map(bytes, frame.sections)
+    crafted = replace(Header.unpack(memoryview(head)), offset=offset).pack()
+    data = pack_frame("waterfill", frame.dtype, frame.shape, [crafted, levels])
+    with suppress(DecodeError):
+        assert decode(data).isfinite().all()

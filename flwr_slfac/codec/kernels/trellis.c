@@ -570,7 +570,8 @@ static int set_grid(Levels *v, PyObject **objects, Py_ssize_t width, Py_ssize_t 
                v->num_planes / v->num_samples == v->num_channels &&
                v->num_planes % v->num_samples == 0 && width > 0 &&
                v->num_positions % width == 0 && holds(tables, TABLES, 4) &&
-               offset >= -30000 && offset <= 30000 && holds(b[6], v->num_positions, 4);
+               offset >= INT16_MIN && offset <= INT16_MAX &&
+               holds(b[6], v->num_positions, 4);
     const Py_ssize_t sizes[6] = {v->num_samples,   v->num_channels, num_groups,
                                  v->num_positions, v->num_planes,   v->num_positions};
     const int64_t low[6] = {-1000, -1000, -1000, 0, 0, 0};
