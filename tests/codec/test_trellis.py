@@ -54,7 +54,7 @@ def coefficients_of(rng: np.random.Generator, grid: Grid, scale: float) -> np.nd
 @given(
     st.integers(0, 2**32),
     st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 12)),
-    st.sampled_from([0.01, 0.5, 3.0, 1e3, 1e5]),
+    st.sampled_from([0.01, 0.5, 3.0, 50.0, 1e3]),
 )
 def test_both_kernels_code_alike(
     seed: int, sizes: tuple[int, int, int], scale: float
