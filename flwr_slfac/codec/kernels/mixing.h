@@ -71,8 +71,9 @@ static inline void predict(Mixer *m, const int num, const int32_t *tables)
     m->chance = tables[SQUASH + MOST_STRETCH + ((m->dots[0] + m->dots[1]) >> 1)];
 }
 
-static inline void learn_weights(int32_t *restrict weights, const int32_t *restrict inputs,
-                                 const int num, int32_t error)
+static inline void learn_weights(int32_t *restrict weights,
+                                 const int32_t *restrict inputs, const int num,
+                                 int32_t error)
 {
     for (int i = 0; i <= num; i++) {
         int32_t change = (inputs[i] * error + (1 << (LEARN_SHIFT - 1))) >> LEARN_SHIFT;

@@ -620,9 +620,9 @@ static PyObject *encode_trellis(PyObject *self, PyObject *args)
     PyObject *told;
     (void)self;
     memset(&v, 0, sizeof v);
-    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnndnOO", &o[0], &o[1], &o[2], &grid[0], &grid[1],
-                          &grid[2], &grid[3], &grid[4], &grid[5], &grid[6], &width,
-                          &offset, &inverse, &price, &o[3], &told) ||
+    if (!PyArg_ParseTuple(args, "OOOOOOOOOOnndnOO", &o[0], &o[1], &o[2], &grid[0],
+                          &grid[1], &grid[2], &grid[3], &grid[4], &grid[5], &grid[6],
+                          &width, &offset, &inverse, &price, &o[3], &told) ||
         as_buffer(o[0], &lists, 0) || as_buffer(o[1], &sizes, 0) ||
         as_buffer(o[2], &coefficients, 0) || as_buffer(o[3], &tables, 0) ||
         as_buffer(told, &sums, 1))

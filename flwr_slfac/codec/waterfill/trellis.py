@@ -109,7 +109,9 @@ def _next_step(trials: Sequence[_Trial]) -> float:
             share = min(max(share, _LEAST_SHARE), 1 - _LEAST_SHARE)
             return float(low.step * (high.step / low.step) ** share)
     last = by_step[0] if by_step[0].off > 0 else by_step[-1]
-    move = max(-_MOST_MOVE, min(-last.off / _SLOPE, _MOST_MOVE))
+    # Where some moves were too short, errors go by less than the slope.
+    slope = _SLOPE if len(trials) < _FEW_PASSES else _SLOPE / 3
+    move = max(-_MOST_MOVE, min(-last.off / slope, _MOST_MOVE))
     return last.step * math.exp(move)
 
 
