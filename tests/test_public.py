@@ -112,10 +112,10 @@ PUBLIC = {
         pack_positions require_bits unpack_codes unpack_fields unpack_positions
     """,
     "flwr_slfac.codec.kernels": """
-        BUCKET_ENDS CHANCE_BITS LEAST_ENERGY LONGEST_LINE LOWER_BOUND NUM_KEYS
-        NUM_SYMBOLS SCALE_BITS ClassGrid CodingTables Energies FrameLoops Kernels
-        PlaneFit PlaneTransform SpectraLoops Stage half_units kernels plane_weights
-        scratch
+        BUCKET_ENDS CHANCE_BITS LEAST_ENERGY LONGEST_LINE LOWER_BOUND NUM_GROUPS
+        NUM_KEYS NUM_SYMBOLS SCALE_BITS STEP_UNIT ClassGrid CodingTables Energies
+        FrameLoops Grid Kernels PlaneFit PlaneTransform SpectraLoops Stage half_units
+        kernels plane_weights scratch
     """,
     "flwr_slfac.codec.layout": """
         PlaneShape channel_dim from_rows num_samples spectrum_dims to_rows

@@ -79,6 +79,7 @@ def main() -> None:
             "test_frame_kernels.py",
             "test_plane_kernels.py",
             "test_streams.py",
+            "test_trellis.py",
             "test_trials.py",
         )
         tests = [f"tests/codec/{name}" for name in names]

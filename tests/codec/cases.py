@@ -114,6 +114,11 @@ CASES = (
         exact_bytes=False,
     ),
     Case(
+        "waterfill(nrmse=0.2, coder='best')",
+        bounds.relative_error(0.2),
+        exact_bytes=False,
+    ),
+    Case(
         "waterfill(nrmse=0.2, basis='identity', channels=None)",
         bounds.relative_error(0.2),
         exact_bytes=False,

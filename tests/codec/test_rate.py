@@ -92,7 +92,9 @@ def test_a_limit_ends_and_begins_within_a_stream() -> None:
             assert bits < 0.6
 
 
-@pytest.mark.parametrize("codec", ["bits=0.8", "noise=0.06, bits=0.8"])
+@pytest.mark.parametrize(
+    "codec", ["bits=0.8", "noise=0.06, bits=0.8", "bits=0.8, coder=best"]
+)
 def test_a_rate_weighs_gradients(codec: str) -> None:
     """At as many bits, the weighted error is less than without weights."""
     gradient, activations = drawn(12, 6, 16, 16), smooth(12, 6, 16, 16)
@@ -103,7 +105,7 @@ def test_a_rate_weighs_gradients(codec: str) -> None:
     errors = []
     for told in (activations, None):
         data = encode(gradient, rate, role="gradient", activations=told)
-        assert 8 * len(data) / gradient.numel() == pytest.approx(0.8, rel=0.03)
+        assert 8 * len(data) / gradient.numel() == pytest.approx(0.8, rel=0.05)
         error = weighted(decode(data) - gradient, weights).square().sum()
         errors.append(float(error))
     assert errors[0] < 0.8 * errors[1]

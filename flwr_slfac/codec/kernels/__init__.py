@@ -9,6 +9,7 @@ tensor is first coded.
 
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
+from flwr_slfac.codec.kernels.contexts import Grid
 from flwr_slfac.codec.kernels.fit import (
     LEAST_ENERGY,
     PlaneFit,
@@ -21,6 +22,7 @@ from flwr_slfac.codec.kernels.rans import LOWER_BOUND, NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
 from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform, Stage
+from flwr_slfac.codec.kernels.trellis import NUM_GROUPS, STEP_UNIT
 from flwr_slfac.codec.kernels.trial import NUM_KEYS
 
 __all__ = [
@@ -29,13 +31,16 @@ __all__ = [
     "LEAST_ENERGY",
     "LONGEST_LINE",
     "LOWER_BOUND",
+    "NUM_GROUPS",
     "NUM_KEYS",
     "NUM_SYMBOLS",
     "SCALE_BITS",
+    "STEP_UNIT",
     "ClassGrid",
     "CodingTables",
     "Energies",
     "FrameLoops",
+    "Grid",
     "Kernels",
     "PlaneFit",
     "PlaneTransform",

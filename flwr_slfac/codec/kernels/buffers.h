@@ -73,6 +73,7 @@ static inline int holds(Buffer buffer, Py_ssize_t num, Py_ssize_t size)
 extern PyMethodDef fit_methods[];
 extern PyMethodDef planes_methods[];
 extern PyMethodDef spectra_methods[];
+extern PyMethodDef trellis_methods[];
 extern PyMethodDef trial_methods[];
 
 #endif

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import classes, digits, fit, models, planes, rans, trial
+from flwr_slfac.codec.kernels import (
+    classes,
+    digits,
+    fit,
+    models,
+    planes,
+    rans,
+    trellis,
+    trial,
+)
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
+from flwr_slfac.codec.kernels.trellis_loops import TrellisLoops
 from flwr_slfac.errors import SettingError
 
 logger = logging.getLogger("flwr")
@@ -40,6 +50,8 @@ class Kernels:
         See `planes`.
     count_levels : callable
         See `trial`.
+    encode_trellis, open_trellis : callable
+        See `trellis.encode` and `trellis.Decoder`.
     spectra : SpectraLoops, optional
         None where PyTorch does them.
     frames : FrameLoops, optional
@@ -61,6 +73,8 @@ class Kernels:
     forward_planes: Callable[..., tuple[Any, Any]]
     inverse_planes: Callable[..., None]
     count_levels: Callable[..., None]
+    encode_trellis: Callable[..., tuple[bytes, Any]]
+    open_trellis: Callable[[memoryview], Any]
     spectra: SpectraLoops | None = None
     frames: FrameLoops | None = None
 
@@ -81,6 +95,8 @@ REFERENCE = Kernels(
     planes.forward,
     planes.inverse,
     trial.count_levels,
+    trellis.encode,
+    trellis.Decoder,
 )
 
 
@@ -90,7 +106,7 @@ def compiled_kernels() -> Kernels | None:
         from flwr_slfac.codec.kernels import compiled
     except ImportError:
         return None
-    extension = Extension(compiled)
+    extension, loops = Extension(compiled), TrellisLoops(compiled)
     return Kernels(
         "compiled",
         compiled.rans_encode,
@@ -107,6 +123,8 @@ def compiled_kernels() -> Kernels | None:
         extension.forward_planes,
         extension.inverse_planes,
         compiled.count_levels,
+        loops.encode,
+        loops.open,
         SpectraLoops(compiled),
         FrameLoops(compiled),
     )

@@ -673,6 +673,7 @@ PyMODINIT_FUNC PyInit_compiled(void)
                  PyModule_AddFunctions(made, planes_methods) ||
                  PyModule_AddFunctions(made, spectra_methods) ||
                  PyModule_AddFunctions(made, waterfill_methods) ||
+                 PyModule_AddFunctions(made, trellis_methods) ||
                  PyModule_AddFunctions(made, trial_methods))) {
         Py_DECREF(made);
         return NULL;

@@ -190,3 +190,40 @@ def count_levels(
     inverse: float,
     counts: Any,
 ) -> None: ...
+def encode_trellis(
+    lists: Any,
+    sizes: Any,
+    coefficients: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    groups: Any,
+    columns: Any,
+    order: Any,
+    rank: Any,
+    width: int,
+    offset: int,
+    inverse: float,
+    price: int,
+    tables: Any,
+    sums: Any,
+) -> bytes: ...
+def open_trellis(state: Any, data: Any, tables: Any) -> int: ...
+def decode_list(state: Any, data: Any, tables: Any, out: Any) -> str: ...
+def decode_trellis(
+    state: Any,
+    data: Any,
+    samples: Any,
+    channels: Any,
+    frequencies: Any,
+    groups: Any,
+    columns: Any,
+    order: Any,
+    rank: Any,
+    width: int,
+    offset: int,
+    step: float,
+    taken: Any,
+    tables: Any,
+    out: Any,
+) -> str: ...

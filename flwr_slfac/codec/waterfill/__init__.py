@@ -14,6 +14,7 @@
              quantize        integers with a dead zone
                                    |
              sections        classes of equal energy --digits, model--> streams
+             trellis         or levels and contexts at once, coder "best"
 
 Decoding goes the same way up: `sections.read_sections` needs no plan.
 """

@@ -21,6 +21,7 @@ from flwr_slfac.codec.waterfill.quantize import quantize_for
 from flwr_slfac.codec.waterfill.rate import Coded, code_at_rate
 from flwr_slfac.codec.waterfill.reuse import Kept, allowed_rms, last_decider
 from flwr_slfac.codec.waterfill.sections import write_sections
+from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Decider, Target
 from flwr_slfac.codec.waterfill.weights import Weights
 
@@ -52,6 +53,8 @@ class Encoder:
         Along the sizes of a plane: those to try.
     uses_klt : bool
         Whether channels may have a basis.
+    coder : {"range", "best"}
+        Of the levels.
     hints : Hints
         Whose memory the stream's is.
     """
@@ -62,6 +65,7 @@ class Encoder:
     weights: Weights | None
     bases: list[Basis]
     uses_klt: bool
+    coder: Coder
     hints: Hints
 
     def sections(self, target: Target) -> Sequence[bytes]:
@@ -99,7 +103,8 @@ class Encoder:
         plan = self._plan(target)
         clamps = self.normalization.is_nonnegative
         quantized = quantize_for(plan, self.planes, target, clamps=clamps)
-        plan = _without_values(plan)
+        # The coder of fewest bytes quantizes anew.
+        plan = plan if self.coder == "best" else _without_values(plan)
         return Coded(plan, quantized, self._written(plan, quantized))
 
     def _coded_at(self, target: Target, plan: Plan) -> Coded:
@@ -115,7 +120,9 @@ class Encoder:
         return coded
 
     def _written(self, plan: Plan, quantized: Quantized) -> Sequence[bytes]:
-        return write_sections(plan, quantized, self.normalization, self.weights)
+        return write_sections(
+            plan, quantized, self.normalization, self.coder, self.weights
+        )
 
     def _plan(self, target: Target) -> Plan:
         plan = self._make_plan(target, self.hints.memory, use_klt=self.uses_klt)

@@ -21,8 +21,8 @@ from flwr_slfac.codec.kernels import ClassGrid, PlaneFit, kernels
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, order_1d, order_2d
 from flwr_slfac.codec.waterfill.digits import LARGE, Ints
+from flwr_slfac.codec.waterfill.klt import ListSource
 from flwr_slfac.codec.waterfill.level import Reals
-from flwr_slfac.codec.waterfill.stream_reader import StreamReader
 from flwr_slfac.errors import DecodeError
 
 # Our choice: half octaves of standard deviation, from a sixteenth of a step to 2**25
@@ -72,7 +72,7 @@ class EnergyModel:
 
     @classmethod
     def read(
-        cls, reader: StreamReader, num_samples: int, num_channels: int, num_groups: int
+        cls, reader: ListSource, num_samples: int, num_channels: int, num_groups: int
     ) -> "EnergyModel":
         """Read back what `lists` are, or raise DecodeError."""
         samples = reader.stream(num_samples, LARGE).astype(np.int64)
@@ -118,13 +118,21 @@ def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     if num_positions == 1:
         return np.zeros(1, np.int64)
     size = frequencies_per_group(shape.num_samples * num_rows)
+    groups = np.empty(num_positions, np.int64)
+    groups[coarse_to_fine(basis, shape)] = np.arange(num_positions) // size
+    return groups
+
+
+def coarse_to_fine(basis: Basis, shape: PlaneShape) -> Ints:
+    """Return the positions (S,) of planes, int64, in the order of a basis."""
+    if shape.num_positions == 1:
+        return np.zeros(1, np.int64)
     if len(shape.sizes) == 2:
         order = order_2d(basis, *shape.sizes)
     else:
-        order = order_1d(basis, num_positions)
-    groups = np.empty(num_positions, np.int64)
-    groups[order.numpy()] = np.arange(num_positions) // size
-    return groups
+        order = order_1d(basis, shape.num_positions)
+    positions: Ints = order.numpy()
+    return positions
 
 
 def class_offset(step: float) -> int:

@@ -10,8 +10,8 @@ from flwr_slfac.errors import DecodeError
 _LAYOUT = 2
 _FIXED = struct.Struct("<BBfhhHB")
 # Bits of the flags, all others zero.
-ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, WEIGHTED = 1, 2, 4, 8, 16, 32
-_ALL_FLAGS = 63
+ZERO, NONNEGATIVE, MEAN, ROTATED, REUSED, WEIGHTED, TRELLIS = 1, 2, 4, 8, 16, 32, 64
+_ALL_FLAGS = 127
 # Beyond the range of float64 with its subnormals, 2**-1074 to 2**1024: only crafted.
 _MAX_EXPONENT = 1100
 
@@ -25,8 +25,8 @@ class Header:
     flags : int
         Sum of `ZERO` (no energy: nothing follows), `NONNEGATIVE` (clamp at zero),
         `MEAN` (the mean of the samples is in sample 0), `ROTATED` (channels have a
-        basis), `REUSED` (the one in memory) and `WEIGHTED` (frequencies were
-        weighted).
+        basis), `REUSED` (the one in memory), `WEIGHTED` (frequencies were weighted)
+        and `TRELLIS` (the coder "best").
     step : float
         Quantization step, of the tensor divided by ``2**exponent``.
     exponent : int
@@ -51,6 +51,11 @@ class Header:
     basis: str = ""
     fingerprint: bytes = b""
     weights: bytes = b""
+
+    @property
+    def is_trellis(self) -> bool:
+        """Whether the coder is "best"."""
+        return bool(self.flags & TRELLIS)
 
     @property
     def brings_rotation(self) -> bool:

@@ -6,8 +6,11 @@
     1  parameters    scales, centroids, and the model of each stream
     2  words         all symbols of streams, see `words`
 
+With coder "best", where it pays, the header and one section more, see `trellis`.
 A tensor without energy has the header alone.
 """
+
+from dataclasses import replace
 
 import torch
 
@@ -29,10 +32,16 @@ from flwr_slfac.codec.waterfill.levels import Quantized
 from flwr_slfac.codec.waterfill.normalize import Normalization, denormalize
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.stream_reader import StreamReader
+from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.transform import Transform
+from flwr_slfac.codec.waterfill.trellis import TrellisReader, encode_like
 from flwr_slfac.codec.waterfill.weights import Weights
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import DecodeError, SettingError
+
+_Reader = StreamReader | ListReader | TrellisReader
+# Of a section, in the frame.
+LENGTH_BYTES = 4
 
 
 def zero_sections() -> list[bytes]:
@@ -44,6 +53,7 @@ def write_sections(
     plan: Plan,
     quantized: Quantized,
     normalization: Normalization,
+    coder: Coder,
     weights: Weights | None = None,
 ) -> list[bytes]:
     """Code everything.
@@ -56,6 +66,8 @@ def write_sections(
         The integers.
     normalization : Normalization
         Of the tensor.
+    coder : {"range", "best"}
+        Of the levels; "best" where that is smaller.
     weights : Weights, optional
         Of which the planes are weighted spectra.
 
@@ -64,6 +76,9 @@ def write_sections(
     list of bytes
         Header, parameters and words.
     """
+    if coder == "best":
+        sections = write_sections(plan, quantized, normalization, "range", weights)
+        return _with_trellis(sections, plan, quantized)
     flags, lists, fingerprint = _rotation_streams(plan.channels)
     flags |= header.NONNEGATIVE if normalization.is_nonnegative else 0
     flags |= header.MEAN if plan.transform.has_mean else 0
@@ -79,6 +94,22 @@ def write_sections(
         b"" if weights is None else weights.pack(),
     )
     return [head.pack(), *write_streams(lists, plan, quantized)]
+
+
+def _with_trellis(
+    sections: list[bytes], plan: Plan, quantized: Quantized
+) -> list[bytes]:
+    """Return the sections of the same by the coder "best", if they are smaller."""
+    lists = _rotation_streams(plan.channels)[1]
+    found = encode_like(plan, quantized, lists)
+    if found is None:
+        return sections
+    step, data = found
+    head = header.Header.unpack(memoryview(sections[0]))
+    flags, offset = head.flags | header.TRELLIS, class_offset(step)
+    head = replace(head, flags=flags, step=step, offset=offset)
+    is_smaller = len(data) < sum(map(len, sections[1:])) + LENGTH_BYTES
+    return [head.pack(), data] if is_smaller else sections
 
 
 def _rotation_streams(
@@ -101,15 +132,14 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
     DecodeError
         If a section is not valid, or needs a basis that `memory` does not hold.
     """
-    if len(frame.sections) not in (1, 3):
+    if not 1 <= len(frame.sections) <= 3:
         raise DecodeError(f"{len(frame.sections)} sections in codec 'waterfill'")
     head = header.Header.unpack(frame.sections[0])
     if head.flags & header.ZERO:
         return torch.zeros(frame.shape, dtype=frame.dtype, device=device)
-    if len(frame.sections) != 3 or frame.num_elements == 0:
-        raise DecodeError("sections of codec 'waterfill' are missing")
+    _require_streams(head, frame)
     shape = PlaneShape.of(frame.shape)
-    reader = _reader(frame) if head.brings_rotation else None
+    reader = _reader(head, frame) if head.brings_rotation else None
     rotation, is_new = _read_rotation(head, shape, frame, reader, memory)
     matrix = None if rotation is None else rotation.matrix(device)[: head.num_rows]
     weights = None
@@ -132,7 +162,15 @@ def read_sections(frame: Frame, memory: Memory, device: torch.device) -> torch.T
     return result
 
 
-def _reader(frame: Frame) -> StreamReader | ListReader:
+def _require_streams(head: header.Header, frame: Frame) -> None:
+    num_sections = 2 if head.is_trellis else 3
+    if len(frame.sections) != num_sections or frame.num_elements == 0:
+        raise DecodeError("sections of codec 'waterfill' are missing")
+
+
+def _reader(head: header.Header, frame: Frame) -> _Reader:
+    if head.is_trellis:
+        return TrellisReader(frame.sections[1])
     loops = kernels().frames
     if loops is not None:
         return ListReader(loops, *frame.sections[1:])
@@ -144,12 +182,17 @@ def _read_coefficients(
     shape: PlaneShape,
     basis: Basis,
     frame: Frame,
-    reader: StreamReader | ListReader | None,
+    reader: _Reader | None,
 ) -> Coefficients:
     """Return coefficients (S, N * r), and the planes that its columns are."""
     num_rows = head.num_rows or shape.num_channels
     groups = frequency_groups(basis, shape, num_rows)
     sizes = shape.num_samples, num_rows, int(groups.max()) + 1
+    if head.is_trellis and reader is None:
+        reader = TrellisReader(frame.sections[1])
+    if isinstance(reader, TrellisReader):
+        told = basis, shape, groups, head.offset, head.step
+        return reader.coefficients(sizes, *told)
     if not isinstance(reader, StreamReader):
         lists = reader.sizes if reader else []
         found = read_at_once(
@@ -166,7 +209,7 @@ def _read_rotation(
     head: header.Header,
     shape: PlaneShape,
     frame: Frame,
-    reader: StreamReader | ListReader | None,
+    reader: _Reader | None,
     memory: Memory,
 ) -> tuple[klt.Rotation | None, bool]:
     num_channels = shape.num_channels

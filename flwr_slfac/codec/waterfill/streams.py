@@ -11,12 +11,15 @@ are one batch of symbols, and their models a stream too.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
 from flwr_slfac.codec.kernels import NUM_SYMBOLS, SCALE_BITS
 from flwr_slfac.codec.waterfill.digits import Digits
 from flwr_slfac.codec.waterfill.words import Frequencies
+
+Coder = Literal["range", "best"]
 
 # A limit of the format: the bits of an excess are sent as two halves of 20.
 HALF_EXCESS_BITS = 20
