@@ -26,6 +26,7 @@ from flwr_slfac.codec.waterfill.energies import (
     class_offset,
     coarse_to_fine,
 )
+from flwr_slfac.codec.waterfill.level import TINY
 from flwr_slfac.codec.waterfill.levels import CENTROID_UNIT, Quantized
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.errors import DecodeError
@@ -140,12 +141,8 @@ def _at_step(
     taken = shifts.astype(np.float64) * unit
     saved = float((taken * (2.0 * along - taken * counts)).sum())
     error = (float(sums[-1]) - saved) * (step / STEP_UNIT) ** 2 + plan.left_out
-    off = math.log(max(error, _TINY) / max(distortion, _TINY))
+    off = math.log(max(error, TINY) / max(distortion, TINY))
     return _Trial(step, shifts.tobytes() + code, off)
-
-
-# In place of 0 in a quotient of errors.
-_TINY = 1e-300
 
 
 def _grid(
