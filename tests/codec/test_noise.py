@@ -273,3 +273,12 @@ def test_the_error_that_a_share_of_noise_means_is_settled_by_the_tensor() -> Non
     assert settled.nrmse == pytest.approx(expected, rel=1e-5)
     assert codec.aiming_at(0.5) == Waterfill(noise=0.25)
     assert codec.relative_error == pytest.approx(math.sqrt(0.1))
+
+
+@pytest.mark.parametrize(("side", "is_kept"), [(32, True), (512, False)])
+def test_the_weights_of_large_planes_are_not_kept(side: int, is_kept: bool) -> None:
+    """Crafted heads, each with other weights, take no memory that lasts."""
+    shape = PlaneShape(1, 1, (side, side))
+    weights = Weights.of(torch.randn(1, 1, side, side))
+    assert weights is not None
+    assert (weights.scales(shape) is weights.scales(shape)) is is_kept

@@ -312,3 +312,11 @@ def test_tokens_of_any_layout_are_coded(shape: tuple[int, int, int]) -> None:
         frame = encode(x, codec)
         assert frame == encode(turned, codec)
         assert (decode(frame) - x).norm() <= 0.06 * x.norm()
+
+
+def test_an_error_finer_than_float32_tells_gives_the_finest_step() -> None:
+    """Encoding ends where one coefficient is too large for the step that is due."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1 + 1e-3 * torch.randn(1, 1, 256, 256, generator=generator)
+    decoded = decode(encode(x, Waterfill(nrmse=1e-5)))
+    assert float((decoded - x).norm() / x.norm()) < 3e-5

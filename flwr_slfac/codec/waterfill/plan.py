@@ -103,8 +103,8 @@ class Plan:
 
     @property
     def least_step(self) -> float:
-        """The finest step; what is asked of a finer one is told of this."""
-        return self.largest / LARGEST_LEVEL
+        """The finest step, as float32 holds it; a finer one is taken for this."""
+        return float(np.float32(self.largest / LARGEST_LEVEL))
 
     def energies_at(self, step: float) -> Energies:
         """Return what tells the class of each coefficient at a step."""

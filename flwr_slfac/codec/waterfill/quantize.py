@@ -203,7 +203,8 @@ def _quantize_near(
 ) -> Quantized:
     """Quantize, and again where the sample misled, until the distortion is met.
 
-    Few coefficients give a distortion that jumps: then the best below it is taken.
+    Few coefficients give a distortion that jumps: then the best below it is taken, or
+    the finest where none is below.
     """
     quantized = quantize(plan, step)
     below: Quantized | None = None
@@ -221,7 +222,9 @@ def _quantize_near(
             return below
         quantized = quantize(plan, step)
     while below is None:
-        if quantized.distortion - plan.left_out <= wanted:
+        # The finest step may have more error than is wanted: there is none with less.
+        is_finest = quantized.step <= plan.least_step
+        if is_finest or quantized.distortion - plan.left_out <= wanted:
             below = quantized
         else:
             quantized = quantize(plan, quantized.step / 2)

@@ -47,6 +47,9 @@ _ENOUGH_VALUES = 2**16
 _ENOUGH_SAMPLES = 16
 # A constant is left out up to float32's rounding, which leaves this share of energy.
 _ROUNDING = 2.0**-40
+# Our limit, against crafted headers: positions of a plane whose weights are kept, a few
+# MiB of 64 frames.
+_MOST_KEPT = 2**14
 _DCT = parse_basis("dct")
 
 
@@ -124,7 +127,8 @@ class Weights:
 
     def scales(self, shape: PlaneShape, *, undo: bool = False) -> torch.Tensor:
         """Return what coefficients (S, ...) are multiplied by, or divided."""
-        return _scales(self.bands, shape.sizes, 0.5 if undo else -0.5)
+        find = _scales if shape.num_positions <= _MOST_KEPT else _scales.__wrapped__
+        return find(self.bands, shape.sizes, 0.5 if undo else -0.5)
 
     def spectra(self, planes: torch.Tensor, shape: PlaneShape) -> torch.Tensor:
         """Return the weighted spectra (N, C, S) of planes (N, C, S), float32.
