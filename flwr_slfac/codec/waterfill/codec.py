@@ -50,8 +50,8 @@ class Waterfill(Codec):
 
     Give one of `nrmse`, `noise`, `bits`, `step`; none of them means ``nrmse=0.1``.
     Beside `nrmse` or `noise`, `bits` is a limit: where the error that is asked for
-    takes more, it is larger, its square up to a hundred times, or to three quarters of
-    the energy, whichever is less.
+    takes more, it is larger, its square up to three quarters of the energy, and in
+    planes of at most 64 positions (vectors, small maps) up to ten times what is asked.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ class Waterfill(Codec):
             distortion = self.noise * variation(x, total, hints)
         elif self.relative_error is not None:
             distortion = self.relative_error**2 * total
-        return Target(total, distortion, num_bits)
+        return Target(total, distortion, num_bits, num_positions=x.shape[2])
 
     @classmethod
     def decode_sections(

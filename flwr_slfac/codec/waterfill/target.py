@@ -12,9 +12,9 @@ _OCTAVES = 80.0
 _NUM_HALVINGS = 30
 # Our choice: an octave of step, which is a factor of 4 in variance.
 _DEEPER = 4
-# What a number of bits may make of the distortion beside it, and at most of the energy:
-# our choice. Small tensors and vectors have nothing left at rates that suit maps.
-_MOST_COARSER, _MOST_LOST = 100.0, 0.75
+# What a number of bits may make of the distortion beside it in small planes, of which a
+# rate that suits maps would leave little, and of the energy in any: our choice.
+_MOST_COARSER, _SMALL, _MOST_LOST = 10.0, 64, 0.75
 
 
 class Decider(enum.IntEnum):
@@ -42,18 +42,22 @@ class Target:
         Of the whole frame.
     step : float, optional
         Quantization step.
+    num_positions : int
+        Of a plane.
     """
 
     energy: float
     distortion: float | None = None
     num_bits: float | None = None
     step: float | None = None
+    num_positions: int = 1
 
     @property
     def most_distortion(self) -> float:
         """What bits beside a distortion may make of it."""
         wanted = self.distortion or 0.0
-        return max(wanted, min(_MOST_COARSER * wanted, _MOST_LOST * self.energy))
+        coarsest = _MOST_COARSER * wanted if self.num_positions <= _SMALL else math.inf
+        return max(wanted, min(coarsest, _MOST_LOST * self.energy))
 
     def by_decider(self) -> "dict[Decider, Target]":
         """Return targets of one number each, by what may decide."""
