@@ -29,7 +29,7 @@ def run(flower: Flower, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.flower
 def test_quickstart_reaches_95_percent(flower: Flower, tmp_path: Path) -> None:
-    """The quickstart completes, both evaluations reach 95 %, with a line a round."""
+    """Both evaluations reach 95 % in fewer than a tenth of the bytes; a line a round."""
     done = run(flower, "--run-config", f"output-folder='{tmp_path}'")
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert done.returncode == 0, log[-3000:] + done.stderr
@@ -41,7 +41,9 @@ def test_quickstart_reaches_95_percent(flower: Flower, tmp_path: Path) -> None:
     assert federated[-1] >= 0.95
     assert central[-1] >= 0.95
     assert abs(federated[-1] - central[-1]) < 0.03
-    assert len(re.findall(r"\d+ +5 .* 2\.0x ", log)) == 8
+    ratios = [float(x) for x in re.findall(r"\d+ +5 .* (\d+\.\d)x ", log)]
+    assert len(ratios) == 8
+    assert min(ratios) > 10
     rows = json.loads((tmp_path / "traffic.json").read_text())
     assert {row["server_round"] for row in rows} == set(range(1, 9))
     rounds = json.loads((tmp_path / "rounds.json").read_text())
