@@ -38,6 +38,7 @@ NUM_DEVICES, BATCH, WIDTH = 5, 16, 16
 ARMS = {
     "identity": ("identity", "identity"),
     "slfac": ("slfac(theta=0.9)", "slfac(theta=0.9)"),
+    "slfac, sum": ("slfac(theta=0.9, energy='sum')", "slfac(theta=0.9, energy='sum')"),
     "waterfill 0.4/0.36 bits": ("waterfill(bits=0.4)", "waterfill(bits=0.36)"),
     "waterfill 0.52/0.24 bits": ("waterfill(bits=0.52)", "waterfill(bits=0.24)"),
     "waterfill 0.1/0.4": ("waterfill(nrmse=0.1)", "waterfill(nrmse=0.4)"),
