@@ -99,18 +99,23 @@ def _levels(
     """Return levels, and sums by class (60, 3): see the extension's `quantize`."""
     scaled = coefficients * np.float32(inverse)
     shrink = np.float32(SHRINK)
-    shrunk = np.where(scaled > shrink, scaled - shrink, np.float32(0))
-    shrunk = np.where(scaled < -shrink, scaled + shrink, shrunk)
-    levels = np.rint(shrunk)
-    errors = np.rint((levels - scaled) * np.float32(_ERROR_UNIT))
+    levels = scaled - np.clip(scaled, -shrink, shrink)
+    np.rint(levels, out=levels)
+    errors = np.subtract(levels, scaled, out=scaled)
+    errors *= np.float32(_ERROR_UNIT)
+    np.rint(errors, out=errors)
     planes = (energies.samples[:, None] + energies.channels).reshape(-1)
     # Planes are in order of energy, descending.
     of_columns = -np.sort(-planes)
     of_rows = energies.frequencies[energies.groups]
     classes = classes_of(of_rows[:, None] + of_columns, energies.offset).reshape(-1)
+    signs, errors = np.sign(levels).reshape(-1), errors.reshape(-1)
+    # Most levels are zero.
+    (some,) = signs.nonzero()
     sums = [
-        np.bincount(classes, part.reshape(-1), NUM_CLASSES)
-        for part in (levels != 0, np.sign(levels) * errors, np.square(errors))
+        np.bincount(classes[some], minlength=NUM_CLASSES),
+        np.bincount(classes[some], signs[some] * errors[some], NUM_CLASSES),
+        np.bincount(classes, np.square(errors, out=errors), NUM_CLASSES),
     ]
     # Sums of whole numbers, exact in float64.
     return levels.astype(np.int32), np.stack(sums, 1).astype(np.int64)
