@@ -29,7 +29,7 @@ def run(flower: Flower, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.flower
 def test_quickstart_reaches_95_percent(flower: Flower, tmp_path: Path) -> None:
-    """Both evaluations reach 95 % in fewer than a tenth of the bytes; a line a round."""
+    """Both evaluations reach 95 % in a tenth of the bytes or less, a line a round."""
     done = run(flower, "--run-config", f"output-folder='{tmp_path}'")
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     assert done.returncode == 0, log[-3000:] + done.stderr
