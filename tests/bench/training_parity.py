@@ -5,8 +5,9 @@ Usage: python -m tests.bench.training_parity [--datasets mnist ham10000 cifar10]
 
 Quarter-width ResNet-18 cut after `layer1`, five IID devices in one process, scheme
 `parallel`; images come from SLFAC_DATA_DIR. The accuracy of a run is that after its
-last round, on test images (balanced accuracy on HAM10000): of the joined model, and
-with activations coded on their way. Bytes are those of the
+last round, on test images (balanced accuracy on HAM10000, and beside it that of all
+images): of the joined model, and with activations coded on their way. The loss is the
+joined model's mean cross-entropy on these images. Bytes are those of the
 training frames, up and down, headers included. With --validation, accuracy is that on
 training images that a run did not train on: settings are chosen so. Every finished run
 is appended to FILE as JSON.
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import CrossEntropyLoss
+from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import TensorDataset
@@ -168,6 +170,8 @@ def train(
     return {
         "accuracy": score(scores, test_y, balanced=dataset == "ham10000"),
         "through_split": score(coded, test_y, balanced=dataset == "ham10000"),
+        "of_all": score(scores, test_y, balanced=False),
+        "loss": float(cross_entropy(scores, test_y)),
         "num_bytes": num_bytes,
         "ratio": sum(r.raw_bytes for r in crossed) / num_bytes,
         "seconds": seconds,
@@ -204,18 +208,20 @@ def table(rows: list[dict[str, float]]) -> str:
     """
     lines = [
         "| dataset | codec | seeds | joined | minus identity | through the split | "
-        "minus identity | ratio |",
-        "|---|---|---|---|---|---|---|---|",
+        "minus identity | of all images | minus identity | loss | minus identity | "
+        "ratio |",
+        "|---" * 12 + "|",
     ]
     for dataset in PLAN:
-        base = {r["seed"]: r["accuracy"] for r in _of(rows, dataset, "identity")}
+        identity = _of(rows, dataset, "identity")
         for arm in ARMS:
             mine = _of(rows, dataset, arm)
             if not mine:
                 continue
             cells = []
-            for name in ("accuracy", "through_split"):
+            for name in ("accuracy", "through_split", "of_all", "loss"):
                 known = [r for r in mine if name in r]
+                base = {r["seed"]: r[name] for r in identity if name in r}
                 gaps = [r[name] - base[r["seed"]] for r in known if r["seed"] in base]
                 cells += [_mean([r[name] for r in known], ".2f"), _mean(gaps, "+.2f")]
             ratio = statistics.mean(r["ratio"] for r in mine)
