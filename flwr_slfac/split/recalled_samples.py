@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from flwr_slfac.codec import Memory, SampleMemory, Temporal, restart
 from flwr_slfac.split.features import Recall
+from flwr_slfac.split.known_samples import order_mark
 from flwr_slfac.split.protocol import Begin
 
 
@@ -41,7 +42,7 @@ class RecalledSamples:
         memory = dict(self._memories.get(device, {}))
         samples = SampleMemory(memory)
         samples.allow(begin.up.max_bytes)
-        told = (*begin.cut_features, Recall(samples.version))
+        told = (*begin.cut_features, Recall(samples.version, order_mark()))
         return replace(begin, cut_features=told), memory
 
     def end(self, device: int, memory: Memory) -> None:

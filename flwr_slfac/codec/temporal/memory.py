@@ -20,7 +20,7 @@ import torch
 
 from flwr_slfac.codec.base import Memory
 
-__all__ = ["DEFAULT_MAX_BYTES", "SampleMemory"]
+__all__ = ["DEFAULT_MAX_BYTES", "INDEX_BYTES", "SampleMemory"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -31,7 +31,8 @@ _VERSION, _LIMIT, _INDEX = "temporal.version", "temporal.limit", "temporal.index
 _ROWS, _RANGES = "temporal.rows.", "temporal.ranges."
 _MOST_BYTES = "temporal.most_bytes"
 # An index entry is three int64; besides there are a version and two numbers.
-_INDEX_BYTES, _FIXED_BYTES = 24, 32
+INDEX_BYTES = 24
+_FIXED_BYTES = 32
 # Our choice: 131,072 samples in batches of 8; a step takes time for each frame.
 _MOST_FRAMES = 2**14
 _LARGEST_HALF = 65504.0
@@ -99,7 +100,7 @@ class SampleMemory:
             return 0
         rows = sum(self._num_row_bytes(k) for k in self._frames())
         num_samples = int(self._index().shape[1])
-        return rows + _INDEX_BYTES * num_samples + _FIXED_BYTES
+        return rows + INDEX_BYTES * num_samples + _FIXED_BYTES
 
     def forget(self) -> None:
         """Begin anew, with no sample and no version."""

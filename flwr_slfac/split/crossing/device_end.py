@@ -36,6 +36,9 @@ class DeviceEnd:
         The device in the round.
     memory : dict of str to Tensor
         What the encoder remembers of earlier rounds.
+    order : tuple of int
+        What the server derives the samples of batches from, sent with the first of
+        them; empty if frames name them.
 
     Attributes
     ----------
@@ -49,8 +52,10 @@ class DeviceEnd:
         features: Sequence[CutFeature],
         place: Place,
         memory: Memory,
+        order: tuple[int, ...] = (),
     ) -> None:
         self._codec, self._features, self._place = codec, features, place
+        self._order = order
         # Of the encoder now and before the last forward, and of the decoder.
         self._up: Memory = restart(memory)
         self._up_before: Memory = {}
@@ -123,11 +128,13 @@ class DeviceEnd:
                 seed=self._place.at(step).seed_of(role),
                 memory=memory,
                 samples=None if samples is None else samples.tolist(),
+                samples_known=bool(self._order),
             ),
             targets=encode_targets(targets),
             num_examples=len(targets),
             shape=() if sent.shape == activations.shape else tuple(activations.shape),
             memory_order=memory_order(activations),
+            order=() if samples is None or step else self._order,
         )
         self.seconds += time.perf_counter() - start
         return smashed
