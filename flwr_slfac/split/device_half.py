@@ -239,8 +239,8 @@ class DeviceHalf:
         features = [f for f in begin.cut_features if batches or f.in_evaluation]
         if batches is None:
             return _Round(begin, place, DeviceEnd(begin.up, features, place, memory))
-        order = known_order(begin, batches.order)
-        end = DeviceEnd(begin.up, features, place, memory, order)
+        own = known_order(begin, batches.order), self.device.sample_folder
+        end = DeviceEnd(begin.up, features, place, memory, *own)
         how = begin.pipeline_depth, begin.config.period_steps
         at = (was.step, was.paused) if was else (BEFORE_FIRST, False)
         steps = DeviceSteps(self._front, place, end, batches, *how, *at)

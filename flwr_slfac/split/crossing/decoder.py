@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from flwr_slfac.codec import Memory, decode
+from flwr_slfac.codec import Memory, SampleMemory, decode
 from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing.server_side import ServerSide
 from flwr_slfac.split.known_samples import KnownSamples
@@ -86,6 +86,7 @@ class Decoder:
         limit = self._side.size.limit(len(targets))
         samples = self._samples(smashed)
         sent = self._decode(smashed.activations, self.memory, limit, samples)
+        SampleMemory(self.memory).move_to(self._side.size.limits.sample_folder)
         return Decoded(sent, targets, limit, time.perf_counter() - start)
 
     def _samples(self, smashed: Smashed) -> list[int] | None:

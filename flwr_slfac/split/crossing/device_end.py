@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from flwr_slfac.codec import (
     Identity,
     Integers,
     Memory,
+    SampleMemory,
     decode,
     encode,
     restart,
@@ -39,6 +41,8 @@ class DeviceEnd:
     order : tuple of int
         What the server derives the samples of batches from, sent with the first of
         them; empty if frames name them.
+    sample_folder : str or Path, optional
+        As of `Device`.
 
     Attributes
     ----------
@@ -53,9 +57,10 @@ class DeviceEnd:
         place: Place,
         memory: Memory,
         order: tuple[int, ...] = (),
+        sample_folder: str | Path | None = None,
     ) -> None:
         self._codec, self._features, self._place = codec, features, place
-        self._order = order
+        self._order, self._folder = order, sample_folder
         # Of the encoder now and before the last forward, and of the decoder.
         self._up: Memory = restart(memory)
         self._up_before: Memory = {}
@@ -100,7 +105,10 @@ class DeviceEnd:
         samples : Tensor of int64
             Which of the device's examples they are.
         """
-        return self._encode(sent, targets, step, activations, "up", self._up, samples)
+        how = "up", self._up, samples
+        smashed = self._encode(sent, targets, step, activations, *how)
+        SampleMemory(self._up).move_to(self._folder)
+        return smashed
 
     def send_test(
         self, activations: torch.Tensor, targets: torch.Tensor, index: int
