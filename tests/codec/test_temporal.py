@@ -172,6 +172,51 @@ def test_a_stream_is_that_of_a_dictionary(
                 assert np.array_equal(rows[sample].numpy(), row)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("threshold", [0.5, 0.98, 1.0])
+def test_samples_above_a_threshold_of_similarity_are_not_sent(
+    threshold: float, bits: int
+) -> None:
+    """They stay what is remembered; the others are what the inner codec sends."""
+    codec = Temporal(Float16(), bits=bits, threshold=threshold)
+    slow, here, there = Dictionary(bits, 2**26), Memory(), Memory()
+    values, draw = normal(40, 3, 4, 4), random.Random(3)
+    values[7], values[8] = 0, 1e-30
+    modes: list[int] = []
+    for step in range(40):
+        samples = [draw.randrange(40) for _ in range(8)]
+        change = draw.choice([0.0, 0.02, 0.3, 1.0])
+        values = values + change * normal(*values.shape, seed=step)
+        values[7] = step // 20
+        x = values[samples] * draw.choice([1.0, 2.0])
+        held = [slow.rows.get(sample) for sample in samples]
+        frame = encode(x, codec, memory=here, samples=samples)
+        said = header_of(frame).samples
+        assert said is not None
+        found = decode(frame, memory=there)
+        assert torch.equal(found, slow.decode(frame, samples))
+        own = [PLAIN] * 8 if said.modes is None else said.modes.tolist()
+        for row, mode, before, now in zip(x, own, held, found, strict=True):
+            likeness = similarity(row, before)
+            if abs(likeness - threshold) > 1e-6:
+                assert mode == (SAME if likeness > threshold else PLAIN)
+            whole = row.half().float()
+            assert torch.equal(now, whole if mode == PLAIN else torch.tensor(before))
+        modes += own
+    assert 20 < modes.count(SAME) < 300 or threshold == 1.0
+
+
+def similarity(row: torch.Tensor, before: np.ndarray | None) -> float:
+    """Return the cosine by its definition; of zero with zero it is 1, with else 0."""
+    if before is None:
+        return -1.0
+    a, b = row.double().numpy().ravel(), before.astype(np.float64).ravel()
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not norms:
+        return float(not a.any() and not b.any()) * 2
+    return float(a @ b) / norms
+
+
 @pytest.mark.parametrize("relu", [False, True])
 def test_the_relative_error_is_that_of_the_inner_codec(relu: bool) -> None:
     """Whatever of a batch is predicted, its error is within 10 percent of `nrmse`."""
@@ -447,6 +492,10 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         "feedback(inner=temporal(inner=topk))",
         "temporal(inner=float16, bits=4)",
         "temporal(inner=float16, max_bytes=0)",
+        "temporal(inner=float16, threshold=0)",
+        "temporal(inner=float16, threshold=1.01)",
+        "temporal(inner=float16, threshold=-0.5)",
+        "temporal(inner=float16, threshold='high')",
         "temporal(inner=float16, max_bytes=1.5)",
         "temporal",
     ],
@@ -473,8 +522,10 @@ def sealed(frame: Frame, sections: list[bytes]) -> bytes:
 def test_changed_frames_of_a_stream_do_no_harm(data: st.DataObject) -> None:
     """With a memory and the right checksum: DecodeError or the declared tensor."""
     inner = data.draw(st.sampled_from(["uniform(bits=4)", "waterfill(nrmse=0.2)"]))
+    threshold = data.draw(st.sampled_from([None, 0.9]))
     known = data.draw(st.booleans())
-    frames = stream(Temporal(parse_codec(inner)), num=3, known=known)
+    codec = Temporal(parse_codec(inner), threshold=threshold)
+    frames = stream(codec, num=3, known=known)
     memory, samples = Memory(), range(10) if known else None
     decode(frames[0], memory=memory, samples=samples)
     if data.draw(st.booleans()):

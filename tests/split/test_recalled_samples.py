@@ -277,6 +277,17 @@ def test_test_data_stand_alone() -> None:
     assert not without.traffic.rows(phase="evaluate")
 
 
+def test_a_threshold_of_similarity_trains() -> None:
+    """Samples that are left out get gradients like others; a rest costs headers."""
+    like = Temporal(Waterfill(nrmse=0.2), threshold=0.9)
+    result, link = train(up=like, num_rounds=4)
+    assert link.begun_anew() == [(device, 1) for device in range(3)]
+    assert result.rounds[-1].loss < result.rounds[0].loss
+    settings = {"optimizer": partial(SGD, lr=0.0)}
+    rests, _ = train(up=like, norm=False, device=settings)
+    assert up_bytes(rests, 3) < up_bytes(rests, 1) / 3
+
+
 def test_memory_is_bounded_on_both_sides() -> None:
     """By the setting: samples beyond it are sent whole."""
     small = Temporal(Uniform(4), max_bytes=2000)

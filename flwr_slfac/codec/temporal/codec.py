@@ -21,7 +21,7 @@ from flwr_slfac.codec.temporal.memory import (
     INDEX_BYTES,
     SampleMemory,
 )
-from flwr_slfac.codec.temporal.prediction import Choice, predict
+from flwr_slfac.codec.temporal.prediction import Choice, predict, repeat
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import EncodeError, SettingError
 
@@ -73,6 +73,16 @@ class Temporal(Codec):
     bits : {8, 16}, default 16
         What a remembered value takes: a grid over the sample's range, or half precision
         (of magnitudes up to 65504).
+    threshold : float, optional
+        In (0, 1]. SplitCom's rule (arXiv 2602.10564) in place of prediction, as a
+        baseline: a sample whose cosine similarity with what is remembered of it is no
+        less is not sent, and the server goes on with what it has; any other is sent
+        whole. The error is then bounded by no setting. Of the paper is that activations
+        are sent where they deviate from those of epochs before by a threshold; our
+        reading is that this is fixed (theirs is adapted while training runs), that all
+        values of a sample are compared (theirs are reduced in dimension), and that they
+        are compared with what was decoded. The server's gradient, of what it went on
+        with, is applied to the device's own activations.
 
     Raises
     ------
@@ -96,6 +106,7 @@ class Temporal(Codec):
     inner: Codec
     max_bytes: int = DEFAULT_MAX_BYTES
     bits: int = 16
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.inner, str):
@@ -111,6 +122,13 @@ class Temporal(Codec):
             )
         if self.bits not in (8, 16):
             raise SettingError(f"bits is {self.bits!r}; give 8 or 16")
+        threshold = self.threshold
+        is_number = type(threshold) in (int, float)
+        if threshold is not None and not (is_number and 0 < threshold <= 1):
+            raise SettingError(
+                f"threshold is {threshold!r}; give a cosine similarity above 0, at "
+                "most 1, or None to predict"
+            )
 
     def config(self) -> dict[str, Any]:
         """Return the settings, the inner codec as its text."""
@@ -118,8 +136,8 @@ class Temporal(Codec):
 
     @property
     def relative_error(self) -> float | None:
-        """That of the inner codec."""
-        return self.inner.relative_error
+        """That of the inner codec; None where samples are left out by a threshold."""
+        return None if self.threshold else self.inner.relative_error
 
     @property
     def most_samples(self) -> int:
@@ -165,6 +183,9 @@ class Temporal(Codec):
     def _cheapest(self, x: torch.Tensor, ids: Ids, hints: Hints) -> Candidate:
         """Code a batch with prediction or without, whichever takes fewer bytes."""
         remembered, known = SampleMemory(hints.memory).find(ids, x.shape[1:])
+        if self.threshold is not None:
+            like = repeat(x, remembered, known, self.threshold)
+            return code(x, self.inner, hints, like)
         inner = self.inner.settled(x, hints)
         error = inner.relative_error
         choice = predict(x, remembered, known, error)
