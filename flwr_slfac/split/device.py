@@ -76,8 +76,10 @@ class Device:
     profile : mapping of str to str, number or bool
         What the device says of itself to a pruning ratio that is a function.
     sample_folder : str or Path, optional
-        A folder on a disk, for what a codec remembers of samples while a round lasts,
-        see `Temporal`; by default it is in memory.
+        A folder on a disk, for what a codec remembers of samples, see `Temporal`; by
+        default it is in memory. In a Flower app those of a node are in files of a
+        folder in it, ``device-<partition id>``, and what its state does not name is
+        deleted there; a device that finds them lost begins anew.
 
     Raises
     ------

@@ -1,17 +1,20 @@
 """Remembered rows in files: what is mapped takes no memory that the system cannot free.
 
-A file has no name any more from when it is mapped on: its room on the disk is free
-again as soon as the last tensor that shares the mapping is, whatever ends the process.
+A file of `in_file` has no name any more from when it is mapped on: its room on the disk
+is free again as soon as the last tensor that shares the mapping is, whatever ends the
+process.
 """
 
+import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from flwr_slfac.codec.wire import as_bytes
 
-__all__ = ["in_file", "is_in_file"]
+__all__ = ["in_file", "is_in_file", "mapped_file", "write_file"]
 
 
 def in_file(tensor: torch.Tensor, folder: str | Path) -> torch.Tensor:
@@ -31,14 +34,37 @@ def in_file(tensor: torch.Tensor, folder: str | Path) -> torch.Tensor:
     """
     if not tensor.numel():
         return tensor
-    # Written first and mapped then: a full disk would kill who writes to a mapping.
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".samples") as file:
+        write_file(tensor, Path(file.name))
+        return mapped_file(Path(file.name), tensor.dtype, tensor.shape)
+
+
+def write_file(tensor: torch.Tensor, path: Path) -> None:
+    """Write a tensor's values to a file, which `mapped_file` reads.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. To write to a mapping on a full disk would be the end
+        of the process.
+    """
+    with path.open("wb") as file:
         file.write(as_bytes(tensor))
-        file.flush()
-        flat = torch.from_file(
-            file.name, shared=True, size=tensor.numel(), dtype=tensor.dtype
-        )
-    return flat.reshape(tensor.shape)
+
+
+def mapped_file(path: Path, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
+    """Return the tensor in a file, whose values must not be changed.
+
+    Parameters
+    ----------
+    path : Path
+        Of a file with as many bytes as dtype and shape say, above 0.
+    dtype, shape
+        Of the tensor.
+    """
+    size = math.prod(shape)
+    flat = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+    return flat.reshape(tuple(shape))
 
 
 def is_in_file(tensor: torch.Tensor) -> bool:
