@@ -20,6 +20,7 @@ ROOMS = (
         "memory_order",
         "states",
         "spool",
+        "tensor_files",
         "traffic",
     ),
     ("checkpoint",),

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from flwr_slfac.codec import Memory, SampleMemory
-from flwr_slfac.codec.temporal.files import is_in_file, mapped_file, write_file
 from flwr_slfac.codec.wire import DTYPES
+from flwr_slfac.tensor_files import is_in_file, mapped_file, write_file
 
 _SUFFIX = ".samples"
 # What stands for a tensor: the name of its file, its dtype and shape.

@@ -17,7 +17,7 @@ from flwr_slfac.codec import (
     decode,
     encode,
 )
-from flwr_slfac.codec.temporal.files import in_file, is_in_file
+from flwr_slfac.tensor_files import in_file, is_in_file
 from flwr_slfac.transport.packing import pack_state, unpack_state
 
 

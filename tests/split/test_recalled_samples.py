@@ -63,8 +63,8 @@ class Watching(LocalLink):
         for key, request in requests.items():
             if request.begin is not None:
                 self.now = request.begin.server_round
-                recall = request.begin.cut_features[-1]
-                self.told[key, self.now] = getattr(recall, "version", "")
+                for recall in request.begin.cut_features:
+                    self.told[key, self.now] = getattr(recall, "version", "")
                 if (key, self.now) in self.forgets:
                     self._halves[key].kept = None
         answers: dict[int, Any] = super().train(requests)
@@ -184,6 +184,49 @@ def test_a_device_that_forgot_begins_anew() -> None:
     result, link = train(num_rounds=4, forgets=frozenset({(1, 3)}))
     assert link.begun_anew() == [(0, 1), (1, 1), (1, 3), (2, 1)]
     assert not any(outcome.lost for outcome in result.rounds)
+
+
+def test_nodes_that_swap_partitions_begin_anew() -> None:
+    """The server's samples are a partition's, a device's memory is its node's."""
+
+    class Swapping(Watching):
+        def devices(self, keys: list[int]) -> dict[int, int]:
+            if self.now == 1 and len(self.frames) == len(SIZES):
+                one, other = self._halves[0], self._halves[1]
+                one.kept, other.kept = other.kept, one.kept
+                self.now = 2
+            return super().devices(keys)
+
+    front, back = builders.halves()
+    links: list[Swapping] = []
+
+    def make_link(halves: Any) -> Swapping:
+        links.append(Swapping(halves))
+        return links[0]
+
+    train_locally(
+        builders.devices(front, SIZES),
+        front.state_dict(),
+        builders.server(back),
+        num_rounds=3,
+        up=temporal,
+        evaluate=False,
+        make_link=make_link,
+    )
+    first = [(device, 1) for device in range(3)]
+    assert links[0].begun_anew() == sorted([*first, (0, 2), (1, 2)])
+
+
+@pytest.mark.parametrize("max_bytes", [1, 100, 3000])
+def test_a_memory_that_holds_next_to_nothing_changes_nothing(max_bytes: int) -> None:
+    """Samples that are dropped at once are sent whole, by the same codec."""
+    small = Temporal(Uniform(4), max_bytes=max_bytes)
+    result, link = train(up=small, norm=False)
+    assert link.begun_anew() == [(device, 1) for device in range(3)]
+    if max_bytes < 3000:
+        plain, _ = train(up=Uniform(4), norm=False)
+        for name, value in plain.front.items():
+            assert torch.equal(result.front[name], value)
 
 
 def test_a_device_that_sits_rounds_out_is_remembered() -> None:

@@ -8,9 +8,9 @@ import torch
 
 from flwr_slfac import Device
 from flwr_slfac.codec import Temporal, Waterfill
-from flwr_slfac.codec.temporal.files import is_in_file
 from flwr_slfac.errors import SettingError
 from flwr_slfac.split import Limits, LocalResult
+from flwr_slfac.tensor_files import is_in_file
 from tests.codec.test_sample_files import mapped
 from tests.split import builders
 from tests.split.test_recalled_samples import Watching, train

@@ -10,7 +10,6 @@
     sums         energies that this is chosen by
     header       samples, predictions and versions as bytes
     memory       what both sides remember of samples
-    files        the same in files
 """
 
 from flwr_slfac.codec.temporal.codec import Temporal

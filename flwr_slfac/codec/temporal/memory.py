@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
-from flwr_slfac.codec.temporal.files import in_file, is_in_file
+from flwr_slfac.tensor_files import in_file, is_in_file
 
 __all__ = ["DEFAULT_MAX_BYTES", "INDEX_BYTES", "SampleMemory"]
 

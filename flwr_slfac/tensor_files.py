@@ -1,4 +1,4 @@
-"""Remembered rows in files: what is mapped takes no memory that the system cannot free.
+"""Tensors in files: what is mapped takes no memory that the system cannot free.
 
 A file of `in_file` has no name any more from when it is mapped on: its room on the disk
 is free again as soon as the last tensor that shares the mapping is, whatever ends the
@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-
-from flwr_slfac.codec.wire import as_bytes
 
 __all__ = ["in_file", "is_in_file", "mapped_file", "write_file"]
 
@@ -49,7 +47,7 @@ def write_file(tensor: torch.Tensor, path: Path) -> None:
         of the process.
     """
     with path.open("wb") as file:
-        file.write(as_bytes(tensor))
+        file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def mapped_file(path: Path, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tensor:
