@@ -85,11 +85,23 @@ class KnownSamples:
             )
         self._order = rule.at(self._place)
 
-    def at(self, step: int) -> list[int] | None:
-        """Return those of a step's batch, None if they are not known."""
+    def at(self, step: int, num_examples: int) -> list[int] | None:
+        """Return those of a step's batch, None if they are not known.
+
+        Raises
+        ------
+        DecodeError
+            If the batch is not of so many examples.
+        """
         if self._order is None:
             return None
-        found: list[int] = self._order.indices(step).tolist()
+        indices = self._order.indices(step)
+        if len(indices) != num_examples:
+            raise DecodeError(
+                f"{num_examples} examples at step {step}, where the order of batches "
+                f"has {len(indices)}"
+            )
+        found: list[int] = indices.tolist()
         return found
 
 

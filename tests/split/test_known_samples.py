@@ -173,7 +173,18 @@ def test_numbers_that_tell_no_order_are_refused(numbers: tuple[int, ...]) -> Non
     known = KnownSamples(Place(0, 1, 0), Temporal(Uniform(4), max_bytes=2400))
     with pytest.raises(DecodeError, match=r"order|batch"):
         known.tell(numbers)
-    assert known.at(0) is None
+    assert known.at(0, 4) is None
+
+
+def test_batches_of_another_size_are_refused() -> None:
+    """Before samples are counted out: what is told of an order costs no more."""
+    known = KnownSamples(Place(0, 1, 0), Temporal(Uniform(4)))
+    known.tell((10, 4, 1, 0, 0, 1))
+    sizes = [len(known.at(step, size) or ()) for step, size in enumerate((4, 4, 2))]
+    assert sizes == [4, 4, 2]
+    for step, size in ((0, 5), (2, 4), (1, 0)):
+        with pytest.raises(DecodeError, match=f"{size} examples at step {step}"):
+            known.at(step, size)
 
 
 def test_a_rule_comes_back_from_its_numbers() -> None:

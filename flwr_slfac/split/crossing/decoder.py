@@ -84,19 +84,19 @@ class Decoder:
         # a short frame of activations cannot claim many.
         targets = self._decode(smashed.targets, {}, len(smashed.targets))
         limit = self._side.size.limit(len(targets))
-        samples = self._samples(smashed)
+        samples = self._samples(smashed.order, len(targets))
         sent = self._decode(smashed.activations, self.memory, limit, samples)
         SampleMemory(self.memory).move_to(self._side.size.limits.sample_folder)
         return Decoded(sent, targets, limit, time.perf_counter() - start)
 
-    def _samples(self, smashed: Smashed) -> list[int] | None:
+    def _samples(self, order: tuple[int, ...], num: int) -> list[int] | None:
         """Return which samples the next batch holds, None if that is not known."""
         step, self._step = self._step, self._step + 1
         if self._known is None:
             return None
-        if smashed.order and not step:
-            self._known.tell(smashed.order)
-        return self._known.at(step)
+        if order and not step:
+            self._known.tell(order)
+        return self._known.at(step, num)
 
     def _decode(
         self,
