@@ -14,6 +14,7 @@ back with the memory of the round before, goes on from that one.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from flwr_slfac.codec import Memory, SampleMemory, Temporal, restart
 from flwr_slfac.split.features import Recall
@@ -54,9 +55,11 @@ class RecalledSamples:
         """Return, between rounds, what `load` takes."""
         return {d: dict(self._memories[d]) for d in sorted(self._memories)}
 
-    def load(self, state: dict[int, Memory]) -> None:
-        """Go on from what `state` returned."""
-        self._memories = dict(state)
+    def load(self, state: dict[int, Memory], folder: str | Path | None) -> None:
+        """Go on from what `state` returned; in files of a folder, if one is given."""
+        self._memories = {device: dict(state[device]) for device in state}
+        for memory in self._memories.values():
+            SampleMemory(memory).move_to(folder)
 
 
 def recalled_samples(memory: Memory, begin: Begin) -> Memory:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from flwr_slfac import Device
-from flwr_slfac.codec import Temporal, Waterfill
+from flwr_slfac.codec import Memory, Temporal, Waterfill, encode
 from flwr_slfac.errors import SettingError
 from flwr_slfac.split import Limits, LocalResult
+from flwr_slfac.split.recalled_samples import RecalledSamples
 from flwr_slfac.tensor_files import is_in_file
 from tests.codec.test_sample_files import mapped
 from tests.split import builders
@@ -65,6 +66,19 @@ def test_a_resumed_run_is_that_of_memory(tmp_path: Path) -> None:
         assert link.begun_anew() == []
         for name, value in whole.front.items():
             assert torch.equal(found.front[name], value)
+
+
+def test_samples_of_a_saved_run_move_at_once(tmp_path: Path) -> None:
+    """Those of devices that do not take part any more do not stay in memory."""
+    memory = Memory()
+    encode(torch.ones(4, 3), small, memory=memory, samples=range(4))
+    before = dict(memory)
+    samples = RecalledSamples()
+    samples.load({3: memory}, tmp_path)
+    (found,) = samples.state().values()
+    assert is_in_file(found["temporal.rows.0"])
+    assert memory == before
+    assert all(torch.equal(found[name], before[name]) for name in before)
 
 
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ class DeviceEnd:
         """
         how = "up", self._up, samples
         smashed = self._encode(sent, targets, step, activations, *how)
+        start = time.perf_counter()
         SampleMemory(self._up).move_to(self._folder)
+        self.seconds += time.perf_counter() - start
         return smashed
 
     def send_test(
