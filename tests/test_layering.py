@@ -12,7 +12,17 @@ PACKAGE = Path(flwr_slfac.__file__).parent
 
 # Each room imports only from itself and from rooms above it.
 ROOMS = (
-    ("errors", "counts", "_release", "memory_order", "states", "spool", "traffic"),
+    (
+        "errors",
+        "counts",
+        "folders",
+        "_release",
+        "memory_order",
+        "states",
+        "spool",
+        "tensor_files",
+        "traffic",
+    ),
     ("checkpoint",),
     ("cutting",),
     ("codec",),

@@ -44,6 +44,8 @@ class Hints:
         with the stream, see `restart`: what counts on the decoder's memory.
     samples : sequence of int, optional
         Which of the device's samples the rows of the tensor are.
+    samples_known : bool
+        Whether the receiver decodes with the same `samples`, so that none is named.
     activations : Tensor, optional
         Of a gradient, what it is the gradient of: of the same shape, as it was decoded.
     """
@@ -52,6 +54,7 @@ class Hints:
     seed: int = 0
     memory: Memory = field(default_factory=dict)
     samples: Sequence[int] | None = None
+    samples_known: bool = False
     activations: torch.Tensor | None = None
 
 

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -31,6 +32,7 @@ def encode(
     seed: int = 0,
     memory: Memory | None = None,
     samples: Sequence[int] | None = None,
+    samples_known: bool = False,
     activations: torch.Tensor | None = None,
 ) -> bytes:
     """Turn a tensor into one self-describing frame.
@@ -41,7 +43,7 @@ def encode(
         Strided, on any device; gradients are not tracked through the codec.
     codec : Codec
         How to code it.
-    role, seed, memory, samples, activations
+    role, seed, memory, samples, samples_known, activations
         See `Hints`.
 
     Returns
@@ -84,7 +86,8 @@ def encode(
     tensor = tensor.detach()
     if not codec.carries_nonfinite:
         _require_finite(tensor, codec)
-    hints = Hints(role, seed, {} if memory is None else memory, samples, activations)
+    memory = {} if memory is None else memory
+    hints = Hints(role, seed, memory, samples, samples_known, activations)
     with torch.no_grad():
         sections = sections_of(tensor, codec, hints)
     return pack_frame(codec.codec_id, tensor.dtype, tensor.shape, sections)
@@ -96,6 +99,7 @@ def decode(
     max_elements: int = DEFAULT_MAX_ELEMENTS,
     shape: Sequence[int] | None = None,
     memory: Memory | None = None,
+    samples: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """Turn a frame back into a tensor; any bytes at all are safe to pass.
@@ -111,6 +115,9 @@ def decode(
         is then what this shape costs.
     memory : dict of str to Tensor, optional
         What the decoder remembers of this stream; see `Hints`.
+    samples : sequence of int, optional
+        Which of a device's samples the rows are, where that is known here: for frames
+        that name none.
     device : torch.device or str
         Where the tensor is wanted.
 
@@ -124,7 +131,7 @@ def decode(
     DecodeError
         If the bytes are not a valid frame of a known codec, or of another shape.
     """
-    frame = unpack_frame(data, max_elements=max_elements)
+    frame = replace(unpack_frame(data, max_elements=max_elements), samples=samples)
     if shape is not None and frame.shape != tuple(shape):
         raise DecodeError(
             f"the frame declares shape {frame.shape}; {tuple(shape)} is expected here"

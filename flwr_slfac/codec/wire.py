@@ -92,12 +92,15 @@ class Frame:
     sections : tuple of memoryview
         What the codec made, at most `MAX_SECTIONS`; hostile until the codec has checked
         it.
+    samples : sequence of int, optional
+        Not of the frame: which samples the rows are, as the receiver knows them.
     """
 
     codec_id: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     sections: tuple[memoryview, ...]
+    samples: Sequence[int] | None = None
 
     @property
     def num_elements(self) -> int:

@@ -1,12 +1,14 @@
 """Which examples are in which batch: a pure function of (seed, round, device, step)."""
 
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import Any, cast
 
 import torch
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from flwr_slfac.errors import SettingError
-from flwr_slfac.split.place import seed_for
+from flwr_slfac.split.place import Place, seed_for
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -23,6 +25,50 @@ def batch_sizes(num_examples: int, batch_size: int, drop_last: bool) -> list[int
     """
     full, rest = divmod(num_examples, batch_size)
     return [batch_size] * full + ([rest] if rest and not drop_last else [])
+
+
+@dataclass(frozen=True)
+class OrderRule:
+    """What the order of a device's batches follows from, besides seed and place.
+
+    Parameters
+    ----------
+    num_examples, batch_size, epochs, max_steps, drop_last, shuffle
+        As of `BatchOrder`.
+    """
+
+    num_examples: int
+    batch_size: int
+    epochs: int = 1
+    max_steps: int | None = None
+    drop_last: bool = False
+    shuffle: bool = True
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The rule as numbers of 0 or more, in the order of its fields."""
+        return tuple(int(value or 0) for value in astuple(self))
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[int]) -> "OrderRule":
+        """Return the rule of such numbers.
+
+        Raises
+        ------
+        ValueError
+            If they are not those of a rule, or it gives no batch.
+        """
+        is_rule = len(numbers) == len(fields(cls)) and min(numbers[:3]) > 0
+        if not is_rule or max(numbers) >= 2**63:
+            raise ValueError(f"{tuple(numbers)} tell no order of batches")
+        examples, size, epochs, steps, drop, shuffle = numbers
+        if drop and size > examples:
+            raise ValueError(f"{examples} examples give no batch of {size}")
+        return cls(examples, size, epochs, steps or None, bool(drop), bool(shuffle))
+
+    def at(self, place: Place) -> "BatchOrder":
+        """Return the order that follows, of a device in a round."""
+        return BatchOrder(**vars(self), **vars(place))
 
 
 class BatchOrder:
@@ -44,6 +90,11 @@ class BatchOrder:
         As in `torch.utils.data.DataLoader`.
     seed, server_round, device : int
         What the order is a function of.
+
+    Attributes
+    ----------
+    rule : OrderRule
+        What else it is a function of.
     """
 
     def __init__(
@@ -59,9 +110,10 @@ class BatchOrder:
         server_round: int = 0,
         device: int = 0,
     ) -> None:
-        self._num_examples = num_examples
+        self.rule = OrderRule(
+            num_examples, batch_size, epochs, max_steps, drop_last, shuffle
+        )
         self.batch_size = batch_size
-        self._shuffle = shuffle
         self._place = (seed, server_round, device)
         self._epoch_sizes = batch_sizes(num_examples, batch_size, drop_last)
         num_steps = epochs * len(self._epoch_sizes)
@@ -94,14 +146,14 @@ class BatchOrder:
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         if self._cached is None or self._cached[0] != epoch:
-            order = torch.arange(self._num_examples)
-            if self._shuffle:
+            order = torch.arange(self.rule.num_examples)
+            if self.rule.shuffle:
                 seed, _, device = self._place
                 # Of a round that is as long as its epochs, this is its own number.
                 earlier, own = divmod(epoch, self._epochs)
                 generator = torch.Generator()
                 generator.manual_seed(seed_for(seed, earlier + 1, device, own, "order"))
-                order = torch.randperm(self._num_examples, generator=generator)
+                order = torch.randperm(len(order), generator=generator)
             self._cached = (epoch, order)
         return self._cached[1]
 

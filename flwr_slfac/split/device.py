@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from flwr_slfac.errors import SettingError
+from flwr_slfac.folders import require_folder
 from flwr_slfac.split.batches import BatchOrder, batch_sizes, dataset_length
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -73,11 +75,16 @@ class Device:
         Where the front runs.
     profile : mapping of str to str, number or bool
         What the device says of itself to a pruning ratio that is a function.
+    sample_folder : str or Path, optional
+        A folder on a disk, for what a codec remembers of samples, see `Temporal`; by
+        default it is in memory. In a Flower app those of a node are in files of a
+        folder in it, ``device-<partition id>``, and what its state does not name is
+        deleted there; a device that finds them lost begins anew.
 
     Raises
     ------
     SettingError
-        If a number is out of range.
+        If a number is out of range, or the folder is none.
     """
 
     front: nn.Module
@@ -95,6 +102,7 @@ class Device:
     clip_norm: float | None = None
     device: torch.device | str = "cpu"
     profile: Mapping[str, str | float | bool] = field(default_factory=dict)
+    sample_folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "max_steps"):
@@ -106,6 +114,7 @@ class Device:
                 f"scheduler_per is {self.scheduler_per!r}; use 'round' or 'step'"
             )
         require_positive("clip_norm", self.clip_norm)
+        require_folder("sample_folder", self.sample_folder)
         for name, value in self.profile.items():
             if not isinstance(name, str) or not isinstance(value, str | int | float):
                 raise SettingError(

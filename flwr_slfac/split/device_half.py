@@ -15,6 +15,7 @@ from flwr_slfac.split.device import Device, has_batch_norm
 from flwr_slfac.split.device_front import DeviceFront
 from flwr_slfac.split.device_steps import BEFORE_FIRST, DeviceSteps
 from flwr_slfac.split.forwards import require_pipeline_depth
+from flwr_slfac.split.known_samples import known_order
 from flwr_slfac.split.lasting import recalled, remembered, what_is_kept
 from flwr_slfac.split.place import Place, seeded
 from flwr_slfac.split.protocol import (
@@ -233,16 +234,16 @@ class DeviceHalf:
     ) -> _Round:
         """Open this device's end of the stream for training or evaluation."""
         place = Place(begin.seed, begin.server_round, self.partition)
-        trains = batches is not None
         kept = (self.kept or {}).get("memory", {})
         memory = recalled_samples(recalled(kept, self._front.channels_sent), begin)
-        features = [f for f in begin.cut_features if trains or f.in_evaluation]
-        end = DeviceEnd(begin.up, features, place, memory)
-        steps = None
-        if batches is not None:
-            how = begin.pipeline_depth, begin.config.period_steps
-            at = (was.step, was.paused) if was else (BEFORE_FIRST, False)
-            steps = DeviceSteps(self._front, place, end, batches, *how, *at)
+        features = [f for f in begin.cut_features if batches or f.in_evaluation]
+        if batches is None:
+            return _Round(begin, place, DeviceEnd(begin.up, features, place, memory))
+        own = known_order(begin, batches.order), self.device.sample_folder
+        end = DeviceEnd(begin.up, features, place, memory, *own)
+        how = begin.pipeline_depth, begin.config.period_steps
+        at = (was.step, was.paused) if was else (BEFORE_FIRST, False)
+        steps = DeviceSteps(self._front, place, end, batches, *how, *at)
         return _Round(begin, place, end, steps)
 
     def _begin_round(self, begin: Begin) -> bool:
@@ -294,7 +295,6 @@ class DeviceHalf:
         return now.end.send_test(out, targets, index)
 
     def _batches(self, begin: Begin, mark: str = "") -> BatchReader:
-        device = self.device
         place = Place(begin.seed, begin.server_round, self.partition)
-        order = device.batches(place.seed, place.server_round, place.device)
-        return BatchReader(device.train_set, order, place, self._where, mark)
+        order = self.device.batches(begin.seed, begin.server_round, self.partition)
+        return BatchReader(self.device.train_set, order, place, self._where, mark)

@@ -7,6 +7,8 @@ from itertools import islice
 
 from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import Decoded, Decoder, ServerSide
+from flwr_slfac.split.known_samples import KnownSamples
+from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import Begin, Smashed
 from flwr_slfac.split.recalled_samples import RecalledSamples
 
@@ -38,7 +40,9 @@ class Inbox:
     def begin(self, key: int, device: int, begin: Begin) -> Begin:
         """Recall a device's samples; return what it is told at the start of a round."""
         told, memory = self._samples.begin(device, begin)
-        self._decoders[key] = Decoder(self._side, memory)
+        place = Place(begin.seed, begin.server_round, device)
+        known = KnownSamples(place, begin.up)
+        self._decoders[key] = Decoder(self._side, memory, known)
         return told
 
     def renew(self, key: int) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from flwr_slfac.codec.wire import DEFAULT_MAX_ELEMENTS
 from flwr_slfac.counts import require_count
 from flwr_slfac.errors import DeviceError, SettingError
+from flwr_slfac.folders import require_folder
 
 OnDeviceError = Literal["drop", "raise"]
 
@@ -31,21 +33,27 @@ class Limits:
         How many times as large as the largest before it an example's smashed data may
         be; before the first, as that of the example given to `cut`. Our choice: four
         times as high and wide, which padded text and images of several sizes are not.
+    sample_folder : str or Path, optional
+        A folder on a disk, for what a codec remembers of devices' samples; by default
+        it is in memory, up to the codec's `max_bytes` for each device.
 
     Raises
     ------
     SettingError
-        If a bound is below 1.
+        If a bound is below 1, or the folder is none.
     """
 
     max_elements: int = DEFAULT_MAX_ELEMENTS
     max_frame_bytes: int = 2**30
     max_steps: int = 1_000_000
     max_growth: int = 16
+    sample_folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            require_count(field.name, getattr(self, field.name))
+            if field.name != "sample_folder":
+                require_count(field.name, getattr(self, field.name))
+        require_folder("sample_folder", self.sample_folder)
 
     def require_frame(self, frame: bytes) -> None:
         """Raise DeviceError if a frame is too long."""

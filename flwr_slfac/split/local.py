@@ -111,6 +111,7 @@ def train_locally(
     codecs: DeviceCodecs | None = None,
     cut_features: Sequence[CutFeature] = (),
     on_device_error: OnDeviceError = "raise",
+    limits: Limits | None = None,
     codec_threads: int | None = 1,
     pipeline_depth: int = 0,
     checkpoint: str | Path | None = None,
@@ -150,6 +151,8 @@ def train_locally(
         What else is done to the smashed data, in the order of sending.
     on_device_error : {"drop", "raise"} (default: "raise")
         As in `SplitFed`, whose default is to drop.
+    limits : Limits, optional
+        What is taken from one device.
     codec_threads : int or None (default: 1)
         As in `SplitFed`, whose default is None; here devices take the cores, too.
     pipeline_depth : {0, 1} (default: 0)
@@ -174,7 +177,14 @@ def train_locally(
     if codecs is not None:
         codecs.require_fit(*coding)
     result = LocalResult(dict(front), [], [], Traffic())
-    shared = Limits(), fronts, cut_features, on_device_error, codec_threads, codecs
+    shared = (
+        limits or Limits(),
+        fronts,
+        cut_features,
+        on_device_error,
+        codec_threads,
+        codecs,
+    )
     rounds = Rounds(server, coding[1], result.traffic, *shared)
     link = make_link(halves := [DeviceHalf(d, i) for i, d in enumerate(devices)])
     link.on_device_error = on_device_error

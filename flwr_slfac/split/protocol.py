@@ -142,10 +142,11 @@ class Smashed:
         Frames of a codec.
     num_examples : int
         Size of the batch.
-    shape : tuple of int
-        Shape of the front's activations, where that of the frame differs from it.
-    memory_order : tuple of int
-        Of the front's activations: see `flwr_slfac.memory_order`.
+    shape, memory_order : tuple of int
+        Of the front's activations, the shape where that of the frame differs from it;
+        see `flwr_slfac.memory_order`.
+    order : tuple of int
+        With a round's first batch: what `known_order` tells of which samples follow.
     """
 
     activations: bytes
@@ -153,6 +154,7 @@ class Smashed:
     num_examples: int
     shape: tuple[int, ...] = ()
     memory_order: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -262,8 +264,7 @@ class Snapshot:
     paused : bool
         Whether its update is done, too, and the device waits for a mean of fronts.
     front : dict
-        `DeviceFront.state`, with the ``buffers`` before that forward, or those of now
-        if it is paused.
+        `DeviceFront.state`; ``buffers`` from before that forward, or of now if paused.
     memory : tuple of dict
         `DeviceEnd.state`.
     """

@@ -14,9 +14,11 @@ back with the memory of the round before, goes on from that one.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from flwr_slfac.codec import Memory, SampleMemory, Temporal, restart
 from flwr_slfac.split.features import Recall
+from flwr_slfac.split.known_samples import order_mark
 from flwr_slfac.split.protocol import Begin
 
 
@@ -41,7 +43,7 @@ class RecalledSamples:
         memory = dict(self._memories.get(device, {}))
         samples = SampleMemory(memory)
         samples.allow(begin.up.max_bytes)
-        told = (*begin.cut_features, Recall(samples.version))
+        told = (*begin.cut_features, Recall(samples.version, order_mark()))
         return replace(begin, cut_features=told), memory
 
     def end(self, device: int, memory: Memory) -> None:
@@ -53,9 +55,11 @@ class RecalledSamples:
         """Return, between rounds, what `load` takes."""
         return {d: dict(self._memories[d]) for d in sorted(self._memories)}
 
-    def load(self, state: dict[int, Memory]) -> None:
-        """Go on from what `state` returned."""
-        self._memories = dict(state)
+    def load(self, state: dict[int, Memory], folder: str | Path | None) -> None:
+        """Go on from what `state` returned; in files of a folder, if one is given."""
+        self._memories = {device: dict(state[device]) for device in state}
+        for memory in self._memories.values():
+            SampleMemory(memory).move_to(folder)
 
 
 def recalled_samples(memory: Memory, begin: Begin) -> Memory:

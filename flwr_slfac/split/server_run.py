@@ -115,7 +115,8 @@ class ServerRun:
         self.side.size.elements_per_example = state["elements_per_example"]
         self.lasting.update(state["lasting"])
         # Of a run that was saved before samples were remembered there are none.
-        self.samples.load(state.get("samples", {}))
+        folder = self.side.size.limits.sample_folder
+        self.samples.load(state.get("samples", {}), folder)
 
 
 def _state_of(loss: Loss) -> dict[str, Any] | None:

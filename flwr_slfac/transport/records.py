@@ -224,6 +224,8 @@ def _put_smashed(content: RecordDict, prefix: str, smashed: Smashed) -> None:
         content.config_records[SPLIT][prefix + "shape"] = list(smashed.shape)
     if order := smashed.memory_order:
         content.config_records[SPLIT][prefix + "memory-order"] = list(order)
+    if smashed.order:
+        content.config_records[SPLIT][prefix + "order"] = list(smashed.order)
     put_frame(content, prefix + "activations", smashed.activations)
     put_frame(content, prefix + "targets", smashed.targets)
 
@@ -236,8 +238,8 @@ def _get_smashed(content: RecordDict, prefix: str) -> Smashed | None:
     config = _split(content)
     num_examples = int_in(config, prefix + "num-examples")
     shape = sizes_in(config, prefix + "shape")
-    order = sizes_in(config, prefix + "memory-order")
-    return Smashed(activations, targets, num_examples, shape, order)
+    orders = (sizes_in(config, prefix + key) for key in ("memory-order", "order"))
+    return Smashed(activations, targets, num_examples, shape, *orders)
 
 
 def from_description(description: Description) -> RecordDict:

@@ -38,6 +38,10 @@ ARMS = {
     "plain": "waterfill(nrmse=0.1)",
     "temporal": "temporal(inner=waterfill(nrmse=0.1))",
     "temporal, 8 bits": "temporal(inner=waterfill(nrmse=0.1), bits=8)",
+    **{
+        f"similarity {t}": f"temporal(inner=waterfill(nrmse=0.1), threshold={t})"
+        for t in (0.995, 0.98, 0.95, 0.9)
+    },
 }
 
 

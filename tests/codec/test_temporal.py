@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,13 +63,14 @@ class Dictionary:
         self.bits, self.max_bytes = bits, max_bytes
         self.most_frames = 2**14
 
-    def decode(self, data: bytes) -> torch.Tensor:
-        """Decode a frame and remember its samples."""
+    def decode(self, data: bytes, known: list[int]) -> torch.Tensor:
+        """Decode a frame and remember its samples, known if it names none."""
         frame = unpack_frame(data, max_elements=10**8)
         header = header_of(data)
         said = header.samples
         assert said is not None
-        modes = [PLAIN] * len(said.ids) if said.modes is None else said.modes.tolist()
+        samples = known if said.ids is None else said.ids.tolist()
+        modes = [PLAIN] * len(samples) if said.modes is None else said.modes.tolist()
         num_sent = sum(mode != SAME for mode in modes)
         shape = (num_sent, *frame.shape[1:])
         rest = [bytes(s) for s in frame.sections[1:]]
@@ -77,14 +79,14 @@ class Dictionary:
             lone = pack_frame(header.inner, frame.dtype, shape, rest)
             sent = list(decode(lone, memory=self.inner))
         out = []
-        for sample, mode in zip(said.ids.tolist(), modes, strict=True):
+        for sample, mode in zip(samples, modes, strict=True):
             row = torch.zeros(frame.shape[1:])
             if mode != PLAIN:
                 row = self.gained(torch.as_tensor(self.rows[sample]), said.gains)
             if mode != SAME:
                 row = row + sent.pop(0)
             out.append(row.clamp(min=0) if said.clamps else row)
-        self.remember(said.ids.tolist(), out)
+        self.remember(samples, out)
         return torch.stack(out)
 
     @staticmethod
@@ -143,7 +145,7 @@ def test_a_stream_is_that_of_a_dictionary(
     bits: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Bit for bit, under limits that drop samples, in any order of samples."""
+    """Bit for bit, under limits that drop samples, in any order, named or known."""
     limit = 6 * (8 * 48 * bits // 8)
     codec = Temporal(parse_codec(inner), max_bytes=limit, bits=bits)
     slow = Dictionary(bits, limit)
@@ -157,9 +159,10 @@ def test_a_stream_is_that_of_a_dictionary(
         values = values + 0.1 * draw.random() * normal(*values.shape, seed=step)
         x = values[samples]
         x = x.relu() if step % 3 else x
-        frame = encode(x, codec, memory=here, samples=samples)
-        found = decode(frame, memory=there)
-        assert torch.equal(found, slow.decode(frame))
+        known = bool(step % 2)
+        frame = encode(x, codec, memory=here, samples=samples, samples_known=known)
+        found = decode(frame, memory=there, samples=samples if known else None)
+        assert torch.equal(found, slow.decode(frame, samples))
         assert SampleMemory(here).version == SampleMemory(there).version
         for memory in (here, there):
             assert SampleMemory(memory).num_bytes == slow.num_bytes() <= limit
@@ -167,6 +170,51 @@ def test_a_stream_is_that_of_a_dictionary(
             assert set(np.flatnonzero(known).tolist()) == set(slow.rows)
             for sample, row in slow.rows.items():
                 assert np.array_equal(rows[sample].numpy(), row)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("threshold", [0.5, 0.98, 1.0])
+def test_samples_above_a_threshold_of_similarity_are_not_sent(
+    threshold: float, bits: int
+) -> None:
+    """They stay what is remembered; the others are what the inner codec sends."""
+    codec = Temporal(Float16(), bits=bits, threshold=threshold)
+    slow, here, there = Dictionary(bits, 2**26), Memory(), Memory()
+    values, draw = normal(40, 3, 4, 4), random.Random(3)
+    values[7], values[8] = 0, 1e-30
+    modes: list[int] = []
+    for step in range(40):
+        samples = [draw.randrange(40) for _ in range(8)]
+        change = draw.choice([0.0, 0.02, 0.3, 1.0])
+        values = values + change * normal(*values.shape, seed=step)
+        values[7] = step // 20
+        x = values[samples] * draw.choice([1.0, 2.0])
+        held = [slow.rows.get(sample) for sample in samples]
+        frame = encode(x, codec, memory=here, samples=samples)
+        said = header_of(frame).samples
+        assert said is not None
+        found = decode(frame, memory=there)
+        assert torch.equal(found, slow.decode(frame, samples))
+        own = [PLAIN] * 8 if said.modes is None else said.modes.tolist()
+        for row, mode, before, now in zip(x, own, held, found, strict=True):
+            likeness = similarity(row, before)
+            if abs(likeness - threshold) > 1e-6:
+                assert mode == (SAME if likeness > threshold else PLAIN)
+            whole = row.half().float()
+            assert torch.equal(now, whole if mode == PLAIN else torch.tensor(before))
+        modes += own
+    assert 20 < modes.count(SAME) < 300 or threshold == 1.0
+
+
+def similarity(row: torch.Tensor, before: np.ndarray | None) -> float:
+    """Return the cosine by its definition; of zero with zero it is 1, with else 0."""
+    if before is None:
+        return -1.0
+    a, b = row.double().numpy().ravel(), before.astype(np.float64).ravel()
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not norms:
+        return float(not a.any() and not b.any()) * 2
+    return float(a @ b) / norms
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -222,11 +270,13 @@ def test_samples_that_changed_are_sent_whole_and_others_predicted() -> None:
     assert said.modes.tolist() == [0] * 5 + [2] * 4 + [1] * 23
 
 
-def stream(codec: Temporal, num: int = 4) -> list[bytes]:
-    """Return frames of samples that change little."""
+def stream(codec: Temporal, num: int = 4, *, known: bool = False) -> list[bytes]:
+    """Return frames of samples that change little, named or known."""
     memory, x = Memory(), normal(10, 3, 4, 4)
     return [
-        encode(x + 0.01 * i, codec, memory=memory, samples=range(10))
+        encode(
+            x + 0.01 * i, codec, memory=memory, samples=range(10), samples_known=known
+        )
         for i in range(num)
     ]
 
@@ -252,6 +302,45 @@ def test_sides_out_of_step_are_noticed() -> None:
         decode(frame, memory=memory)
     decode(others[0], memory=memory)
     decode(others[1], memory=memory)
+
+
+def test_samples_that_are_known_cost_no_byte() -> None:
+    """A frame is shorter by the numbers of its samples, and all else is the same."""
+    codec, draw = Temporal(Waterfill(nrmse=0.1)), torch.Generator().manual_seed(0)
+    named, known, one, other = (Memory() for _ in range(4))
+    for _ in range(4):
+        order = torch.randperm(1000, generator=draw)[:32].tolist()
+        x = normal(1000, 16)[order]
+        frame = encode(x, codec, memory=named, samples=order)
+        short = encode(x, codec, memory=known, samples=order, samples_known=True)
+        width = max(order).bit_length()
+        assert len(frame) - len(short) == 1 + 32 * width // 8
+        whole = decode(short, memory=one, samples=order)
+        assert torch.equal(whole, decode(frame, memory=other))
+
+
+@pytest.mark.parametrize("others", [[4, 7, 1], [4, 7, 2, 2], [7, 4, 2], None, "abc"])
+def test_other_samples_than_those_of_the_encoder_are_refused(others: Any) -> None:
+    """In the same frame if it counts on any, in the next if it begins anew."""
+    codec, here, there = Temporal(Float16()), Memory(), Memory()
+    x = normal(3, 4)
+    frames = [
+        encode(x, codec, memory=here, samples=[4, 7, 2], samples_known=True)
+        for _ in range(3)
+    ]
+    mine = [4, 7, 2]
+    decode(frames[0], memory=there, samples=mine)
+    before = dict(there)
+    with pytest.raises(DecodeError, match="sample"):
+        decode(frames[1], memory=there, samples=others)
+    assert all(there[name] is before[name] for name in before)
+    found = decode(frames[1], memory=there, samples=mine)
+    torch.testing.assert_close(found, x, rtol=1e-3, atol=0)
+    if others in ([4, 7, 1], [7, 4, 2]):
+        wrong = Memory()
+        decode(frames[0], memory=wrong, samples=others)
+        with pytest.raises(DecodeError, match="begin anew"):
+            decode(frames[1], memory=wrong, samples=mine)
 
 
 def test_an_encoder_that_forgot_begins_anew() -> None:
@@ -403,6 +492,10 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         "feedback(inner=temporal(inner=topk))",
         "temporal(inner=float16, bits=4)",
         "temporal(inner=float16, max_bytes=0)",
+        "temporal(inner=float16, threshold=0)",
+        "temporal(inner=float16, threshold=1.01)",
+        "temporal(inner=float16, threshold=-0.5)",
+        "temporal(inner=float16, threshold='high')",
         "temporal(inner=float16, max_bytes=1.5)",
         "temporal",
     ],
@@ -429,11 +522,14 @@ def sealed(frame: Frame, sections: list[bytes]) -> bytes:
 def test_changed_frames_of_a_stream_do_no_harm(data: st.DataObject) -> None:
     """With a memory and the right checksum: DecodeError or the declared tensor."""
     inner = data.draw(st.sampled_from(["uniform(bits=4)", "waterfill(nrmse=0.2)"]))
-    frames = stream(Temporal(parse_codec(inner)), num=3)
-    memory = Memory()
-    decode(frames[0], memory=memory)
+    threshold = data.draw(st.sampled_from([None, 0.9]))
+    known = data.draw(st.booleans())
+    codec = Temporal(parse_codec(inner), threshold=threshold)
+    frames = stream(codec, num=3, known=known)
+    memory, samples = Memory(), range(10) if known else None
+    decode(frames[0], memory=memory, samples=samples)
     if data.draw(st.booleans()):
-        decode(frames[1], memory=memory)
+        decode(frames[1], memory=memory, samples=samples)
     frame = unpack_frame(data.draw(st.sampled_from(frames)), max_elements=10**6)
     sections = [bytearray(s) for s in frame.sections]
     for _ in range(data.draw(st.integers(1, 4))):
@@ -447,6 +543,7 @@ def test_changed_frames_of_a_stream_do_no_harm(data: st.DataObject) -> None:
             sealed(frame, [bytes(s) for s in sections]),
             max_elements=1000,
             memory=memory,
+            samples=samples,
         )
     except DecodeError:
         assert all(memory[name] is before[name] for name in before)

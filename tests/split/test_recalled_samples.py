@@ -1,6 +1,7 @@
 """Samples that both sides remember from round to round, and how they begin anew."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.optim import SGD
 
 from flwr_slfac import Lightweight, SettingError
 from flwr_slfac.codec import Codec, SampleMemory, Temporal, Uniform, Waterfill, decode
-from flwr_slfac.codec.temporal.header import Header
+from flwr_slfac.codec.temporal.header import Header, Samples
 from flwr_slfac.codec.wire import unpack_frame
 from flwr_slfac.errors import AllDevicesLostError, DeviceError
 from flwr_slfac.split import (
@@ -23,6 +24,8 @@ from flwr_slfac.split import (
     TrainRequest,
     train_locally,
 )
+from flwr_slfac.split.batches import OrderRule
+from flwr_slfac.split.place import Place
 from tests.split import builders
 
 temporal = Temporal(Waterfill(nrmse=0.2))
@@ -51,6 +54,8 @@ class Watching(LocalLink):
         super().__init__(halves)
         self.lost, self.forgets = lost or {}, forgets
         self.now = 0
+        self.told: dict[tuple[int, int], str] = {}
+        self.orders: dict[tuple[int, int], tuple[int, ...]] = {}
         self.frames: dict[tuple[int, int], list[bytes]] = {}
 
     def train(self, requests: Mapping[int, TrainRequest]) -> dict[int, Any]:
@@ -58,6 +63,8 @@ class Watching(LocalLink):
         for key, request in requests.items():
             if request.begin is not None:
                 self.now = request.begin.server_round
+                for recall in request.begin.cut_features:
+                    self.told[key, self.now] = getattr(recall, "version", "")
                 if (key, self.now) in self.forgets:
                     self._halves[key].kept = None
         answers: dict[int, Any] = super().train(requests)
@@ -65,6 +72,8 @@ class Watching(LocalLink):
             if requests[key].step >= self.lost.get((key, self.now), 10**6):
                 answers[key] = Lost("unplugged")
             elif isinstance(answer, TrainReply) and answer.smashed is not None:
+                if order := answer.smashed.order:
+                    self.orders[key, self.now] = order
                 frames = self.frames.setdefault((key, self.now), [])
                 frames.append(answer.smashed.activations)
         return answers
@@ -75,17 +84,16 @@ class Watching(LocalLink):
             place
             for place, frames in sorted(self.frames.items())
             for frame in frames
-            if not versions(frame)[0]
+            if not said(frame).version
         ]
 
 
-def versions(frame: bytes) -> tuple[str, str]:
-    """Return the version that a frame of maps counts on, and its kind."""
+def said(frame: bytes) -> Samples:
+    """Return what the header of a frame of maps says of samples."""
     outer = unpack_frame(frame, max_elements=10**6)
     header = Header.of_bytes(outer.sections[0], outer.shape[0], outer.shape[1])
     assert header.samples is not None
-    kind = "whole" if header.samples.modes is None else "predicted"
-    return header.samples.version.hex(), kind
+    return header.samples
 
 
 def train(
@@ -162,7 +170,7 @@ def test_a_device_that_was_lost_goes_on_from_the_round_before() -> None:
     assert link.begun_anew() == [(device, 1) for device in range(3)]
     assert len(link.frames[1, 2]) == 1
     # The same version twice: before the round of the loss, and before the next one.
-    assert versions(link.frames[1, 3][0])[0] == versions(link.frames[1, 2][0])[0]
+    assert link.told[1, 3] == link.told[1, 2] != link.told[1, 4]
 
 
 def test_a_last_reply_that_is_lost_makes_the_device_begin_anew() -> None:
@@ -176,6 +184,49 @@ def test_a_device_that_forgot_begins_anew() -> None:
     result, link = train(num_rounds=4, forgets=frozenset({(1, 3)}))
     assert link.begun_anew() == [(0, 1), (1, 1), (1, 3), (2, 1)]
     assert not any(outcome.lost for outcome in result.rounds)
+
+
+def test_nodes_that_swap_partitions_begin_anew() -> None:
+    """The server's samples are a partition's, a device's memory is its node's."""
+
+    class Swapping(Watching):
+        def devices(self, keys: list[int]) -> dict[int, int]:
+            if self.now == 1 and len(self.frames) == len(SIZES):
+                one, other = self._halves[0], self._halves[1]
+                one.kept, other.kept = other.kept, one.kept
+                self.now = 2
+            return super().devices(keys)
+
+    front, back = builders.halves()
+    links: list[Swapping] = []
+
+    def make_link(halves: Any) -> Swapping:
+        links.append(Swapping(halves))
+        return links[0]
+
+    train_locally(
+        builders.devices(front, SIZES),
+        front.state_dict(),
+        builders.server(back),
+        num_rounds=3,
+        up=temporal,
+        evaluate=False,
+        make_link=make_link,
+    )
+    first = [(device, 1) for device in range(3)]
+    assert links[0].begun_anew() == sorted([*first, (0, 2), (1, 2)])
+
+
+@pytest.mark.parametrize("max_bytes", [1, 100, 3000])
+def test_a_memory_that_holds_next_to_nothing_changes_nothing(max_bytes: int) -> None:
+    """Samples that are dropped at once are sent whole, by the same codec."""
+    small = Temporal(Uniform(4), max_bytes=max_bytes)
+    result, link = train(up=small, norm=False)
+    assert link.begun_anew() == [(device, 1) for device in range(3)]
+    if max_bytes < 3000:
+        plain, _ = train(up=Uniform(4), norm=False)
+        for name, value in plain.front.items():
+            assert torch.equal(result.front[name], value)
 
 
 def test_a_device_that_sits_rounds_out_is_remembered() -> None:
@@ -194,9 +245,7 @@ def test_a_frame_of_another_memory_loses_the_device() -> None:
             mine = answers.get(1)
             if self.now == 2 and mine and requests[1].step == 0:
                 old = self.frames[1, 1][-1]
-                smashed = type(mine.smashed)(
-                    old, mine.smashed.targets, mine.smashed.num_examples
-                )
+                smashed = replace(mine.smashed, activations=old)
                 answers[1] = type(mine)(1, mine.num_steps, smashed)
             return answers
 
@@ -271,6 +320,17 @@ def test_test_data_stand_alone() -> None:
     assert not without.traffic.rows(phase="evaluate")
 
 
+def test_a_threshold_of_similarity_trains() -> None:
+    """Samples that are left out get gradients like others; a rest costs headers."""
+    like = Temporal(Waterfill(nrmse=0.2), threshold=0.9)
+    result, link = train(up=like, num_rounds=4)
+    assert link.begun_anew() == [(device, 1) for device in range(3)]
+    assert result.rounds[-1].loss < result.rounds[0].loss
+    settings = {"optimizer": partial(SGD, lr=0.0)}
+    rests, _ = train(up=like, norm=False, device=settings)
+    assert up_bytes(rests, 3) < up_bytes(rests, 1) / 3
+
+
 def test_memory_is_bounded_on_both_sides() -> None:
     """By the setting: samples beyond it are sent whole."""
     small = Temporal(Uniform(4), max_bytes=2000)
@@ -300,8 +360,11 @@ def test_frames_of_a_device_decode_in_their_order_alone() -> None:
     for device in range(3):
         memory: dict[str, torch.Tensor] = {}
         for server_round in (1, 2, 3):
-            for frame in link.frames[device, server_round]:
-                decode(frame, memory=memory)
+            rule = OrderRule.of_numbers(link.orders[device, server_round])
+            order = rule.at(Place(0, server_round, device))
+            for step, frame in enumerate(link.frames[device, server_round]):
+                samples = order.indices(step).tolist()
+                decode(frame, memory=memory, samples=samples)
             # What counts on the stream ends with the round.
             memory = {k: v for k, v in memory.items() if not k.startswith("stream.")}
 

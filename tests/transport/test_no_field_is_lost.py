@@ -42,7 +42,7 @@ BEGIN = Begin(
     told={"lr": 0.5, "names": ["a", "b"]},
     pipeline_depth=1,
 )
-SMASHED = Smashed(b"activations", b"targets", 5, (5, 2, 3), (0, 2, 1))
+SMASHED = Smashed(b"activations", b"targets", 5, (5, 2, 3), (0, 2, 1), (9, 5, 1))
 COST = StepCost(**{f.name: i + 1 for i, f in enumerate(fields(StepCost))})
 MESSAGES = {
     "train request": TrainRequest(

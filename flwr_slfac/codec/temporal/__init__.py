@@ -3,6 +3,8 @@
 ::
 
     codec        the codec: around another one, which codes what is left over
+    decoding     the way back
+    agreement    how sides that mean other samples notice
     candidate    a batch coded one way, of which the smaller is sent
     prediction   which samples are predicted, from how much of what is remembered
     sums         energies that this is chosen by

@@ -54,7 +54,9 @@ class Candidate:
         num_bytes += 0 if gains is None else len(gains)
         return num_bytes + num_packed_bytes(len(self.prediction.modes), MODE_BITS)
 
-    def said(self, ids: Ids, bits: int, version: bytes, max_bytes: int) -> Samples:
+    def said(
+        self, ids: Ids | None, bits: int, version: bytes, max_bytes: int
+    ) -> Samples:
         """Return what the header says."""
         how = self.prediction
         if how is None:

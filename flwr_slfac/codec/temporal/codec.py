@@ -1,31 +1,29 @@
 """A codec with a memory of samples: their values an epoch ago predict those of now."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from flwr_slfac.codec.base import Codec, Hints, Memory
-from flwr_slfac.codec.coding import sections_of, tensor_of
+from flwr_slfac.codec.coding import sections_of
 from flwr_slfac.codec.feedback import Feedback
-from flwr_slfac.codec.finite import is_finite
-from flwr_slfac.codec.registry import find_codec, register
+from flwr_slfac.codec.registry import register
 from flwr_slfac.codec.settings import format_codec, parse_codec
+from flwr_slfac.codec.temporal.agreement import counted_on, ids_of, version_after
 from flwr_slfac.codec.temporal.candidate import CLAMPING, Candidate, code
-from flwr_slfac.codec.temporal.header import VERSION_BYTES, Header, Ids, Samples
-from flwr_slfac.codec.temporal.memory import DEFAULT_MAX_BYTES, SampleMemory
-from flwr_slfac.codec.temporal.prediction import (
-    Choice,
-    Prediction,
-    num_channels_of,
-    predict,
+from flwr_slfac.codec.temporal.decoding import decoded_frame
+from flwr_slfac.codec.temporal.header import Header, Ids
+from flwr_slfac.codec.temporal.memory import (
+    DEFAULT_MAX_BYTES,
+    INDEX_BYTES,
+    SampleMemory,
 )
+from flwr_slfac.codec.temporal.prediction import Choice, predict, repeat
 from flwr_slfac.codec.wire import Frame
-from flwr_slfac.errors import DecodeError, EncodeError, SettingError
+from flwr_slfac.errors import EncodeError, SettingError
 
 # With less left over than this share of the energy prediction pays for sure; with more
 # the batch is coded both ways, which takes twice the time.
@@ -34,7 +32,6 @@ _SURELY_PAYS = 0.05
 _LIMITED = 0.9
 # An aim of 1 would be to send nothing, which inner codecs do not take.
 _LARGEST_AIM = 0.95
-_CPU = torch.device("cpu")
 
 
 @register
@@ -51,7 +48,8 @@ class Temporal(Codec):
                      +--- newest rows of these samples <--- remembered ---+
 
     Both sides remember what was decoded of each sample, told by `Hints.samples`; these
-    numbers cross in the frame. A sample is sent whole, or what its prediction leaves
+    numbers cross in the frame, unless the receiver knows them (`Hints.samples_known`)
+    and gives them to `decode`. A sample is sent whole, or what its prediction leaves
     over, or not at all where that is no more than the error it may have. A frame for
     which prediction does not pay is the inner codec's and some bytes. The relative
     error is within a tenth of that of an inner codec which aims at one, `Waterfill` by
@@ -59,7 +57,8 @@ class Temporal(Codec):
     error falls, by no stated bound. NaN and infinity are refused.
 
     Each frame names the version of the memory that it counts on, a digest of all frames
-    before; a decoder with another one refuses it, see `SampleMemory`. Machines that
+    before, with the samples that it does not name; a decoder with another one refuses
+    it, see `SampleMemory`. Machines that
     decode the inner frames alike remember the same bits; where last bits differ, what
     they remember does too, by as little, since no gain is above 1. Without samples, or
     with an empty tensor, a frame stands alone and nothing is remembered.
@@ -74,6 +73,16 @@ class Temporal(Codec):
     bits : {8, 16}, default 16
         What a remembered value takes: a grid over the sample's range, or half precision
         (of magnitudes up to 65504).
+    threshold : float, optional
+        In (0, 1]. SplitCom's rule (arXiv 2602.10564) in place of prediction, as a
+        baseline: a sample whose cosine similarity with what is remembered of it is no
+        less is not sent, and the server goes on with what it has; any other is sent
+        whole. The error is then bounded by no setting. Of the paper is that activations
+        are sent where they deviate from those of epochs before by a threshold; our
+        reading is that this is fixed (theirs is adapted while training runs), that all
+        values of a sample are compared (theirs are reduced in dimension), and that they
+        are compared with what was decoded. The server's gradient, of what it went on
+        with, is applied to the device's own activations.
 
     Raises
     ------
@@ -97,11 +106,12 @@ class Temporal(Codec):
     inner: Codec
     max_bytes: int = DEFAULT_MAX_BYTES
     bits: int = 16
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.inner, str):
             object.__setattr__(self, "inner", parse_codec(self.inner))
-        if not isinstance(self.inner, Codec) or isinstance(self.inner, _NOT_INSIDE):
+        if not isinstance(self.inner, Codec) or _remembers(self.inner):
             raise SettingError(
                 f"inner is {self.inner!r}; give a codec other than temporal and "
                 "feedback, which both send later what they did not send before"
@@ -112,6 +122,13 @@ class Temporal(Codec):
             )
         if self.bits not in (8, 16):
             raise SettingError(f"bits is {self.bits!r}; give 8 or 16")
+        threshold = self.threshold
+        is_number = type(threshold) in (int, float)
+        if threshold is not None and not (is_number and 0 < threshold <= 1):
+            raise SettingError(
+                f"threshold is {threshold!r}; give a cosine similarity above 0, at "
+                "most 1, or None to predict"
+            )
 
     def config(self) -> dict[str, Any]:
         """Return the settings, the inner codec as its text."""
@@ -119,8 +136,13 @@ class Temporal(Codec):
 
     @property
     def relative_error(self) -> float | None:
-        """That of the inner codec."""
-        return self.inner.relative_error
+        """That of the inner codec; None where samples are left out by a threshold."""
+        return None if self.threshold else self.inner.relative_error
+
+    @property
+    def most_samples(self) -> int:
+        """How many samples it remembers at most, of however few values."""
+        return self.max_bytes // INDEX_BYTES
 
     def encode_sections(
         self, tensor: torch.Tensor, hints: Hints
@@ -135,17 +157,22 @@ class Temporal(Codec):
             lone = Header(inner.codec_id).to_bytes()
             return [lone, *sections_of(tensor, inner, hints)]
         x = tensor.to("cpu").contiguous()
-        ids = _ids_of(hints.samples, len(x))
+        try:
+            ids = ids_of(hints.samples, len(x))
+        except ValueError as error:
+            raise EncodeError(str(error)) from error
         memory = dict(hints.memory)
         before = SampleMemory(memory)
         if before.max_bytes != self.max_bytes:
             before.begin(self.max_bytes)
         version = bytes.fromhex(before.version)
+        counted = counted_on(version, ids) if hints.samples_known else version
         coded = self._cheapest(x, ids, Hints(hints.role, hints.seed, memory))
-        said = coded.said(ids, self.bits, version, self.max_bytes)
+        named = None if hints.samples_known else ids
+        said = coded.said(named, self.bits, version and counted, self.max_bytes)
         header = Header(inner.codec_id, said).to_bytes()
         sections = [header, *coded.sections]
-        after = _version(version, x.dtype, tuple(x.shape), sections)
+        after = version_after(counted, x.dtype, x.shape, sections)
         whole = coded.decoded(x, inner)
         SampleMemory(coded.memory).put(ids, whole, self.bits, after)
         # Only now, so that whatever failed before has changed nothing.
@@ -156,6 +183,9 @@ class Temporal(Codec):
     def _cheapest(self, x: torch.Tensor, ids: Ids, hints: Hints) -> Candidate:
         """Code a batch with prediction or without, whichever takes fewer bytes."""
         remembered, known = SampleMemory(hints.memory).find(ids, x.shape[1:])
+        if self.threshold is not None:
+            like = repeat(x, remembered, known, self.threshold)
+            return code(x, self.inner, hints, like)
         inner = self.inner.settled(x, hints)
         error = inner.relative_error
         choice = predict(x, remembered, known, error)
@@ -176,37 +206,7 @@ class Temporal(Codec):
         cls, frame: Frame, memory: Memory, device: torch.device
     ) -> torch.Tensor:
         """Decode with the samples in memory, or raise DecodeError."""
-        if not frame.sections:
-            raise DecodeError("codec 'temporal' has a header, here is none")
-        num_samples = frame.shape[0] if frame.num_elements and frame.shape else 0
-        num_channels = num_channels_of(frame.shape)
-        header = Header.of_bytes(frame.sections[0], num_samples, num_channels)
-        inner = _inner_of(header.inner)
-        said, rest = header.samples, frame.sections[1:]
-        if said is None:
-            within = Frame(header.inner, frame.dtype, frame.shape, rest)
-            return _decoded(within, inner, memory, device)
-        own = dict(memory)
-        prediction = _recalled(SampleMemory(own), said, frame)
-        num_sent = num_samples if prediction is None else int(prediction.is_sent.sum())
-        shape = (num_sent, *frame.shape[1:])
-        if num_sent:
-            within = Frame(header.inner, frame.dtype, shape, rest)
-            whole = _decoded(within, inner, own, _CPU)
-        elif rest:
-            raise DecodeError("codec 'temporal' has sections for no sample")
-        else:
-            whole = torch.zeros(shape, dtype=frame.dtype)
-        if prediction is not None:
-            whole = prediction.completed(whole)
-        version = _version(said.version, frame.dtype, frame.shape, frame.sections)
-        SampleMemory(own).put(said.ids, whole, said.bits, version)
-        memory.clear()
-        memory.update(own)
-        return whole.to(device)
-
-
-_NOT_INSIDE = (Temporal, Feedback)
+        return decoded_frame(frame, memory, device)
 
 
 def _aimed(inner: Codec, choice: Choice, memory: Memory) -> Codec:
@@ -219,78 +219,5 @@ def _aimed(inner: Codec, choice: Choice, memory: Memory) -> Codec:
     return inner.aiming_at(min(choice.aim / clamping**0.5, _LARGEST_AIM))
 
 
-def _recalled(samples: SampleMemory, said: Samples, frame: Frame) -> Prediction | None:
-    """Return what predicts a frame's tensor, None if nothing does.
-
-    Raises
-    ------
-    DecodeError
-        If the samples in memory are not those that the frame counts on.
-    """
-    if not said.version:
-        if said.max_bytes > samples.most_bytes:
-            raise DecodeError(
-                f"samples are to be remembered in {said.max_bytes} bytes; the limit "
-                f"here is {samples.most_bytes}, see SampleMemory.allow"
-            )
-        samples.begin(said.max_bytes)
-    elif said.version.hex() != samples.version:
-        raise DecodeError(
-            f"the frame counts on samples of version {said.version.hex()}, and those "
-            f"in memory are of version {samples.version or 'none'}; let both sides "
-            "begin anew"
-        )
-    if said.modes is None:
-        return None
-    rows, known = samples.find(said.ids, frame.shape[1:])
-    if not known[said.modes != 0].all():
-        raise DecodeError("a sample is predicted that is not in memory")
-    return Prediction.of(rows, said.modes, said.gains, frame.dtype, clamps=said.clamps)
-
-
-def _inner_of(name: str) -> type[Codec]:
-    try:
-        inner = find_codec(name)
-    except SettingError as error:
-        raise DecodeError(str(error)) from error
-    if inner is None or issubclass(inner, _NOT_INSIDE):
-        raise DecodeError(f"codec {name!r} is not known inside 'temporal'")
-    return inner
-
-
-def _decoded(
-    frame: Frame, inner: type[Codec], memory: Memory, device: torch.device
-) -> torch.Tensor:
-    found = tensor_of(frame, inner, memory, device)
-    if inner.carries_nonfinite and not is_finite(found):
-        raise DecodeError("codec 'temporal' carries no NaN and no infinity")
-    return found
-
-
-def _ids_of(samples: Sequence[int], num_rows: int) -> Ids:
-    """Return the numbers of samples, one a row, or raise EncodeError."""
-    try:
-        ids = np.array(samples, dtype=np.int64)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise EncodeError(f"samples are not whole numbers: {error}") from error
-    if ids.shape != (num_rows,) or (ids < 0).any():
-        raise EncodeError(
-            f"samples of shape {ids.shape}, the least of them "
-            f"{ids.min(initial=0)}, for {num_rows} rows; give each row the number of "
-            "its sample, 0 or more"
-        )
-    return ids
-
-
-def _version(
-    before: bytes,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    sections: Sequence[bytes | memoryview],
-) -> bytes:
-    """Return a digest of a frame and all before it."""
-    digest = hashlib.blake2b(before, digest_size=VERSION_BYTES)
-    digest.update(f"{dtype}{shape}".encode())
-    for section in sections:
-        digest.update(section)
-    return digest.digest()
+def _remembers(codec: Codec) -> bool:
+    return codec.needs_samples or isinstance(codec, Feedback)

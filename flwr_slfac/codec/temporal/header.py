@@ -3,19 +3,19 @@
 Little-endian layout::
 
     bytes      field
-    1          flags, see `_Flag`
+    1          flags, see `_Flag`, and in the last two bits `_Naming`
     1 + L      length of the inner codec's id, and the id
-    8          version of the samples before this frame; or, where it begins anew, the
-               limit of memory                              (where samples are given)
-    8          first of consecutive samples                 (is_run)
-    1 + ...    bits of a sample, samples packed             (otherwise)
+    8          what the frame counts on, see `agreement`; or, where it begins anew,
+               the limit of memory                          (where it has samples)
+    8          first of consecutive samples                 (run)
+    1 + ...    bits of a sample, samples packed             (packed)
     N / 4      how each sample is coded, 2 bits each        (predicts, not all_same)
     C          gain of each channel, in 1/255               (has_gains)
 """
 
 import struct
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from flwr_slfac.codec.packing import (
     pack_codes,
     unpack_codes,
 )
+from flwr_slfac.codec.temporal.agreement import VERSION_BYTES
 from flwr_slfac.errors import DecodeError
 
 __all__ = [
@@ -34,17 +35,16 @@ __all__ = [
     "PLAIN",
     "PREDICTED",
     "SAME",
-    "VERSION_BYTES",
     "Header",
     "Samples",
 ]
 
 # How a sample is coded: whole, what prediction leaves over, or not at all.
 PLAIN, PREDICTED, SAME = 0, 1, 2
-VERSION_BYTES = 8
 MODE_BITS = 2
 # Samples are int64, 0 or more.
 _MOST_ID_BITS = 63
+_NAMING = 3
 _U64 = struct.Struct("<Q")
 _CPU = torch.device("cpu")
 
@@ -52,10 +52,17 @@ Ids = npt.NDArray[np.int64]
 Modes = npt.NDArray[np.uint8]
 
 
+class _Naming(IntEnum):
+    """How a frame says which samples it is of; none if it is for itself."""
+
+    NO_SAMPLES = 0
+    PACKED = 1
+    RUN = 2
+    KNOWN = 3
+
+
 class _Flag(IntFlag):
-    HAS_SAMPLES = 1
-    ANEW = 2
-    IS_RUN = 4
+    ANEW = 4
     PREDICTS = 8
     ALL_SAME = 16
     HAS_GAINS = 32
@@ -69,12 +76,12 @@ class Samples:
 
     Parameters
     ----------
-    ids : ndarray of int64 (n,)
-        Which they are, 0 or more.
+    ids : ndarray of int64 (n,), optional
+        Which they are, 0 or more; None where the receiver knows.
     bits : {8, 16}
         A value's, where the frame is remembered.
     version : bytes
-        Of the samples before the frame; empty if it begins anew.
+        What the frame counts on; empty if it begins anew.
     max_bytes : int
         Limit of memory, where it begins anew.
     modes : ndarray of uint8 (n,), optional
@@ -85,7 +92,7 @@ class Samples:
         Whether negative values are set to 0.
     """
 
-    ids: Ids
+    ids: Ids | None
     bits: int
     version: bytes
     max_bytes: int = 0
@@ -111,7 +118,7 @@ class Header:
 
     def to_bytes(self) -> bytes:
         """Return the header's section."""
-        flags, parts = _Flag(0), list[bytes | memoryview]()
+        flags, parts = 0, list[bytes | memoryview]()
         if (samples := self.samples) is not None:
             flags, parts = _write_samples(samples)
         name = self.inner.encode("ascii")
@@ -136,11 +143,12 @@ class Header:
             If it is none.
         """
         reader = _Reader(data)
-        flags = _Flag(reader.byte())
+        flags = reader.byte()
         name = bytes(reader.take(reader.byte())).decode("ascii", errors="replace")
         samples = None
-        if _Flag.HAS_SAMPLES in flags:
-            samples = _read_samples(flags, reader, num_samples, num_channels)
+        if naming := _Naming(flags & _NAMING):
+            rest = _Flag(flags & ~_NAMING)
+            samples = _read_samples(naming, rest, reader, num_samples, num_channels)
         elif flags:
             raise DecodeError("codec 'temporal' has flags of samples, and no samples")
         reader.require_end()
@@ -170,20 +178,15 @@ class _Reader:
             raise DecodeError("the header of codec 'temporal' is too long")
 
 
-def _write_samples(samples: Samples) -> tuple[_Flag, list[bytes | memoryview]]:
-    flags, parts = _Flag.HAS_SAMPLES, list[bytes | memoryview]()
+def _write_samples(samples: Samples) -> tuple[int, list[bytes | memoryview]]:
+    flags, parts = _Flag(0), list[bytes | memoryview]()
     if samples.version:
         parts.append(samples.version)
     else:
         flags |= _Flag.ANEW
         parts.append(_U64.pack(samples.max_bytes))
-    ids = samples.ids
-    if np.array_equal(ids, ids[0] + np.arange(len(ids))):
-        flags |= _Flag.IS_RUN
-        parts.append(_U64.pack(int(ids[0])))
-    else:
-        width = max(num_bits_for(int(ids.max())), 1)
-        parts += [bytes([width]), pack_codes(torch.from_numpy(ids), width)]
+    naming, names = _write_ids(samples.ids)
+    parts += names
     if samples.bits == 8:
         flags |= _Flag.EIGHT_BITS
     if samples.clamps:
@@ -197,18 +200,31 @@ def _write_samples(samples: Samples) -> tuple[_Flag, list[bytes | memoryview]]:
     if samples.gains is not None:
         flags |= _Flag.HAS_GAINS
         parts.append(samples.gains.tobytes())
-    return flags, parts
+    return flags | naming, parts
+
+
+def _write_ids(ids: Ids | None) -> tuple[_Naming, list[bytes | memoryview]]:
+    if ids is None:
+        return _Naming.KNOWN, []
+    if np.array_equal(ids, ids[0] + np.arange(len(ids))):
+        return _Naming.RUN, [_U64.pack(int(ids[0]))]
+    width = max(num_bits_for(int(ids.max())), 1)
+    return _Naming.PACKED, [bytes([width]), pack_codes(torch.from_numpy(ids), width)]
 
 
 def _read_samples(
-    flags: _Flag, reader: _Reader, num_samples: int, num_channels: int
+    naming: _Naming,
+    flags: _Flag,
+    reader: _Reader,
+    num_samples: int,
+    num_channels: int,
 ) -> Samples:
     version, max_bytes = b"", 0
     if _Flag.ANEW in flags:
         max_bytes = reader.number()
     else:
         version = bytes(reader.take(VERSION_BYTES))
-    ids = _read_ids(flags, reader, num_samples)
+    ids = _read_ids(naming, reader, num_samples)
     if _Flag.PREDICTS not in flags:
         if flags & (_Flag.ALL_SAME | _Flag.HAS_GAINS | _Flag.CLAMPS):
             raise DecodeError("codec 'temporal' has flags of a prediction without one")
@@ -232,8 +248,10 @@ def _bits(flags: _Flag) -> int:
     return 8 if _Flag.EIGHT_BITS in flags else 16
 
 
-def _read_ids(flags: _Flag, reader: _Reader, num_samples: int) -> Ids:
-    if _Flag.IS_RUN in flags:
+def _read_ids(naming: _Naming, reader: _Reader, num_samples: int) -> Ids | None:
+    if naming is _Naming.KNOWN:
+        return None
+    if naming is _Naming.RUN:
         first = reader.number()
         if first >= 2**_MOST_ID_BITS - num_samples:
             raise DecodeError(f"a first sample of {first} is too large")

@@ -13,14 +13,16 @@ of frames, the oldest frame is, with the samples whose newest rows are in it.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from flwr_slfac.codec.base import Memory
+from flwr_slfac.tensor_files import in_file, is_in_file
 
-__all__ = ["DEFAULT_MAX_BYTES", "SampleMemory"]
+__all__ = ["DEFAULT_MAX_BYTES", "INDEX_BYTES", "SampleMemory"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -31,7 +33,8 @@ _VERSION, _LIMIT, _INDEX = "temporal.version", "temporal.limit", "temporal.index
 _ROWS, _RANGES = "temporal.rows.", "temporal.ranges."
 _MOST_BYTES = "temporal.most_bytes"
 # An index entry is three int64; besides there are a version and two numbers.
-_INDEX_BYTES, _FIXED_BYTES = 24, 32
+INDEX_BYTES = 24
+_FIXED_BYTES = 32
 # Our choice: 131,072 samples in batches of 8; a step takes time for each frame.
 _MOST_FRAMES = 2**14
 _LARGEST_HALF = 65504.0
@@ -92,14 +95,31 @@ class SampleMemory:
         """Set the largest limit that a decoder agrees to."""
         self._memory[_MOST_BYTES] = torch.tensor(most_bytes)
 
+    def move_to(self, folder: str | Path | None) -> None:
+        """Move rows that are not in a file yet to files in a folder; None for none.
+
+        Their bits stay. On Linux a process has 65,530 mappings by default
+        (``vm.max_map_count``); here each frame is one.
+
+        Raises
+        ------
+        OSError
+            If they cannot be written; those that are left stay in memory.
+        """
+        if folder is None:
+            return
+        for name, rows in self._memory.items():
+            if name.startswith(_ROWS) and not is_in_file(rows):
+                self._memory[name] = in_file(rows, folder)
+
     @property
     def num_bytes(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes of all that is kept, in files and out of them."""
         if not self.version:
             return 0
         rows = sum(self._num_row_bytes(k) for k in self._frames())
         num_samples = int(self._index().shape[1])
-        return rows + _INDEX_BYTES * num_samples + _FIXED_BYTES
+        return rows + INDEX_BYTES * num_samples + _FIXED_BYTES
 
     def forget(self) -> None:
         """Begin anew, with no sample and no version."""

@@ -19,7 +19,7 @@ from flwr_slfac.codec.layout import channel_dim
 from flwr_slfac.codec.temporal.header import PLAIN, PREDICTED, SAME, Modes
 from flwr_slfac.codec.temporal.sums import LAST_GAIN, Reals, Sums, scaled
 
-__all__ = ["Choice", "Prediction", "num_channels_of", "predict"]
+__all__ = ["Choice", "Prediction", "num_channels_of", "predict", "repeat"]
 
 # A batch may have that much more than the squared error which is wanted if none of it
 # is then sent: codecs hit what they aim at within some percent.
@@ -139,9 +139,7 @@ def predict(
     """
     if not known.any():
         return None
-    # Relative to the largest value, so that no square overflows.
-    scale = float(x.abs().max()) or float(remembered.abs().max()) or 1.0
-    sums = Sums.of(scaled(x, scale), scaled(remembered, scale))
+    sums = _sums(x, remembered)
     whole = sums.whole.sum(1)
     total = float(whole.sum())
     allowed = 0.0 if error is None else error**2 * total
@@ -162,6 +160,39 @@ def predict(
     if error is not None and sent > 0:
         aim = 1.0 if math.isinf(level) else math.sqrt((allowed - off) / sent)
     return Choice(prediction, sent / total if total else 0.0, aim)
+
+
+def repeat(
+    x: torch.Tensor,
+    remembered: torch.Tensor,
+    known: npt.NDArray[np.bool_],
+    threshold: float,
+) -> Choice | None:
+    """Choose which samples are not sent as they are like before; None if none is.
+
+    Parameters
+    ----------
+    x, remembered, known
+        As of `predict`.
+    threshold : float
+        Least cosine similarity of such a sample with its newest row, in (0, 1].
+    """
+    sums = _sums(x, remembered)
+    whole, before, both = (each.sum(1) for each in (sums.whole, sums.before, sums.both))
+    is_like = (both > 0) & (both >= threshold * np.sqrt(whole * before))
+    is_same = known & (is_like | ((whole == 0) & (before == 0)))
+    if not is_same.any():
+        return None
+    modes = np.where(is_same, SAME, PLAIN).astype(np.uint8)
+    prediction = Prediction.of(remembered, modes, None, x.dtype, clamps=False)
+    sent, total = float(whole[~is_same].sum()), float(whole.sum())
+    return Choice(prediction, sent / total if total else 0.0, None)
+
+
+def _sums(x: torch.Tensor, remembered: torch.Tensor) -> Sums:
+    # Relative to the largest value, so that no square overflows.
+    scale = float(x.abs().max()) or float(remembered.abs().max()) or 1.0
+    return Sums.of(scaled(x, scale), scaled(remembered, scale))
 
 
 def _level(left: Reals, allowed: float) -> float:

@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 
-from flwr_slfac.codec import Memory, decode
+from flwr_slfac.codec import Memory, SampleMemory, decode
 from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing.server_side import ServerSide
+from flwr_slfac.split.known_samples import KnownSamples
 from flwr_slfac.split.protocol import Smashed
 
 
@@ -45,6 +46,8 @@ class Decoder:
         What is common to all devices.
     memory : dict of str to Tensor, optional
         What it remembers of earlier rounds.
+    known : KnownSamples, optional
+        Which samples batches hold whose frames name none.
 
     Attributes
     ----------
@@ -52,8 +55,13 @@ class Decoder:
         What it remembers now.
     """
 
-    def __init__(self, side: ServerSide, memory: Memory | None = None) -> None:
-        self._side = side
+    def __init__(
+        self,
+        side: ServerSide,
+        memory: Memory | None = None,
+        known: KnownSamples | None = None,
+    ) -> None:
+        self._side, self._known, self._step = side, known, 0
         self.memory: Memory = {} if memory is None else memory
 
     def submit(self, smashed: Smashed, pool: CodecPool) -> Future[Decoded]:
@@ -76,10 +84,32 @@ class Decoder:
         # a short frame of activations cannot claim many.
         targets = self._decode(smashed.targets, {}, len(smashed.targets))
         limit = self._side.size.limit(len(targets))
-        sent = self._decode(smashed.activations, self.memory, limit)
+        samples = self._samples(smashed.order, len(targets))
+        sent = self._decode(smashed.activations, self.memory, limit, samples)
+        SampleMemory(self.memory).move_to(self._side.size.limits.sample_folder)
         return Decoded(sent, targets, limit, time.perf_counter() - start)
 
-    def _decode(self, frame: bytes, memory: Memory, limit: int) -> torch.Tensor:
-        side = self._side
-        side.size.limits.require_frame(frame)
-        return decode(frame, max_elements=limit, memory=memory, device=side.where)
+    def _samples(self, order: tuple[int, ...], num: int) -> list[int] | None:
+        """Return which samples the next batch holds, None if that is not known."""
+        step, self._step = self._step, self._step + 1
+        if self._known is None:
+            return None
+        if order and not step:
+            self._known.tell(order)
+        return self._known.at(step, num)
+
+    def _decode(
+        self,
+        frame: bytes,
+        memory: Memory,
+        limit: int,
+        samples: list[int] | None = None,
+    ) -> torch.Tensor:
+        self._side.size.limits.require_frame(frame)
+        return decode(
+            frame,
+            max_elements=limit,
+            memory=memory,
+            samples=samples,
+            device=self._side.where,
+        )

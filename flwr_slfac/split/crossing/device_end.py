@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from flwr_slfac.codec import (
     Identity,
     Integers,
     Memory,
+    SampleMemory,
     decode,
     encode,
     restart,
@@ -36,6 +38,11 @@ class DeviceEnd:
         The device in the round.
     memory : dict of str to Tensor
         What the encoder remembers of earlier rounds.
+    order : tuple of int
+        What the server derives the samples of batches from, sent with the first of
+        them; empty if frames name them.
+    sample_folder : str or Path, optional
+        As of `Device`.
 
     Attributes
     ----------
@@ -49,8 +56,11 @@ class DeviceEnd:
         features: Sequence[CutFeature],
         place: Place,
         memory: Memory,
+        order: tuple[int, ...] = (),
+        sample_folder: str | Path | None = None,
     ) -> None:
         self._codec, self._features, self._place = codec, features, place
+        self._order, self._folder = order, sample_folder
         # Of the encoder now and before the last forward, and of the decoder.
         self._up: Memory = restart(memory)
         self._up_before: Memory = {}
@@ -95,7 +105,12 @@ class DeviceEnd:
         samples : Tensor of int64
             Which of the device's examples they are.
         """
-        return self._encode(sent, targets, step, activations, "up", self._up, samples)
+        how = "up", self._up, samples
+        smashed = self._encode(sent, targets, step, activations, *how)
+        start = time.perf_counter()
+        SampleMemory(self._up).move_to(self._folder)
+        self.seconds += time.perf_counter() - start
+        return smashed
 
     def send_test(
         self, activations: torch.Tensor, targets: torch.Tensor, index: int
@@ -123,11 +138,13 @@ class DeviceEnd:
                 seed=self._place.at(step).seed_of(role),
                 memory=memory,
                 samples=None if samples is None else samples.tolist(),
+                samples_known=bool(self._order),
             ),
             targets=encode_targets(targets),
             num_examples=len(targets),
             shape=() if sent.shape == activations.shape else tuple(activations.shape),
             memory_order=memory_order(activations),
+            order=() if samples is None or step else self._order,
         )
         self.seconds += time.perf_counter() - start
         return smashed

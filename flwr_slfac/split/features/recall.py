@@ -15,7 +15,11 @@ class Recall(CutFeature):
     ----------
     version : str (default: "")
         `SampleMemory.version` of what the server remembers; empty for nothing.
+    order : str (default: "")
+        How the server shuffles, see `known_samples`: a device that does it alike names
+        no samples.
     """
 
     feature_id: ClassVar[str] = "recall"
     version: str = ""
+    order: str = ""

@@ -143,6 +143,7 @@ def _put_smashed(smashed: Smashed, into: pb.Smashed, writer: BlobWriter) -> None
     into.num_examples = smashed.num_examples
     into.shape.extend(smashed.shape)
     into.memory_order.extend(smashed.memory_order)
+    into.order.extend(smashed.order)
 
 
 def _get_smashed(smashed: pb.Smashed, reader: BlobReader) -> Smashed:
@@ -152,6 +153,7 @@ def _get_smashed(smashed: pb.Smashed, reader: BlobReader) -> Smashed:
         smashed.num_examples,
         tuple(smashed.shape),
         tuple(smashed.memory_order),
+        tuple(smashed.order),
     )
 
 

@@ -176,18 +176,20 @@ class DescribeRequest(_message.Message):
     def __init__(self, channels: bool = ...) -> None: ...
 
 class Smashed(_message.Message):
-    __slots__ = ("activations_blob", "targets_blob", "num_examples", "shape", "memory_order")
+    __slots__ = ("activations_blob", "targets_blob", "num_examples", "shape", "memory_order", "order")
     ACTIVATIONS_BLOB_FIELD_NUMBER: _ClassVar[int]
     TARGETS_BLOB_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     MEMORY_ORDER_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
     activations_blob: int
     targets_blob: int
     num_examples: int
     shape: _containers.RepeatedScalarFieldContainer[int]
     memory_order: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, activations_blob: _Optional[int] = ..., targets_blob: _Optional[int] = ..., num_examples: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., memory_order: _Optional[_Iterable[int]] = ...) -> None: ...
+    order: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, activations_blob: _Optional[int] = ..., targets_blob: _Optional[int] = ..., num_examples: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., memory_order: _Optional[_Iterable[int]] = ..., order: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepCost(_message.Message):
     __slots__ = ("values",)
