@@ -82,13 +82,14 @@ class Encoder:
         targets = target.by_decider()
         if target.num_bits is None:
             return self._coded_once(target), Decider.ERROR
-        decider = last_decider(self.hints.memory)
-        if decider not in targets:
-            decider = next(iter(targets))
+        last = last_decider(self.hints.memory)
+        decider = last if last in targets else next(iter(targets))
         plan = self._plan(targets[decider])
+        if last is None and plan.expected_bits > _TOO_LARGE * target.num_bits:
+            decider = target.likely_limit
         coded = self._coded_at(targets[decider], plan)
         for _ in range(len(targets) - 1):
-            better = _better(coded, target, decider)
+            better = _better(coded, target, decider, is_first=last is None)
             if better is decider:
                 break
             # The buffers of a plan serve the next one: only the last holds its values.
@@ -146,7 +147,9 @@ def _without_values(plan: Plan) -> Plan:
     return replace(plan, rows=_NOTHING, coefficients=_NOTHING)
 
 
-def _better(coded: Coded, target: Target, decider: Decider) -> Decider:
+def _better(
+    coded: Coded, target: Target, decider: Decider, *, is_first: bool
+) -> Decider:
     """Return what should have decided a step."""
     if target.distortion is None or target.num_bits is None:
         return decider
@@ -156,7 +159,8 @@ def _better(coded: Coded, target: Target, decider: Decider) -> Decider:
         return Decider.BITS
     if decider is Decider.BITS and error < _FINER * target.distortion:
         return Decider.ERROR
-    if decider is Decider.BITS and error > _COARSER * target.most_distortion:
+    coarser = 1.0 if is_first else _COARSER
+    if decider is Decider.BITS and error > coarser * target.most_distortion:
         return Decider.MOST_ERROR
     if decider is Decider.MOST_ERROR and size < _SMALLER:
         return Decider.BITS

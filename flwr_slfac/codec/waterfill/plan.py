@@ -78,6 +78,8 @@ class Plan:
         Of the frame before, for each level that is not zero; 0 if it is not known.
     is_kept : bool
         Whether nothing was tried: the choice is that of the step before.
+    expected_bits : float
+        Of the frame by what was tried, 0 if nothing was.
     """
 
     transform: Transform
@@ -94,6 +96,7 @@ class Plan:
     age: int
     bits_a_level: float
     is_kept: bool
+    expected_bits: float = 0.0
 
     @property
     def energies(self) -> tuple[Ints, Ints]:
@@ -152,10 +155,11 @@ def make_plan(
         if plan.left_out <= target.max_left_out(x.numel()):
             return plan
     options, level = _channel_options(x, target, memory, bases, use_klt)
-    best = best_trial(x, shape, target, options, bases, level)
+    bits, best = best_trial(x, shape, target, options, bases, level)
     channels = best.channels.quantized(best.step**2 / 12)
     choice = Choice(channels, best.basis, best.has_mean, best.step)
-    return _plan_of(x, shape, target, choice, is_kept=False)
+    plan = _plan_of(x, shape, target, choice, is_kept=False)
+    return replace(plan, expected_bits=bits)
 
 
 def _plan_of(

@@ -59,6 +59,13 @@ class Target:
         coarsest = _MOST_COARSER * wanted if self.num_positions <= _SMALL else math.inf
         return max(wanted, min(coarsest, _MOST_LOST * self.energy))
 
+    @property
+    def likely_limit(self) -> Decider:
+        """What decides where the distortion takes more than the bits beside it."""
+        if self.distortion is None or self.num_positions > _SMALL:
+            return Decider.BITS
+        return Decider.MOST_ERROR
+
     def by_decider(self) -> "dict[Decider, Target]":
         """Return targets of one number each, by what may decide."""
         if self.num_bits is None or self.distortion is None:

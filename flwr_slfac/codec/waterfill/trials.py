@@ -57,8 +57,8 @@ def best_trial(
     options: list[klt.ChannelTransform],
     bases: list[Basis],
     level: float,
-) -> Trial:
-    """Return the candidate that takes the least bits, at about its step.
+) -> tuple[float, Trial]:
+    """Return the least bits that a candidate takes, and it, at about its step.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def best_trial(
         bases = [b for b in bases if b in (nearest.basis, bases[0])]
         best = min([*found, *([best] if best else [])], key=_bits)
     assert best is not None
-    return best[1]
+    return best
 
 
 def _bits(found: _Found) -> float:
