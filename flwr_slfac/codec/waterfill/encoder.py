@@ -14,7 +14,7 @@ from flwr_slfac.codec.base import Hints, Memory
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
-from flwr_slfac.codec.waterfill.levels import Quantized
+from flwr_slfac.codec.waterfill.levels import Quantized, quantize
 from flwr_slfac.codec.waterfill.normalize import Normalization
 from flwr_slfac.codec.waterfill.plan import Plan, make_plan
 from flwr_slfac.codec.waterfill.quantize import quantize_for
@@ -85,7 +85,7 @@ class Encoder:
         last = last_decider(self.hints.memory)
         decider = last if last in targets else next(iter(targets))
         plan = self._plan(targets[decider])
-        if last is None and plan.expected_bits > _TOO_LARGE * target.num_bits:
+        if last is None and _is_limited(plan, target):
             decider = target.likely_limit
         coded = self._coded_at(targets[decider], plan)
         for _ in range(len(targets) - 1):
@@ -145,6 +145,16 @@ class Encoder:
 def _without_values(plan: Plan) -> Plan:
     """Return a plan that does not hold on to tensors while levels are coded."""
     return replace(plan, rows=_NOTHING, coefficients=_NOTHING)
+
+
+def _is_limited(plan: Plan, target: Target) -> bool:
+    """Return whether bits are likely to be a limit of a stream's first frame."""
+    if target.num_bits is None or target.distortion is None:
+        return False
+    if plan.is_kept:
+        # Of other streams, which had a limit if it is coarser than the error allows.
+        return quantize(plan, plan.step).distortion > _COARSER * target.distortion
+    return plan.expected_bits > _TOO_LARGE * target.num_bits
 
 
 def _better(

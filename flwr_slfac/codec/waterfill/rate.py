@@ -126,9 +126,10 @@ class _Levels:
         Where these would be most, to the plan's step.
         """
         plan = self._plan
-        if plan.is_kept and plan.bits_a_level > 0:
-            wanted, start = num_bits / plan.bits_a_level, quantize(plan, plan.step)
-            return self._to(wanted, start) if wanted < self._dense else start
+        if plan.is_kept:
+            start = quantize(plan, plan.step)
+            wanted = num_bits / (plan.bits_a_level or math.inf)
+            return self._to(wanted, start) if 0 < wanted < self._dense else start
         wanted = num_bits / _BITS_A_LEVEL
         step = self._sample.step_for(wanted) if wanted < self._dense else plan.step
         return quantize(plan, step)

@@ -50,11 +50,14 @@ class Decoder:
     ----------
     memory : dict of str to Tensor
         What it remembers now.
+    last : bytes
+        The last frame of activations that it decoded; empty for none.
     """
 
     def __init__(self, side: ServerSide, memory: Memory | None = None) -> None:
         self._side = side
         self.memory: Memory = {} if memory is None else memory
+        self.last = b""
 
     def submit(self, smashed: Smashed, pool: CodecPool) -> Future[Decoded]:
         """Have a batch decoded; see `decode`."""
@@ -77,6 +80,7 @@ class Decoder:
         targets = self._decode(smashed.targets, {}, len(smashed.targets))
         limit = self._side.size.limit(len(targets))
         sent = self._decode(smashed.activations, self.memory, limit)
+        self.last = smashed.activations
         return Decoded(sent, targets, limit, time.perf_counter() - start)
 
     def _decode(self, frame: bytes, memory: Memory, limit: int) -> torch.Tensor:
