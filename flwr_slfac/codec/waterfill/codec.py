@@ -201,7 +201,7 @@ class Waterfill(Codec):
             shape,
             normalization,
             weights,
-            bases_for(self.basis, shape) if weights is None else [SPECTRUM],
+            bases_for(self.basis, shape.sizes) if weights is None else (SPECTRUM,),
             self.channels is not None,
             cast(Coder, self.coder),
             hints,

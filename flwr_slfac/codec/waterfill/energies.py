@@ -123,6 +123,12 @@ def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     return groups
 
 
+@lru_cache(maxsize=64)
+def group_sizes(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
+    """Return how many positions are in each group (G,); parameters as above."""
+    return np.bincount(frequency_groups(basis, shape, num_rows))
+
+
 def coarse_to_fine(basis: Basis, shape: PlaneShape) -> Ints:
     """Return the positions (S,) of planes, int64, in the order of a basis."""
     if shape.num_positions == 1:

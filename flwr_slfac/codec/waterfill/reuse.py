@@ -22,7 +22,7 @@ from flwr_slfac.codec.waterfill.target import Decider, Target
 _NUMBERS, _BASIS = "waterfill.choice", "waterfill.basis"
 _STREAM = "stream."
 # Of what is kept: fewer are those of another release's checkpoint.
-_NUM_NUMBERS, _SIZES, _FINENESS, _DECIDER = 13, slice(0, 2), 4, 10
+_NUM_NUMBERS = 13
 # In place of sizes, of a choice that is told: it suits any.
 _TOLD = (0, 0)
 # Our choice: steps from one trial to the next. Trials of small frames take several
@@ -131,18 +131,23 @@ class Kept:
     @classmethod
     def of(cls, memory: Memory) -> "Kept | None":
         """Return what a memory holds, None if nothing."""
-        numbers = _numbers_in(memory)
-        basis = _kept(memory, _BASIS)
-        if not numbers or basis is None:
+        told, basis = _kept(memory, _NUMBERS), _kept(memory, _BASIS)
+        if told is None or basis is None or told.numel() != _NUM_NUMBERS:
             return None
+        numbers: list[float] = told.tolist()
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
         first, last, bits_a_level, decider, age, period = numbers[7:]
         name = bytes(basis.tolist()).decode("ascii")
         sizes = int(channels), int(positions)
-        flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
+        flags, reals = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
         bits = first, last, bits_a_level
         steps = int(age), int(period)
-        return cls(sizes, name, *flags, *told, *bits, Decider(int(decider)), *steps)
+        return cls(sizes, name, *flags, *reals, *bits, Decider(int(decider)), *steps)
+
+    @property
+    def last_decider(self) -> Decider | None:
+        """What decided the step of the frame before; None if there was none."""
+        return None if self.is_told else self.decider
 
     @property
     def is_due(self) -> bool:
@@ -200,37 +205,17 @@ class Kept:
         memory[start + _BASIS] = torch.from_numpy(name.copy())
 
 
-def _numbers_in(memory: Memory) -> list[float]:
-    """Return the numbers that a memory holds, none if those of another release."""
-    kept = _kept(memory, _NUMBERS)
-    numbers: list[float] = [] if kept is None else kept.tolist()
-    return numbers if len(numbers) == _NUM_NUMBERS else []
-
-
 def _kept(memory: Memory, name: str) -> torch.Tensor | None:
     return memory.get(name, memory.get(_STREAM + name))
 
 
-def last_decider(memory: Memory) -> Decider | None:
-    """Return what decided the step of the frame before, None if that is not known."""
-    numbers = _numbers_in(memory)
-    if not numbers or tuple(numbers[_SIZES]) == _TOLD:
-        return None
-    return Decider(int(numbers[_DECIDER]))
-
-
-def kept_fineness(memory: Memory) -> float | None:
-    """Return the step of the frame before over the tensor's root mean square.
-
-    None if a number of bits did not decide it.
-    """
-    if last_decider(memory) is not Decider.BITS:
-        return None
-    return _numbers_in(memory)[_FINENESS]
-
-
 def kept_choice(
-    x: torch.Tensor, target: Target, memory: Memory, bases: list[Basis], use_klt: bool
+    x: torch.Tensor,
+    target: Target,
+    memory: Memory,
+    kept: Kept | None,
+    bases: tuple[Basis, ...],
+    use_klt: bool,
 ) -> Choice | None:
     """Return the choice of the step before, None if there is none that serves.
 
@@ -240,12 +225,9 @@ def kept_choice(
         All planes.
     target : Target
         What the step will have to meet.
-    memory : dict
-        Of the stream.
-    bases, use_klt
+    memory, kept, bases, use_klt
         See `make_plan`.
     """
-    kept = Kept.of(memory)
     if kept is None or kept.is_due:
         return None
     if kept.sizes != tuple(x.shape[1:]) and not kept.is_told:
