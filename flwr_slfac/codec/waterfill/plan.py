@@ -212,7 +212,7 @@ def _transformed(
     # The energy of each frequency group, relative to the model of planes.
     frequencies = np.ones(1)
     if len(groups) > 1:
-        below = group_sizes(choice.basis, shape, rows.shape[1]) * fit.weighted
+        below = group_sizes(shape, rows.shape[1]) * fit.weighted
         frequencies = np.bincount(groups, told.energies) / below
     model = EnergyModel(fit.samples, fit.channels, half_units(frequencies))
     return transform, told, model, groups

@@ -23,7 +23,7 @@ from flwr_slfac.codec.waterfill.digits import Ints
 from flwr_slfac.codec.waterfill.energies import (
     class_offset,
     frequency_groups,
-    group_sizes,
+    num_groups,
 )
 from flwr_slfac.codec.waterfill.frame_streams import (
     Coefficients,
@@ -191,7 +191,7 @@ def _read_coefficients(
     """Return coefficients (S, N * r), and the planes that its columns are."""
     num_rows = head.num_rows or shape.num_channels
     groups = frequency_groups(basis, shape, num_rows)
-    sizes = shape.num_samples, num_rows, len(group_sizes(basis, shape, num_rows))
+    sizes = shape.num_samples, num_rows, num_groups(shape, num_rows)
     if head.is_trellis and reader is None:
         reader = TrellisReader(frame.sections[1])
     if isinstance(reader, TrellisReader):
