@@ -81,15 +81,14 @@ void fill_encode_table(EncodeEntry *table, const uint16_t *frequencies)
 {
     uint32_t start = 0;
     for (int i = 0; i < NUM_SYMBOLS; i++) {
-        uint32_t f = frequencies[i], bits = 0;
+        uint32_t f = frequencies[i];
         EncodeEntry *e = table + i;
         e->frequency = (uint16_t)f;
         e->start = (uint16_t)start;
         start += f;
         if (!f)
             continue;
-        while (f > 1u << bits)
-            bits++;
+        uint32_t bits = f > 1 ? floor_log2(f - 1) + 1 : 0;
         /* Exact for states below the limit: they are under 2**32, and the product
          * under 2**64. */
         e->shift = 32 + bits;
@@ -185,6 +184,19 @@ void count_symbols(const uint8_t *symbols, Py_ssize_t num, int64_t *counts)
     }
 }
 
+/* The digit of each symbol that counts `unit`. */
+static void digits_at(const Digits *d, int64_t unit, int8_t *digit_of)
+{
+    int64_t digit = 0, left = unit;
+    for (int s = 0; s < NUM_SYMBOLS; s++) {
+        digit_of[s] = (int8_t)(digit - d->zero);
+        if (--left == 0) {
+            left = unit;
+            digit = digit + 1 < d->base ? digit + 1 : 0;
+        }
+    }
+}
+
 Py_ssize_t unpack_symbols(const Digits *d, const uint8_t *symbols, Py_ssize_t num,
                           int8_t *values, Py_ssize_t num_values)
 {
@@ -194,8 +206,7 @@ Py_ssize_t unpack_symbols(const Digits *d, const uint8_t *symbols, Py_ssize_t nu
     for (int j = 0; j < d->per_symbol; j++) {
         int8_t digit_of[NUM_SYMBOLS];
         unit /= d->base;
-        for (int s = 0; s < NUM_SYMBOLS; s++)
-            digit_of[s] = (int8_t)(s / unit % d->base - d->zero);
+        digits_at(d, unit, digit_of);
         Py_ssize_t left = num_values - j * num, some = left < num ? left : num;
         int8_t *to = values + (some > 0 ? j * num : 0);
         for (Py_ssize_t i = 0; i < some; i++)
@@ -228,11 +239,12 @@ static uint8_t nearest(int64_t stops, int64_t reaches, const int64_t *midpoints,
 /* How often each magnitude occurs, and the sum of those below zero. */
 static int64_t count_magnitudes(const Digits *d, const int64_t *counts, int64_t *stops)
 {
-    int64_t negative = 0;
-    for (int64_t s = 0; s < d->num_symbols; s++) {
-        int64_t rest = s;
-        for (int j = 0; counts[s] && j < d->per_symbol; j++, rest /= d->base) {
-            int64_t digit = rest % d->base - d->zero;
+    int64_t negative = 0, unit = 1;
+    for (int j = 0; j < d->per_symbol; j++, unit *= d->base) {
+        int8_t digit_of[NUM_SYMBOLS];
+        digits_at(d, unit, digit_of);
+        for (int64_t s = 0; s < d->num_symbols; s++) {
+            int digit = digit_of[s];
             stops[digit < 0 ? -digit : digit] += counts[s];
             negative += digit < 0 ? counts[s] : 0;
         }
