@@ -86,7 +86,7 @@ PUBLIC = {
         Batch Decoded Decoder DeviceEnd Encoded ServerEnd ServerSide require_places
     """,
     "flwr_slfac.split.features": """
-        CutFeature CutName Dropout Passage Recall ServerMemory feature_fields
+        CutFeature CutName Dropout Passage Recall ServerMemory Usual feature_fields
         feature_of named passages register_feature require_cut
     """,
     "flwr_slfac.status": """

@@ -176,6 +176,42 @@ class Codec(ABC):
         """
         return self
 
+    @classmethod
+    def choice_of(cls, frame: Frame) -> str:
+        """Return what the encoder of a frame chose, some 12 characters.
+
+        Nothing if it chose nothing that would serve others. What it says is told to
+        encoders of other streams of the same layer, see `begun`.
+
+        Raises
+        ------
+        DecodeError
+            If the frame is not valid.
+        """
+        return ""
+
+    @classmethod
+    def usual(cls, choices: Sequence[str]) -> str:
+        """Return what to tell of the choices of several streams."""
+        return ""
+
+    def begun(self, memory: Memory, choice: str) -> Memory:
+        """Return the memory of an encoder whose stream begins, told what is usual.
+
+        Parameters
+        ----------
+        memory : dict of str to Tensor
+            What it remembers; left as it is.
+        choice : str
+            From `usual`; empty for nothing.
+
+        Raises
+        ------
+        DecodeError
+            If it is no choice.
+        """
+        return memory
+
     def config(self) -> dict[str, Any]:
         """Return the settings as a dict that survives JSON."""
         return {

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice
 
+from flwr_slfac.codec import Codec
 from flwr_slfac.split.codec_pool import CodecPool
 from flwr_slfac.split.crossing import Decoded, Decoder, ServerSide
 from flwr_slfac.split.known_samples import KnownSamples
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import Begin, Smashed
 from flwr_slfac.split.recalled_samples import RecalledSamples
+from flwr_slfac.split.usual_choices import UsualChoices
 
 # Our choice: one in work and one done for each thread keeps all busy, and what is
 # decoded may take many times the memory of its frames.
@@ -28,13 +30,21 @@ class Inbox:
         Where they are decoded.
     samples : RecalledSamples
         What decoders remember from round to round.
+    choices : UsualChoices
+        What encoders mostly chose in the round before.
     """
 
     def __init__(
-        self, side: ServerSide, pool: CodecPool, samples: RecalledSamples
+        self,
+        side: ServerSide,
+        pool: CodecPool,
+        samples: RecalledSamples,
+        choices: UsualChoices,
     ) -> None:
-        self._side, self._pool, self._samples = side, pool, samples
+        self._side, self._pool = side, pool
+        self._samples, self._choices = samples, choices
         self._decoders: dict[int, Decoder] = {}
+        self._up: dict[int, Codec] = {}
         self._decoded: dict[int, Future[Decoded]] = {}
 
     def begin(self, key: int, device: int, begin: Begin) -> Begin:
@@ -43,15 +53,19 @@ class Inbox:
         place = Place(begin.seed, begin.server_round, device)
         known = KnownSamples(place, begin.up)
         self._decoders[key] = Decoder(self._side, memory, known)
-        return told
+        self._up[key] = begin.up
+        return self._choices.begin(told)
 
     def renew(self, key: int) -> None:
         """Decode from here on what a device sends under another mask."""
         self._decoders[key] = Decoder(self._side)
 
     def end(self, key: int, device: int) -> None:
-        """Remember a device's samples: it has done its last step of the round."""
-        self._samples.end(device, self._decoders[key].memory)
+        """Remember what serves the next round: a device has done its last step."""
+        decoder = self._decoders[key]
+        self._samples.end(device, decoder.memory)
+        if decoder.last:
+            self._choices.end(device, self._up[key], decoder.last)
 
     def put(self, key: int, smashed: Smashed) -> None:
         """Take what the device of a key sent."""

@@ -60,14 +60,14 @@ class Round:
         pool: CodecPool,
     ) -> None:
         self._run, self._link, self._begin = run, link, begin
-        self._progress = progress
+        self._progress, self._pool = progress, pool
         self._server, self._fronts = run.server, run.fronts
         self._accounts = Accounts(run.traffic, begin.server_round, "train")
         self._relay = run.server.scheme == "sequential"
         self._asks_first = self._relay or run.needs_devices(begin)
         self._streams: dict[int, Stream] = {}
         self._sides: dict[int, ServerSide] = {}
-        self._inbox, self._pool = Inbox(run.side, pool, run.samples), pool
+        self._inbox = Inbox(run.side, pool, run.samples, run.choices)
         self._meeting = Meeting(run.fronts, self._accounts, self._inbox)
         self._result = RoundResult()
 

@@ -16,6 +16,7 @@ from flwr_slfac.split.protocol import Begin, TrainReply
 from flwr_slfac.split.recalled_samples import RecalledSamples
 from flwr_slfac.split.server_fronts import ServerFronts
 from flwr_slfac.split.server_half import ServerHalf
+from flwr_slfac.split.usual_choices import UsualChoices
 from flwr_slfac.traffic import Traffic
 
 
@@ -41,6 +42,8 @@ class ServerRun:
         Of gradient codecs, by device: what outlives a round, a residual for example.
     samples : RecalledSamples
         Of the activations' codec, by device: samples that it remembers.
+    choices : UsualChoices
+        What their encoders mostly chose.
     kept : dict of int to tuple of str
         By device, what it said it keeps for the next round, as in `lasting.KEPT`.
     """
@@ -53,6 +56,7 @@ class ServerRun:
     codecs: DeviceCodecs | None = None
     lasting: dict[int, Memory] = field(default_factory=dict)
     samples: RecalledSamples = field(default_factory=RecalledSamples)
+    choices: UsualChoices = field(default_factory=UsualChoices)
     kept: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def needs_devices(self, begin: Begin) -> bool:
@@ -101,6 +105,7 @@ class ServerRun:
             "elements_per_example": self.side.size.elements_per_example,
             "lasting": {d: dict(self.lasting[d]) for d in sorted(self.lasting)},
             "samples": self.samples.state(),
+            "choices": self.choices.state(),
             "kept": {d: self.kept[d] for d in sorted(self.kept)},
         }
 
@@ -117,6 +122,7 @@ class ServerRun:
         # Of a run that was saved before samples were remembered there are none.
         folder = self.side.size.limits.sample_folder
         self.samples.load(state.get("samples", {}), folder)
+        self.choices.load(state["choices"])
 
 
 def _state_of(loss: Loss) -> dict[str, Any] | None:

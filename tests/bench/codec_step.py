@@ -13,10 +13,12 @@ and the median ratio of processor time.
 
 import argparse
 import copy
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -121,8 +123,14 @@ def rounds_of(
     link = LocalLink([DeviceHalf(device, i) for i, device in enumerate(devices)])
     server = ServerHalf(halves.back, nn.CrossEntropyLoss(), sgd)
     rounds = Rounds(server, codecs[1], Traffic(), 2**28)
-    begin = Begin(1, 0, halves.front.state_dict(), codecs[0], RELEASE)
-    return lambda: rounds.train(link, list(range(len(sets))), begin) and None
+    begin = Begin(0, 0, halves.front.state_dict(), codecs[0], RELEASE)
+    number = itertools.count(1)
+
+    def train() -> None:
+        now = replace(begin, server_round=next(number))
+        rounds.train(link, list(range(len(sets))), now)
+
+    return train
 
 
 if __name__ == "__main__":

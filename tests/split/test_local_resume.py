@@ -90,6 +90,9 @@ CASES: dict[str, dict[str, Any]] = {
         "run": {"up": Feedback(TopK(0.2)), "down": Feedback(TopK(0.2))}
     },
     "samples": {"run": {"up": Temporal(Waterfill(nrmse=0.2))}},
+    "choices": {
+        "run": {"up": Waterfill(nrmse=0.2, bits=1.0), "down": Waterfill(bits=2)}
+    },
     "samples in a relay": {
         "scheme": "sequential",
         "run": {"up": Temporal(Uniform(4), bits=8)},

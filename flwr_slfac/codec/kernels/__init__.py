@@ -7,6 +7,7 @@ fails where there is none, or ``reference``. Which one runs is logged once, when
 tensor is first coded.
 """
 
+from flwr_slfac.codec.kernels import classes, digits, models, rans
 from flwr_slfac.codec.kernels.choice import Kernels, kernels
 from flwr_slfac.codec.kernels.classes import ClassGrid
 from flwr_slfac.codec.kernels.contexts import Grid
@@ -46,8 +47,12 @@ __all__ = [
     "PlaneTransform",
     "SpectraLoops",
     "Stage",
+    "classes",
+    "digits",
     "half_units",
     "kernels",
+    "models",
     "plane_weights",
+    "rans",
     "scratch",
 ]

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from flwr_slfac.codec.kernels import (
-    classes,
-    digits,
-    fit,
-    models,
-    planes,
-    rans,
-    trellis,
-    trial,
-)
+from flwr_slfac.codec.kernels import fit, planes, trellis, trial
 from flwr_slfac.codec.kernels.extension import Extension
 from flwr_slfac.codec.kernels.frames import FrameLoops
 from flwr_slfac.codec.kernels.spectra import SpectraLoops
@@ -36,14 +27,6 @@ class Kernels:
     ----------
     name : {"compiled", "reference"}
         Which ones.
-    rans_encode, rans_decode : callable
-        See `rans`.
-    pack_digits, unpack_digits : callable
-        See `digits`.
-    split, join : callable
-        See `classes`.
-    fit_model, to_values : callable
-        See `models`.
     fit_planes : callable
         See `fit`.
     plane_energies, plane_spectra, forward_planes, inverse_planes : callable
@@ -59,14 +42,6 @@ class Kernels:
     """
 
     name: str
-    rans_encode: Callable[..., int]
-    rans_decode: Callable[..., int]
-    pack_digits: Callable[..., tuple[Any, Any, int]]
-    unpack_digits: Callable[..., tuple[Any, int]]
-    split: Callable[..., Any]
-    join: Callable[..., Any]
-    fit_model: Callable[..., bytes]
-    to_values: Callable[..., None]
     fit_planes: Callable[..., fit.PlaneFit]
     plane_energies: Callable[..., Any]
     plane_spectra: Callable[..., None]
@@ -81,14 +56,6 @@ class Kernels:
 
 REFERENCE = Kernels(
     "reference",
-    rans.encode,
-    rans.decode,
-    digits.pack,
-    digits.unpack,
-    classes.split,
-    classes.join,
-    models.fit,
-    models.to_values,
     fit.fit_planes,
     planes.energies,
     planes.spectra,
@@ -109,14 +76,6 @@ def compiled_kernels() -> Kernels | None:
     extension, loops = Extension(compiled), TrellisLoops(compiled)
     return Kernels(
         "compiled",
-        compiled.rans_encode,
-        compiled.rans_decode,
-        extension.pack,
-        extension.unpack,
-        extension.split,
-        extension.join,
-        compiled.fit_model,
-        extension.to_values,
         extension.fit_planes,
         extension.plane_energies,
         extension.plane_spectra,

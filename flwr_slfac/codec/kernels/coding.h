@@ -39,6 +39,19 @@ typedef struct {
     int num_midpoints, num_chances;
 } Chances;
 
+/* Of 0, as of 1, it is 0. */
+static inline uint32_t floor_log2(uint32_t x)
+{
+#if defined(__GNUC__)
+    return 31 - (uint32_t)__builtin_clz(x | 1);
+#else
+    uint32_t bits = 0;
+    while (x >> bits > 1)
+        bits++;
+    return bits;
+#endif
+}
+
 const char *digits_of(Digits *d, Py_ssize_t limit, Py_ssize_t per_symbol, int is_signed);
 Py_ssize_t pack_int8_t(const Digits *, const int8_t *, Py_ssize_t, uint8_t *, Py_ssize_t);
 Py_ssize_t pack_int16_t(const Digits *, const int16_t *, Py_ssize_t, uint8_t *, Py_ssize_t);

@@ -1,15 +1,12 @@
 """The compiled kernels with the parameters of the reference: results are allocated."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from flwr_slfac.codec.kernels.classes import ClassGrid
 from flwr_slfac.codec.kernels.fit import PlaneFit
 from flwr_slfac.codec.kernels.planes import LANES
-from flwr_slfac.codec.kernels.rans import NUM_SYMBOLS
 from flwr_slfac.codec.kernels.scratch import scratch
 from flwr_slfac.codec.kernels.stages import LONGEST_LINE, PlaneTransform
 
@@ -25,50 +22,6 @@ class Extension:
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
-
-    def pack(
-        self, values: Any, limit: int, per_symbol: int, is_signed: bool
-    ) -> tuple[Any, Any, int]:
-        """Cut digits, see `digits.pack`."""
-        values = np.ascontiguousarray(values)
-        symbols = np.empty(-(-values.size // per_symbol), np.uint8)
-        counts = np.empty(NUM_SYMBOLS, np.int64)
-        saturated = self._compiled.pack_digits(
-            values, values.itemsize, limit, per_symbol, is_signed, symbols, counts
-        )
-        return symbols, counts, saturated
-
-    def unpack(
-        self,
-        symbols: Any,
-        num_values: int,
-        limit: int,
-        per_symbol: int,
-        is_signed: bool,
-    ) -> tuple[Any, int]:
-        """Undo `pack`, see `digits.unpack`."""
-        values = np.empty(num_values, np.int8)
-        saturated = self._compiled.unpack_digits(
-            symbols, limit, per_symbol, is_signed, values
-        )
-        return values, saturated
-
-    def split(self, matrix: Any, grid: ClassGrid) -> Any:
-        """Split by classes, see `classes.split`."""
-        return _move(
-            self._compiled.split, matrix, grid, np.empty(matrix.size, matrix.dtype)
-        )
-
-    def join(self, values: Any, grid: ClassGrid) -> Any:
-        """Join classes, see `classes.join`."""
-        return _move(
-            self._compiled.join, values, grid, np.empty(grid.shape, values.dtype)
-        )
-
-    def to_values(self, levels: Any, step: float, taken: float, out: Any) -> None:
-        """Bring levels to their values, see `models.to_values`."""
-        levels = np.ascontiguousarray(levels)
-        self._compiled.to_values(levels, levels.itemsize, step, taken, out)
 
     def fit_planes(
         self, energies: Any, num_positions: int, level: float, alike: bool
@@ -135,10 +88,3 @@ def _tile_room(transform: PlaneTransform) -> Any:
     height, width = transform.height, transform.width
     floats = LANES * (height * (width + 1) + height * width + LONGEST_LINE)
     return scratch("tile", (floats,), torch.float32).numpy()
-
-
-def _move(work: Callable[..., None], source: Any, grid: ClassGrid, target: Any) -> Any:
-    source = np.ascontiguousarray(source)
-    lists = (grid.order, grid.rows, grid.starts, grid.runs)
-    work(source, source.itemsize, *lists, grid.offset, grid.num_classes, target)
-    return target

@@ -112,9 +112,7 @@ void uniform_frequencies(int num_bits, uint16_t *frequencies)
 /* About the bits of a symbol, in 256ths: 14 less log2 of its frequency, along chords. */
 int64_t cost_of(uint32_t f)
 {
-    int bits = 0;
-    while (f >> bits > 1)
-        bits++;
+    int bits = (int)floor_log2(f);
     return ((int64_t)(SCALE_BITS - bits) << COST_BITS) -
            ((int64_t)((f - (1u << bits)) << COST_BITS) >> bits);
 }

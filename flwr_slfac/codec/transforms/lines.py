@@ -5,7 +5,7 @@ lines. Up to `MATRIX_LIMIT` a line is multiplied by a matrix; longer ones take a
 the filters themselves, so memory stays proportional to the data.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ __all__ = [
 MATRIX_LIMIT = 512
 # From here on, half of the products saved outweigh the sums that save them.
 _FOLD_FROM = 64
+# Our choice: what is in between of long lines takes a few MiB.
+_VALUES_AT_ONCE = 2**18
 
 
 def forward_line(name: str, n: int, like: torch.Tensor, buffer: str = "") -> Line:
@@ -50,7 +52,8 @@ def forward_line(name: str, n: int, like: torch.Tensor, buffer: str = "") -> Lin
     if name in PLAIN:
         return lambda rows: rows.t().contiguous()
     if n > MATRIX_LIMIT:
-        return dct_by_fft if name == "dct" else filter_line(name, like)
+        line = dct_by_fft if name == "dct" else filter_line(name, like)
+        return partial(_forward_by_parts, line)
     matrix = level_matrix(name, n, like)
     if name == "dct" and n >= _FOLD_FROM:
         return lambda rows: dct_by_halves(rows, matrix, _room(buffer, rows.t()))
@@ -65,11 +68,31 @@ def inverse_line(name: str, n: int, like: torch.Tensor, buffer: str = "") -> Lin
     if name in PLAIN:
         return lambda coeffs: coeffs.t().contiguous()
     if n > MATRIX_LIMIT:
-        return idct_by_fft if name == "dct" else unfilter_line(name, like)
+        line = idct_by_fft if name == "dct" else unfilter_line(name, like)
+        return partial(_inverse_by_parts, line)
     matrix = level_matrix(name, n, like)
     if name == "dct" and n >= _FOLD_FROM:
         return lambda coeffs: idct_by_halves(coeffs, matrix, _room(buffer, coeffs.t()))
     return lambda coeffs: torch.mm(coeffs.t(), matrix, out=_room(buffer, coeffs.t()))
+
+
+def _forward_by_parts(line: Line, rows: torch.Tensor) -> torch.Tensor:
+    coeffs = rows.new_empty(rows.shape[1], rows.shape[0])
+    for part in _parts(*rows.shape):
+        coeffs[:, part] = line(rows[part])
+    return coeffs
+
+
+def _inverse_by_parts(line: Line, coeffs: torch.Tensor) -> torch.Tensor:
+    rows = coeffs.new_empty(coeffs.shape[1], coeffs.shape[0])
+    for part in _parts(*rows.shape):
+        rows[part] = line(coeffs[:, part])
+    return rows
+
+
+def _parts(num_rows: int, n: int) -> list[slice]:
+    num = max(1, _VALUES_AT_ONCE // n)
+    return [slice(start, start + num) for start in range(0, num_rows, num)]
 
 
 def _room(buffer: str, like: torch.Tensor) -> torch.Tensor | None:

@@ -53,13 +53,9 @@ def order_2d(basis: Basis, h: int, w: int) -> torch.Tensor:
 # Outside of inference mode, as what is shared must serve every caller.
 @torch.inference_mode(False)
 def _order(kind: str, levels: int, h: int, w: int) -> torch.Tensor:
-    index = torch.arange(h * w).reshape(h, w)
     if kind == "dct":
-        row, column = index // w, index % w
-        diagonal = row + column
-        # Even diagonals run up (column grows), odd ones run down (row grows).
-        along = torch.where(diagonal % 2 == 0, column, row)
-        return torch.argsort((diagonal * max(h, w) + along).reshape(-1), stable=True)
+        return _zigzag(h, w)
+    index = torch.arange(h * w).reshape(h, w)
     parts = []
     for level in range(1, levels + 1):
         y, x, y2, x2 = h >> level, w >> level, h >> (level - 1), w >> (level - 1)
@@ -67,6 +63,20 @@ def _order(kind: str, levels: int, h: int, w: int) -> torch.Tensor:
         parts.append(torch.cat([d.reshape(-1) for d in details]))
     parts.append(index[: h >> levels, : w >> levels].reshape(-1))
     return torch.cat(parts[::-1])
+
+
+def _zigzag(h: int, w: int) -> torch.Tensor:
+    order = torch.empty(h * w, dtype=torch.int64)
+    start = 0
+    for diagonal in range(h + w - 1 if h * w else 0):
+        top, bottom = max(0, diagonal - w + 1), min(diagonal, h - 1)
+        # Even diagonals run up (column grows), odd ones run down (row grows).
+        first, step = (top, w - 1) if diagonal % 2 else (bottom, 1 - w)
+        end = start + bottom - top + 1
+        along = torch.arange(end - start) * step
+        order[start:end] = along + (first * (w - 1) + diagonal)
+        start = end
+    return order
 
 
 _cached_order = lru_cache(maxsize=64)(_order)

@@ -26,6 +26,7 @@ from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import energy
 from flwr_slfac.codec.waterfill.trials import bases_for
+from flwr_slfac.codec.waterfill.usual import begun, choice_of, usual
 from flwr_slfac.codec.wire import Frame
 from flwr_slfac.errors import SettingError
 
@@ -200,7 +201,7 @@ class Waterfill(Codec):
             shape,
             normalization,
             weights,
-            bases_for(self.basis, shape) if weights is None else [SPECTRUM],
+            bases_for(self.basis, shape.sizes) if weights is None else (SPECTRUM,),
             self.channels is not None,
             cast(Coder, self.coder),
             hints,
@@ -221,6 +222,20 @@ class Waterfill(Codec):
         elif self.relative_error is not None:
             distortion = self.relative_error**2 * total
         return Target(total, distortion, num_bits, num_positions=x.shape[2])
+
+    @classmethod
+    def choice_of(cls, frame: Frame) -> str:
+        """Return what the frame was coded by, or raise DecodeError."""
+        return choice_of(frame)
+
+    @classmethod
+    def usual(cls, choices: Sequence[str]) -> str:
+        """Return the most common choice."""
+        return usual(choices)
+
+    def begun(self, memory: Memory, choice: str) -> Memory:
+        """Return a new stream's memory, or raise DecodeError."""
+        return begun(memory, choice)
 
     @classmethod
     def decode_sections(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.kernels import kernels
+from flwr_slfac.codec.kernels import digits as loops
 
 Ints = npt.NDArray[Any]
 Symbols = npt.NDArray[np.uint8]
@@ -62,14 +62,14 @@ def pack_digits(
     values: Ints, digits: Digits
 ) -> tuple[Symbols, npt.NDArray[np.int64], int]:
     """Return symbols (uint8), counts of all 256, and how many digits saturate."""
-    return kernels().pack_digits(values, digits.limit, digits.per_symbol, digits.signed)
+    return loops.pack(values, digits.limit, digits.per_symbol, digits.signed)
 
 
 def unpack_digits(
     symbols: Symbols, num_values: int, digits: Digits
 ) -> tuple[npt.NDArray[np.int8], int]:
     """Undo `pack_digits` to digits (num_values,), and how many of them saturate."""
-    return kernels().unpack_digits(
+    return loops.unpack(
         symbols, num_values, digits.limit, digits.per_symbol, digits.signed
     )
 

@@ -6,7 +6,7 @@ step to step of a stream, so what decided last is tried first.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -14,12 +14,12 @@ from flwr_slfac.codec.base import Hints, Memory
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis
 from flwr_slfac.codec.waterfill import klt
-from flwr_slfac.codec.waterfill.levels import Quantized
+from flwr_slfac.codec.waterfill.levels import Quantized, quantize
 from flwr_slfac.codec.waterfill.normalize import Normalization
 from flwr_slfac.codec.waterfill.plan import Plan, make_plan
 from flwr_slfac.codec.waterfill.quantize import quantize_for
 from flwr_slfac.codec.waterfill.rate import Coded, code_at_rate
-from flwr_slfac.codec.waterfill.reuse import Kept, allowed_rms, last_decider
+from flwr_slfac.codec.waterfill.reuse import Kept, allowed_rms
 from flwr_slfac.codec.waterfill.sections import write_sections
 from flwr_slfac.codec.waterfill.streams import Coder
 from flwr_slfac.codec.waterfill.target import Decider, Target
@@ -49,7 +49,7 @@ class Encoder:
         That was done.
     weights : Weights, optional
         By which they were filtered.
-    bases : list of Basis
+    bases : tuple of Basis
         Along the sizes of a plane: those to try.
     uses_klt : bool
         Whether channels may have a basis.
@@ -63,7 +63,7 @@ class Encoder:
     shape: PlaneShape
     normalization: Normalization
     weights: Weights | None
-    bases: list[Basis]
+    bases: tuple[Basis, ...]
     uses_klt: bool
     coder: Coder
     hints: Hints
@@ -74,28 +74,36 @@ class Encoder:
         channels = coded.plan.channels
         if channels.rotation is not None and channels.is_new:
             channels.rotation.store(self.hints.memory)
-        _keep_choice(self.hints, coded, target.by_decider()[decider], decider)
+        kept = _kept_of(coded, target.of(decider), decider)
+        kept = kept.after(self._kept, is_kept=coded.plan.is_kept)
+        kept.store(self.hints.memory, lasts=self.hints.role == "gradient")
         return coded.sections
+
+    @cached_property
+    def _kept(self) -> Kept | None:
+        return Kept.of(self.hints.memory)
 
     def _coded(self, target: Target) -> tuple[Coded, Decider]:
         """Return the frame, and what decided its step."""
-        targets = target.by_decider()
         if target.num_bits is None:
             return self._coded_once(target), Decider.ERROR
-        decider = last_decider(self.hints.memory)
-        if decider not in targets:
-            decider = next(iter(targets))
-        plan = self._plan(targets[decider])
-        coded = self._coded_at(targets[decider], plan)
-        for _ in range(len(targets) - 1):
-            better = _better(coded, target, decider)
+        last = self._kept.last_decider if self._kept else None
+        decider = last if last in target.deciders else target.deciders[0]
+        now = target.of(decider)
+        plan = self._plan(now)
+        if last is None and _is_limited(plan, target):
+            decider = target.likely_limit
+            now = target.of(decider)
+        coded = self._coded_at(now, plan)
+        for _ in range(len(target.deciders) - 1):
+            better = _better(coded, target, decider, is_first=last is None)
             if better is decider:
                 break
             # The buffers of a plan serve the next one: only the last holds its values.
-            decider, plan = better, coded.plan
-            if plan.left_out > targets[decider].max_left_out(self.planes.numel()):
-                plan = self._plan(targets[decider])
-            coded = self._coded_at(targets[decider], plan)
+            decider, now, plan = better, target.of(better), coded.plan
+            if plan.left_out > now.max_left_out(self.planes.numel()):
+                plan = self._plan(now)
+            coded = self._coded_at(now, plan)
         return coded, decider
 
     def _coded_once(self, target: Target) -> Coded:
@@ -115,7 +123,7 @@ class Encoder:
         coded = code_at_rate(plan, target.num_bits, partial(self._written, plan))
         if plan.channels.is_new and coded.num_bits > _TOO_LARGE * target.num_bits:
             # The channel basis alone would take what the target allows.
-            plan = self._make_plan(target, {}, use_klt=False)
+            plan = self._make_plan(target, {}, None, use_klt=False)
             coded = code_at_rate(plan, target.num_bits, partial(self._written, plan))
         return coded
 
@@ -125,20 +133,22 @@ class Encoder:
         )
 
     def _plan(self, target: Target) -> Plan:
-        plan = self._make_plan(target, self.hints.memory, use_klt=self.uses_klt)
+        memory, kept = self.hints.memory, self._kept
+        plan = self._make_plan(target, memory, kept, use_klt=self.uses_klt)
         rotated = plan.channels.rotation is not None and plan.channels.is_new
         num_values = self.planes.numel()
         size = plan.transform.num_rows, self.shape.num_channels, num_values
         is_too_large = rotated and not klt.is_allowed(*size)
         if is_too_large or plan.left_out > target.max_left_out(num_values):
             # Or the energies are too unlike for a channel basis in float32.
-            plan = self._make_plan(target, self.hints.memory, use_klt=False)
+            plan = self._make_plan(target, memory, kept, use_klt=False)
         return plan
 
-    def _make_plan(self, target: Target, memory: Memory, *, use_klt: bool) -> Plan:
-        return make_plan(
-            self.planes, self.shape, target, memory, self.bases, use_klt=use_klt
-        )
+    def _make_plan(
+        self, target: Target, memory: Memory, kept: Kept | None, *, use_klt: bool
+    ) -> Plan:
+        told = self.planes, self.shape, target, memory, kept, self.bases
+        return make_plan(*told, use_klt=use_klt)
 
 
 def _without_values(plan: Plan) -> Plan:
@@ -146,7 +156,19 @@ def _without_values(plan: Plan) -> Plan:
     return replace(plan, rows=_NOTHING, coefficients=_NOTHING)
 
 
-def _better(coded: Coded, target: Target, decider: Decider) -> Decider:
+def _is_limited(plan: Plan, target: Target) -> bool:
+    """Return whether bits are likely to be a limit of a stream's first frame."""
+    if target.num_bits is None or target.distortion is None:
+        return False
+    if plan.is_kept:
+        # Of other streams, which had a limit if it is coarser than the error allows.
+        return quantize(plan, plan.step).distortion > _COARSER * target.distortion
+    return plan.expected_bits > _TOO_LARGE * target.num_bits
+
+
+def _better(
+    coded: Coded, target: Target, decider: Decider, *, is_first: bool
+) -> Decider:
     """Return what should have decided a step."""
     if target.distortion is None or target.num_bits is None:
         return decider
@@ -156,15 +178,16 @@ def _better(coded: Coded, target: Target, decider: Decider) -> Decider:
         return Decider.BITS
     if decider is Decider.BITS and error < _FINER * target.distortion:
         return Decider.ERROR
-    if decider is Decider.BITS and error > _COARSER * target.most_distortion:
+    coarser = 1.0 if is_first else _COARSER
+    if decider is Decider.BITS and error > coarser * target.most_distortion:
         return Decider.MOST_ERROR
     if decider is Decider.MOST_ERROR and size < _SMALLER:
         return Decider.BITS
     return decider
 
 
-def _keep_choice(hints: Hints, coded: Coded, target: Target, decider: Decider) -> None:
-    """Keep what a frame was coded by for the next step of a stream."""
+def _kept_of(coded: Coded, target: Target, decider: Decider) -> Kept:
+    """Return what a frame was coded by, for the next step of a stream."""
     plan, quantized = coded.plan, coded.quantized
     shape = plan.transform.shape
     num_values = shape.num_samples * shape.num_channels * shape.num_positions
@@ -172,7 +195,7 @@ def _keep_choice(hints: Hints, coded: Coded, target: Target, decider: Decider) -
     bits_a_level = coded.num_bits / num_levels if num_levels else 0.0
     if decider is Decider.BITS:
         cost = quantized.distortion / target.energy
-    kept = Kept(
+    return Kept(
         (shape.num_channels, shape.num_positions),
         str(plan.transform.basis),
         plan.transform.has_mean,
@@ -185,5 +208,3 @@ def _keep_choice(hints: Hints, coded: Coded, target: Target, decider: Decider) -
         bits_a_level,
         decider,
     )
-    kept = kept.after(Kept.of(hints.memory), is_kept=plan.is_kept)
-    kept.store(hints.memory, lasts=hints.role == "gradient")

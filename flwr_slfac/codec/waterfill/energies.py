@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flwr_slfac.codec.kernels import ClassGrid, PlaneFit, kernels
+from flwr_slfac.codec.kernels import classes as loops
 from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, order_1d, order_2d
 from flwr_slfac.codec.waterfill.digits import LARGE, Ints
@@ -39,6 +40,9 @@ _FEWEST_PER_FREQUENCY = 256
 # Our choice: a sample's energy costs about a byte, which fewer coefficients do not
 # save by having their own.
 _FEWEST_PER_SAMPLE = 8
+# Our limit, against crafted headers: positions of a plane whose groups are kept, 8 MiB
+# of 64 frames.
+_MOST_KEPT = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +102,11 @@ def frequencies_per_group(num_planes: int) -> int:
     return -(-_FEWEST_PER_FREQUENCY // num_planes)
 
 
-@lru_cache(maxsize=64)
 def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     """Return the group (S,) of each position: neighbours, coarse to fine.
 
-    Do not write to the result: it is shared. A group has enough coefficients for its
-    energy to be worth sending.
+    Do not write to the result: that of small planes is shared. A group has enough
+    coefficients for its energy to be worth sending.
 
     Parameters
     ----------
@@ -114,13 +117,37 @@ def frequency_groups(basis: Basis, shape: PlaneShape, num_rows: int) -> Ints:
     num_rows : int
         Rows after the rotation of channels.
     """
-    num_positions = shape.num_positions
-    if num_positions == 1:
-        return np.zeros(1, np.int64)
-    size = frequencies_per_group(shape.num_samples * num_rows)
-    groups = np.empty(num_positions, np.int64)
-    groups[coarse_to_fine(basis, shape)] = np.arange(num_positions) // size
+    num_each = frequencies_per_group(shape.num_samples * num_rows)
+    if shape.num_positions <= _MOST_KEPT:
+        return _kept_groups(basis, shape, num_each)
+    return _groups_of(basis, shape, num_each)
+
+
+def _groups_of(basis: Basis, shape: PlaneShape, num_each: int) -> Ints:
+    """Return groups of so many positions each; a part at a time spares memory."""
+    num = shape.num_positions
+    groups, order = np.empty(num, np.int64), coarse_to_fine(basis, shape)
+    for start in range(0, num, _MOST_KEPT):
+        part = slice(start, min(start + _MOST_KEPT, num))
+        groups[order[part]] = np.arange(part.start, part.stop) // num_each
     return groups
+
+
+_kept_groups = lru_cache(maxsize=64)(_groups_of)
+
+
+def num_groups(shape: PlaneShape, num_rows: int) -> int:
+    """Return how many groups there are; parameters as above."""
+    each = frequencies_per_group(shape.num_samples * num_rows)
+    return -(-shape.num_positions // each)
+
+
+def group_sizes(shape: PlaneShape, num_rows: int) -> Ints:
+    """Return how many positions are in each group (G,); parameters as above."""
+    num_each = frequencies_per_group(shape.num_samples * num_rows)
+    sizes = np.full(num_groups(shape, num_rows), num_each)
+    sizes[-1] += shape.num_positions - int(sizes.sum())
+    return sizes
 
 
 def coarse_to_fine(basis: Basis, shape: PlaneShape) -> Ints:
@@ -186,7 +213,7 @@ class EnergyClasses:
 
     def split(self, matrix: Ints) -> list[Ints]:
         """Return the values of each class, of a matrix (S, R)."""
-        values = kernels().split(matrix, self._grid)
+        values = loops.split(matrix, self._grid)
         return np.split(values, np.cumsum(self.counts)[:-1])
 
     def join(
@@ -197,5 +224,5 @@ class EnergyClasses:
         starts = np.cumsum([0, *self.counts])
         for number, part in values:
             flat[starts[number] : starts[number + 1]] = part
-        matrix: npt.NDArray[np.float32] = kernels().join(flat, self._grid)
+        matrix: npt.NDArray[np.float32] = loops.join(flat, self._grid)
         return matrix

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.kernels import CodingTables, FrameLoops, kernels
+from flwr_slfac.codec.kernels import CodingTables, FrameLoops, kernels, models
 from flwr_slfac.codec.waterfill.class_values import kinds, read_levels, write_values
 from flwr_slfac.codec.waterfill.digits import LARGE, Digits, Ints
 from flwr_slfac.codec.waterfill.energies import EnergyClasses, EnergyModel
@@ -167,5 +167,5 @@ def _read_values(
         with np.errstate(over="ignore", invalid="ignore"):
             taken = np.float32(shift / CENTROID_UNIT) * np.float32(step)
         values = np.empty(levels.size, np.float32)
-        kernels().to_values(levels, step, float(taken), values)
+        models.to_values(levels, step, float(taken), values)
         yield number, values

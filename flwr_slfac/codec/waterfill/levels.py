@@ -83,14 +83,27 @@ def quantize(plan: Plan, step: float) -> Quantized:
         levels = levels.astype(dtype)
     else:
         levels, sums = loops.quantize(coefficients, energies, inverse, np.dtype(dtype))
-    num, along, squares = sums.T
-    units = np.rint(along * (CENTROID_UNIT / _ERROR_UNIT) / np.maximum(num, 1))
-    shifts = np.clip(units, -CENTROID_UNIT, CENTROID_UNIT).astype(np.int64)
-    taken = shifts / CENTROID_UNIT
-    saved = float((taken * (2 / _ERROR_UNIT * along - taken * num)).sum())
-    error = float(squares.sum()) / _ERROR_UNIT**2 - saved
+    shifts, error = _centroids(sums)
     distortion = error * step**2 + plan.left_out
-    return Quantized(levels, step, shifts, distortion, int(num.sum()))
+    return Quantized(levels, step, shifts, distortion, int(sums[:, 0].sum()))
+
+
+def _centroids(sums: Ints) -> tuple[Ints, float]:
+    """Return the centroids of classes (60,), and the squared error that they leave.
+
+    Parameters
+    ----------
+    sums : ndarray (60, 3)
+        See the extension's `quantize`.
+    """
+    num, along = sums[:, 0], sums[:, 1]
+    units = np.rint(along / np.maximum(num, 1) / (_ERROR_UNIT / CENTROID_UNIT))
+    most = CENTROID_UNIT
+    shifts = np.minimum(np.maximum(units, -most), most).astype(np.int64)
+    # In whole numbers: of errors in their units, that of a shift is so many.
+    fine = shifts * int(_ERROR_UNIT / CENTROID_UNIT)
+    saved = 2 * int(fine @ along) - int(fine * fine @ num)
+    return shifts, (int(sums[:, 2].sum()) - saved) / _ERROR_UNIT**2
 
 
 def _levels(

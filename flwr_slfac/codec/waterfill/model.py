@@ -18,7 +18,7 @@ from flwr_slfac.codec.kernels import (
     CHANCE_BITS,
     NUM_SYMBOLS,
     SCALE_BITS,
-    kernels,
+    models,
 )
 from flwr_slfac.codec.waterfill.digits import Digits, Ints
 from flwr_slfac.codec.waterfill.words import Frequencies
@@ -47,9 +47,7 @@ def fit_model(counts: Ints, digits: Digits) -> bytes:
     A byte for each stopping chance up to the largest magnitude; before them, for signed
     digits, one for the chance of a negative sign.
     """
-    return kernels().fit_model(
-        counts, digits.limit, digits.per_symbol, digits.signed, MIDPOINTS
-    )
+    return models.fit(counts, digits.limit, digits.per_symbol, digits.signed, MIDPOINTS)
 
 
 @lru_cache(maxsize=1024)

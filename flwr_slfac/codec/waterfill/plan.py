@@ -22,15 +22,16 @@ from flwr_slfac.codec.waterfill.energies import (
     class_offset,
     fit_planes,
     frequency_groups,
+    group_sizes,
 )
 from flwr_slfac.codec.waterfill.level import TINY, Reals
 from flwr_slfac.codec.waterfill.reuse import (
     Choice,
+    Kept,
     allowed_rms,
     kept_choice,
-    kept_fineness,
 )
-from flwr_slfac.codec.waterfill.target import Target
+from flwr_slfac.codec.waterfill.target import Decider, Target
 from flwr_slfac.codec.waterfill.transform import (
     LARGEST_LEVEL,
     Told,
@@ -78,6 +79,8 @@ class Plan:
         Of the frame before, for each level that is not zero; 0 if it is not known.
     is_kept : bool
         Whether nothing was tried: the choice is that of the step before.
+    expected_bits : float
+        Of the frame by what was tried, 0 if nothing was.
     """
 
     transform: Transform
@@ -94,6 +97,7 @@ class Plan:
     age: int
     bits_a_level: float
     is_kept: bool
+    expected_bits: float = 0.0
 
     @property
     def energies(self) -> tuple[Ints, Ints]:
@@ -120,7 +124,8 @@ def make_plan(
     shape: PlaneShape,
     target: Target,
     memory: Memory,
-    bases: list[Basis],
+    kept: Kept | None,
+    bases: tuple[Basis, ...],
     *,
     use_klt: bool,
 ) -> Plan:
@@ -135,27 +140,29 @@ def make_plan(
     target : Target
         What the step will have to meet.
     memory : dict of str to Tensor
-        Of the stream: it may hold a channel basis to reuse, and what was chosen the
-        step before. Left as it is.
-    bases : list of Basis
+        Of the stream: it may hold a channel basis to reuse. Left as it is.
+    kept : Kept, optional
+        What was chosen the step before.
+    bases : tuple of Basis
         Spatial bases to choose from, see `bases_for`.
     use_klt : bool
         Whether channels may have a basis.
     """
-    choice = kept_choice(x, target, memory, bases, use_klt)
+    choice = kept_choice(x, target, memory, kept, bases, use_klt)
     if choice is not None:
         if choice.needs_rows:
-            options, _ = _channel_options(x, target, memory, bases, use_klt)
+            options, _ = _channel_options(x, target, memory, kept, bases, use_klt)
             fresh = options[0].quantized(choice.step**2 / 12)
             choice = replace(choice, channels=fresh)
         plan = _plan_of(x, shape, target, choice, is_kept=True)
         if plan.left_out <= target.max_left_out(x.numel()):
             return plan
-    options, level = _channel_options(x, target, memory, bases, use_klt)
-    best = best_trial(x, shape, target, options, bases, level)
+    options, level = _channel_options(x, target, memory, kept, bases, use_klt)
+    bits, best = best_trial(x, shape, target, options, bases, level)
     channels = best.channels.quantized(best.step**2 / 12)
     choice = Choice(channels, best.basis, best.has_mean, best.step)
-    return _plan_of(x, shape, target, choice, is_kept=False)
+    plan = _plan_of(x, shape, target, choice, is_kept=False)
+    return replace(plan, expected_bits=bits)
 
 
 def _plan_of(
@@ -205,34 +212,40 @@ def _transformed(
     # The energy of each frequency group, relative to the model of planes.
     frequencies = np.ones(1)
     if len(groups) > 1:
-        below = np.bincount(groups) * fit.weighted
+        below = group_sizes(shape, rows.shape[1]) * fit.weighted
         frequencies = np.bincount(groups, told.energies) / below
     model = EnergyModel(fit.samples, fit.channels, half_units(frequencies))
     return transform, told, model, groups
 
 
 def _channel_options(
-    x: torch.Tensor, target: Target, memory: Memory, bases: list[Basis], use_klt: bool
+    x: torch.Tensor,
+    target: Target,
+    memory: Memory,
+    kept: Kept | None,
+    bases: tuple[Basis, ...],
+    use_klt: bool,
 ) -> tuple[list[klt.ChannelTransform], float]:
     """Return the channel transforms to try, and the water level to expect."""
     num_each = x.shape[0] * x.shape[2]
     if not use_klt or not 1 < x.shape[1] <= klt.MAX_CHANNELS:
         variances = plane_energies(x).sum(0) / num_each
-        level = _level(x, target, variances, memory)
+        level = _level(x, target, variances, kept)
         return [klt.ChannelTransform(None, variances)], level
-    moments = klt.gram_matrix(x, is_spectrum=bases == [SPECTRUM])
+    moments = klt.gram_matrix(x, is_spectrum=bases == (SPECTRUM,))
     moments *= target.energy / num_each / max(float(np.trace(moments)), TINY)
     variances = klt.principal_directions(moments)[0]
-    level = _level(x, target, variances, memory)
+    level = _level(x, target, variances, kept)
     spare = _LEFT_OUT * float(np.minimum(variances, level).sum())
     return klt.channel_transforms(
         moments, num_each, level, spare, memory, x.device
     ), level
 
 
-def _level(x: torch.Tensor, target: Target, variances: Reals, memory: Memory) -> float:
+def _level(
+    x: torch.Tensor, target: Target, variances: Reals, kept: Kept | None
+) -> float:
     """Return the water level to expect; for a rate, that of the frame before."""
-    fineness = kept_fineness(memory) if target.num_bits is not None else None
-    if fineness is None:
+    if target.num_bits is None or not kept or kept.last_decider is not Decider.BITS:
         return target.water_level(variances, x.shape[0] * x.shape[2])
-    return (fineness * allowed_rms(target, x.numel())) ** 2 / 12
+    return (kept.fineness * allowed_rms(target, x.numel())) ** 2 / 12

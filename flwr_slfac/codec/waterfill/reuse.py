@@ -4,8 +4,9 @@ From step to step the same layer's tensors have the same statistics: which chann
 and which spatial basis suit is tried every sixteenth step only, less often where trials
 agree, and sooner where frames grow. What is kept is the encoder's own, as each frame
 says which bases it is coded by. That of gradients outlives the stream: the memory of a
-server is saved with its run, that of a device is not. The channel basis does not, as
-the decoder has to know it; a new stream's is of its first frame, without trials.
+server is saved with its run, that of a device is not, which is told instead (`usual`).
+The channel basis does not, as the decoder has to know it; a new stream's is of its
+first frame, without trials.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,9 @@ from flwr_slfac.codec.waterfill.target import Decider, Target
 _NUMBERS, _BASIS = "waterfill.choice", "waterfill.basis"
 _STREAM = "stream."
 # Of what is kept: fewer are those of another release's checkpoint.
-_NUM_NUMBERS, _FINENESS, _DECIDER = 13, 4, 10
+_NUM_NUMBERS = 13
+# In place of sizes, of a choice that is told: it suits any.
+_TOLD = (0, 0)
 # Our choice: steps from one trial to the next. Trials of small frames take several
 # times as long as all else; each that agrees with the one before doubles the steps.
 _FIRST_PERIOD, _LAST_PERIOD = 16, 128
@@ -77,13 +80,14 @@ class Kept:
     Parameters
     ----------
     sizes : tuple of int
-        Channels, and positions of a plane.
+        Channels, and positions of a plane; none of what is told.
     basis : str
         Name of the spatial basis.
     has_mean, is_rotated : bool
         Whether the mean of the samples is used, and the channel basis in memory.
     fineness : float
-        Step over the root mean square that the target allows, or of the tensor.
+        Step over the root mean square that the target allows, or of the tensor; of
+        what is told, the step.
     gain, near_zero : float
         See `Choice`; a gain of 0 where it was not measured.
     first_cost, cost : float
@@ -114,20 +118,36 @@ class Kept:
     period: int = _FIRST_PERIOD
 
     @classmethod
+    def told(cls, basis: str, has_mean: bool, is_rotated: bool, step: float) -> "Kept":
+        """Return what a stream begins with that is told how others are coded."""
+        unknown = 0.0, 0.0, 1.0, 1.0, 0.0, Decider.ERROR
+        return cls(_TOLD, basis, has_mean, is_rotated, step, *unknown)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether no frame of this stream has been coded yet."""
+        return self.sizes == _TOLD
+
+    @classmethod
     def of(cls, memory: Memory) -> "Kept | None":
         """Return what a memory holds, None if nothing."""
-        numbers = _numbers_in(memory)
-        basis = _kept(memory, _BASIS)
-        if not numbers or basis is None:
+        told, basis = _kept(memory, _NUMBERS), _kept(memory, _BASIS)
+        if told is None or basis is None or told.numel() != _NUM_NUMBERS:
             return None
+        numbers: list[float] = told.tolist()
         channels, positions, mean, rotated, fineness, gain, near_zero = numbers[:7]
         first, last, bits_a_level, decider, age, period = numbers[7:]
         name = bytes(basis.tolist()).decode("ascii")
         sizes = int(channels), int(positions)
-        flags, told = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
+        flags, reals = (bool(mean), bool(rotated)), (fineness, gain, near_zero)
         bits = first, last, bits_a_level
         steps = int(age), int(period)
-        return cls(sizes, name, *flags, *told, *bits, Decider(int(decider)), *steps)
+        return cls(sizes, name, *flags, *reals, *bits, Decider(int(decider)), *steps)
+
+    @property
+    def last_decider(self) -> Decider | None:
+        """What decided the step of the frame before; None if there was none."""
+        return None if self.is_told else self.decider
 
     @property
     def is_due(self) -> bool:
@@ -153,7 +173,8 @@ class Kept:
         if old is None:
             return self
         if is_kept:
-            first = old.first_cost if old.decider is self.decider else self.cost
+            is_alike = old.decider is self.decider and not old.is_told
+            first = old.first_cost if is_alike else self.cost
             age, period = old.age + 1, old.period
             return replace(self, age=age, period=period, first_cost=first)
         mine, theirs = (
@@ -184,35 +205,17 @@ class Kept:
         memory[start + _BASIS] = torch.from_numpy(name.copy())
 
 
-def _numbers_in(memory: Memory) -> list[float]:
-    """Return the numbers that a memory holds, none if those of another release."""
-    kept = _kept(memory, _NUMBERS)
-    numbers: list[float] = [] if kept is None else kept.tolist()
-    return numbers if len(numbers) == _NUM_NUMBERS else []
-
-
 def _kept(memory: Memory, name: str) -> torch.Tensor | None:
     return memory.get(name, memory.get(_STREAM + name))
 
 
-def last_decider(memory: Memory) -> Decider | None:
-    """Return what decided the step of the frame before, None if that is not known."""
-    numbers = _numbers_in(memory)
-    return Decider(int(numbers[_DECIDER])) if numbers else None
-
-
-def kept_fineness(memory: Memory) -> float | None:
-    """Return the step of the frame before over the tensor's root mean square.
-
-    None if a number of bits did not decide it.
-    """
-    if last_decider(memory) is not Decider.BITS:
-        return None
-    return _numbers_in(memory)[_FINENESS]
-
-
 def kept_choice(
-    x: torch.Tensor, target: Target, memory: Memory, bases: list[Basis], use_klt: bool
+    x: torch.Tensor,
+    target: Target,
+    memory: Memory,
+    kept: Kept | None,
+    bases: tuple[Basis, ...],
+    use_klt: bool,
 ) -> Choice | None:
     """Return the choice of the step before, None if there is none that serves.
 
@@ -222,13 +225,12 @@ def kept_choice(
         All planes.
     target : Target
         What the step will have to meet.
-    memory : dict
-        Of the stream.
-    bases, use_klt
+    memory, kept, bases, use_klt
         See `make_plan`.
     """
-    kept = Kept.of(memory)
-    if kept is None or kept.is_due or kept.sizes != tuple(x.shape[1:]):
+    if kept is None or kept.is_due:
+        return None
+    if kept.sizes != tuple(x.shape[1:]) and not kept.is_told:
         return None
     basis = next((b for b in bases if str(b) == kept.basis), None)
     if basis is None or (kept.is_rotated and not use_klt):
@@ -243,7 +245,8 @@ def kept_choice(
     if rotation is not None:
         matrix = rotation.matrix(x.device)
         channels = klt.ChannelTransform(matrix, np.zeros(0), rotation)
-    step = target.step or kept.fineness * allowed_rms(target, x.numel())
+    unit = 1.0 if kept.is_told else allowed_rms(target, x.numel())
+    step = target.step or kept.fineness * unit
     gain = kept.gain or None
     return Choice(
         channels,

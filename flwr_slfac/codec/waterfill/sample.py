@@ -1,12 +1,17 @@
 """What a quantization step would do, told by a sample of the coefficients."""
 
+from functools import cached_property
+
 import numpy as np
+import numpy.typing as npt
 
 from flwr_slfac.codec.waterfill.plan import Plan
 from flwr_slfac.codec.waterfill.solver import SHRINK
 
 # Our choice: many times the coefficients that a distortion to a percent needs.
 _SEARCH_SIZE = 2**15
+# Of a step: what is larger has a level that is not zero.
+_EDGE = 0.5 + SHRINK
 
 
 class CoefficientSample:
@@ -48,3 +53,19 @@ class CoefficientSample:
         if num:
             total -= float(np.dot(error, inside)) ** 2 / num
         return max(total, 0.0) * step**2 * self.weight
+
+    def num_levels(self, step: float) -> float:
+        """Return about how many levels are not zero at a step."""
+        kept = self._ascending.size - int(
+            np.searchsorted(self._ascending, _EDGE * step)
+        )
+        return self.weight * kept
+
+    def step_for(self, num_levels: float) -> float:
+        """Return the step at which about so many levels are not zero."""
+        kept = min(max(round(num_levels / self.weight), 1), self._ascending.size)
+        return float(self._ascending[-kept]) / _EDGE
+
+    @cached_property
+    def _ascending(self) -> npt.NDArray[np.float32]:
+        return np.sort(self.magnitudes)

@@ -20,7 +20,11 @@ from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.transforms import Basis, parse_basis
 from flwr_slfac.codec.waterfill import header, klt
 from flwr_slfac.codec.waterfill.digits import Ints
-from flwr_slfac.codec.waterfill.energies import class_offset, frequency_groups
+from flwr_slfac.codec.waterfill.energies import (
+    class_offset,
+    frequency_groups,
+    num_groups,
+)
 from flwr_slfac.codec.waterfill.frame_streams import (
     Coefficients,
     ListReader,
@@ -187,7 +191,7 @@ def _read_coefficients(
     """Return coefficients (S, N * r), and the planes that its columns are."""
     num_rows = head.num_rows or shape.num_channels
     groups = frequency_groups(basis, shape, num_rows)
-    sizes = shape.num_samples, num_rows, int(groups.max()) + 1
+    sizes = shape.num_samples, num_rows, num_groups(shape, num_rows)
     if head.is_trellis and reader is None:
         reader = TrellisReader(frame.sections[1])
     if isinstance(reader, TrellisReader):

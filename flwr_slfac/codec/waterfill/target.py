@@ -25,6 +25,9 @@ class Decider(enum.IntEnum):
     MOST_ERROR = 2
 
 
+_ALL = tuple(Decider)
+
+
 @dataclass(frozen=True)
 class Target:
     """What the step has to meet, in units of the normalized tensor.
@@ -59,16 +62,28 @@ class Target:
         coarsest = _MOST_COARSER * wanted if self.num_positions <= _SMALL else math.inf
         return max(wanted, min(coarsest, _MOST_LOST * self.energy))
 
-    def by_decider(self) -> "dict[Decider, Target]":
-        """Return targets of one number each, by what may decide."""
-        if self.num_bits is None or self.distortion is None:
-            return {Decider.ERROR if self.num_bits is None else Decider.BITS: self}
-        most = self.most_distortion
-        return {
-            Decider.ERROR: replace(self, num_bits=None),
-            Decider.BITS: replace(self, distortion=None),
-            Decider.MOST_ERROR: replace(self, num_bits=None, distortion=most),
-        }
+    @property
+    def likely_limit(self) -> Decider:
+        """What decides where the distortion takes more than the bits beside it."""
+        if self.distortion is None or self.num_positions > _SMALL:
+            return Decider.BITS
+        return Decider.MOST_ERROR
+
+    @property
+    def deciders(self) -> tuple[Decider, ...]:
+        """What may decide; the first one is tried first where nothing is known."""
+        if self.num_bits is None:
+            return (Decider.ERROR,)
+        return (Decider.BITS,) if self.distortion is None else _ALL
+
+    def of(self, decider: Decider) -> "Target":
+        """Return the target of one number, of what may decide."""
+        if len(self.deciders) == 1:
+            return self
+        if decider is Decider.BITS:
+            return replace(self, distortion=None)
+        most = self.distortion if decider is Decider.ERROR else self.most_distortion
+        return replace(self, num_bits=None, distortion=most)
 
     def max_left_out(self, num_values: int) -> float:
         """Return the squared error that rows left out of a basis may cause."""

@@ -5,7 +5,9 @@ is quantized to; see `trial`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,17 +39,19 @@ _WORTH_IT = 1.005
 _Found = tuple[float, Trial]
 
 
-def bases_for(setting: str, shape: PlaneShape) -> list[Basis]:
-    """Return the bases to try: those of the setting that can do the sizes."""
-    if shape.num_positions == 1:
+@lru_cache(maxsize=64)
+def bases_for(setting: str, sizes: tuple[int, ...]) -> tuple[Basis, ...]:
+    """Return the bases to try: those of the setting that can do the sizes of planes."""
+    if math.prod(sizes) == 1:
         # All are the identity there, and this one has the shortest name.
-        return [parse_basis("dct")]
+        return (parse_basis("dct"),)
     if setting != "auto":
         basis = parse_basis(setting)
-        basis.num_levels(*shape.sizes)
-        return [basis]
+        basis.num_levels(*sizes)
+        return (basis,)
     bases = [parse_basis(name) for name in _AUTO]
-    return [b for b in bases if not (b.is_wavelet and any(n % 2 for n in shape.sizes))]
+    is_odd = any(n % 2 for n in sizes)
+    return tuple(b for b in bases if not (b.is_wavelet and is_odd))
 
 
 def best_trial(
@@ -55,10 +59,10 @@ def best_trial(
     shape: PlaneShape,
     target: Target,
     options: list[klt.ChannelTransform],
-    bases: list[Basis],
+    bases: Sequence[Basis],
     level: float,
-) -> Trial:
-    """Return the candidate that takes the least bits, at about its step.
+) -> tuple[float, Trial]:
+    """Return the least bits that a candidate takes, and it, at about its step.
 
     Parameters
     ----------
@@ -68,7 +72,7 @@ def best_trial(
         Of the planes.
     target : Target
         What the step will have to meet.
-    options, bases : list
+    options, bases : sequence
         What to try.
     level : float
         The water level to expect.
@@ -99,10 +103,10 @@ def best_trial(
         for _, trial in found:
             trial.forget()
         # Which basis suits depends little on the channels, but for exact zeros.
-        bases = [b for b in bases if b in (nearest.basis, bases[0])]
+        bases = tuple(b for b in bases if b in (nearest.basis, bases[0]))
         best = min([*found, *([best] if best else [])], key=_bits)
     assert best is not None
-    return best[1]
+    return best
 
 
 def _bits(found: _Found) -> float:
@@ -110,7 +114,7 @@ def _bits(found: _Found) -> float:
 
 
 def _tried(
-    rotated: RotatedSample, bases: list[Basis], share: float, step: float
+    rotated: RotatedSample, bases: Sequence[Basis], share: float, step: float
 ) -> list[_Found]:
     """Try bases; wavelets where neighbours are neither strangers nor much alike."""
     found: list[_Found] = []
@@ -153,7 +157,7 @@ def _clamped(found: list[_Found]) -> list[_Found]:
     ]
 
 
-def _sample_of(x: torch.Tensor, shape: PlaneShape, bases: list[Basis]) -> Sample:
+def _sample_of(x: torch.Tensor, shape: PlaneShape, bases: Sequence[Basis]) -> Sample:
     """Return samples over the range of energies, of large planes a window.
 
     Of large spectra it is a grid of frequencies.
@@ -166,7 +170,7 @@ def _sample_of(x: torch.Tensor, shape: PlaneShape, bases: list[Basis]) -> Sample
         both = list(zip(sizes, sides, strict=True))
         # Off the middle, where most images hold more than elsewhere.
         window = [slice((n - m) // 4, (n - m) // 4 + m) for n, m in both]
-        if bases == [SPECTRUM]:
+        if bases == (SPECTRUM,):
             window = [slice(0, n // m * m, n // m) for n, m in both]
         parts = [
             part.reshape(*part.shape[:2], *sizes)[(slice(None), slice(None), *window)]

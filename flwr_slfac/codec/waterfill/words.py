@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flwr_slfac.codec.kernels import LOWER_BOUND, SCALE_BITS, kernels
+from flwr_slfac.codec.kernels import LOWER_BOUND, SCALE_BITS, rans
 from flwr_slfac.codec.packing import BitReader, BitWriter
 from flwr_slfac.errors import DecodeError
 
@@ -154,7 +154,7 @@ def _code(batches: list[_Batch], states: npt.NDArray[np.uint32]) -> bytes:
     end = 2 * sum(symbols.size for symbols, _, _ in batches) + 2
     words = np.empty(end, np.uint8)
     for symbols, counts, frequencies in reversed(batches):
-        end = kernels().rans_encode(states, counts, frequencies, symbols, words, end)
+        end = rans.encode(states, counts, frequencies, symbols, words, end)
     return bytes(words[end:])
 
 
@@ -254,7 +254,7 @@ class WordReader:
     def _decode(
         self, counts: npt.NDArray[np.int64], frequencies: Frequencies, out: Symbols
     ) -> None:
-        self._at = kernels().rans_decode(
+        self._at = rans.decode(
             self._states, counts, frequencies, self._words, self._at, out
         )
         if self._at < 0:

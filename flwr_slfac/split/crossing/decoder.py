@@ -53,6 +53,8 @@ class Decoder:
     ----------
     memory : dict of str to Tensor
         What it remembers now.
+    last : bytes
+        The last frame of activations that it decoded; empty for none.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Decoder:
     ) -> None:
         self._side, self._known, self._step = side, known, 0
         self.memory: Memory = {} if memory is None else memory
+        self.last = b""
 
     def submit(self, smashed: Smashed, pool: CodecPool) -> Future[Decoded]:
         """Have a batch decoded; see `decode`."""
@@ -87,6 +90,7 @@ class Decoder:
         samples = self._samples(smashed.order, len(targets))
         sent = self._decode(smashed.activations, self.memory, limit, samples)
         SampleMemory(self.memory).move_to(self._side.size.limits.sample_folder)
+        self.last = smashed.activations
         return Decoded(sent, targets, limit, time.perf_counter() - start)
 
     def _samples(self, order: tuple[int, ...], num: int) -> list[int] | None:

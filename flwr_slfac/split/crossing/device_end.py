@@ -19,7 +19,7 @@ from flwr_slfac.codec import (
 from flwr_slfac.errors import TrainingError
 from flwr_slfac.lightweight.pruning import CutMask
 from flwr_slfac.memory_order import in_memory_order, memory_order
-from flwr_slfac.split.features import CutFeature, passages
+from flwr_slfac.split.features import CutFeature, Usual, passages
 from flwr_slfac.split.lasting import recalled, remembered
 from flwr_slfac.split.place import Place
 from flwr_slfac.split.protocol import Smashed
@@ -62,7 +62,8 @@ class DeviceEnd:
         self._codec, self._features, self._place = codec, features, place
         self._order, self._folder = order, sample_folder
         # Of the encoder now and before the last forward, and of the decoder.
-        self._up: Memory = restart(memory)
+        told = [f.choice for f in features if isinstance(f, Usual)]
+        self._up: Memory = codec.begun(restart(memory), (told or [""])[-1])
         self._up_before: Memory = {}
         self._down: Memory = {}
         self.seconds = 0.0

@@ -12,6 +12,7 @@ from flwr_slfac.split.features.base import (
 from flwr_slfac.split.features.cut_name import CutName, named, require_cut
 from flwr_slfac.split.features.dropout import Dropout
 from flwr_slfac.split.features.recall import Recall
+from flwr_slfac.split.features.usual import Usual
 
 __all__ = [
     "CutFeature",
@@ -20,6 +21,7 @@ __all__ = [
     "Passage",
     "Recall",
     "ServerMemory",
+    "Usual",
     "feature_fields",
     "feature_of",
     "named",
