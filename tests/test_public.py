@@ -114,8 +114,8 @@ PUBLIC = {
     "flwr_slfac.codec.kernels": """
         BUCKET_ENDS CHANCE_BITS LEAST_ENERGY LONGEST_LINE LOWER_BOUND NUM_GROUPS
         NUM_KEYS NUM_SYMBOLS SCALE_BITS STEP_UNIT ClassGrid CodingTables Energies
-        FrameLoops Grid Kernels PlaneFit PlaneTransform SpectraLoops Stage half_units
-        kernels plane_weights scratch
+        FrameLoops Grid Kernels PlaneFit PlaneTransform SpectraLoops Stage classes
+        digits half_units kernels models plane_weights rans scratch
     """,
     "flwr_slfac.codec.layout": """
         PlaneShape channel_dim from_rows num_samples spectrum_dims to_rows

@@ -25,6 +25,7 @@ from flwr_slfac.codec.layout import PlaneShape
 from flwr_slfac.codec.waterfill.plan import make_plan
 from flwr_slfac.codec.waterfill.target import Target
 from flwr_slfac.codec.waterfill.transform import energy
+from flwr_slfac.codec.waterfill.trials import bases_for
 from tests.bench.capture import load
 from tests.bench.rate_curves import Curve, bits_at, codec_curve, outside_curves
 from tests.bench.rate_report import Row, plot, report
@@ -119,9 +120,10 @@ def gaussian_bound(x: Tensor, error: float) -> float:
     planes = shape.to_planes(x.contiguous())
     total = energy(planes)
     target = Target(total, distortion=error**2 * total)
-    plan = make_plan(planes, shape, target, {}, basis="auto", use_klt=True)
-    if plan.left_out > target.spare(x.numel()):
-        plan = make_plan(planes, shape, target, {}, basis="auto", use_klt=False)
+    bases = bases_for("auto", shape.sizes)
+    plan = make_plan(planes, shape, target, {}, None, bases, use_klt=True)
+    if plan.left_out > target.max_left_out(x.numel()):
+        plan = make_plan(planes, shape, target, {}, None, bases, use_klt=False)
     frequencies, columns = plan.energies
     bands = (frequencies[:, None] + columns).reshape(-1)
     squares = plan.coefficients.double().square().reshape(-1).numpy()

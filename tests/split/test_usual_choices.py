@@ -1,5 +1,6 @@
 """What encoders mostly choose, told to all devices at the start of a round."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch.optim import SGD
 
 from flwr_slfac.codec import Float16, Memory, Waterfill, decode, encode
 from flwr_slfac.codec.waterfill import plan
+from flwr_slfac.codec.waterfill.header import Header
 from flwr_slfac.codec.waterfill.trials import best_trial
-from flwr_slfac.codec.wire import unpack_frame
+from flwr_slfac.codec.wire import pack_frame, unpack_frame
 from flwr_slfac.errors import DecodeError
 from flwr_slfac.split import Begin, train_locally
 from flwr_slfac.split.features import Recall, Usual
@@ -95,6 +97,19 @@ def test_the_most_common_choice_is_told_at_the_median_of_its_steps() -> None:
     frames = [encode(drawn(8, 4, 8, 8), UP), encode(torch.zeros(2, 3), UP)]
     assert 5 < len(choice_of(frames[0])) < 18
     assert choice_of(frames[1]) == ""
+
+
+def test_no_device_can_keep_others_from_their_work() -> None:
+    """A basis of another spelling decodes, and is told by its proper name."""
+    frame = unpack_frame(encode(drawn(8, 4, 8, 8), UP), max_elements=10**6)
+    head = Header.unpack(frame.sections[0])
+    spelled = replace(head, basis=f" {head.basis} ").pack()
+    parts = [spelled, *frame.sections[1:]]
+    data = pack_frame(frame.codec_id, frame.dtype, frame.shape, parts)
+    assert decode(data).shape == frame.shape
+    choice = UP.usual([choice_of(data)])
+    assert choice == UP.choice_of(frame)
+    assert UP.begun({}, choice)
 
 
 @pytest.mark.parametrize(

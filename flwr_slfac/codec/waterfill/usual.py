@@ -39,8 +39,8 @@ def choice_of(frame: Frame) -> str:
         return ""
     flags = _MEAN if head.flags & header.MEAN else ""
     flags += _ROTATED if head.flags & header.ROTATED else ""
-    # Of normalized values: those of float32's middle range are not divided.
-    return f"{head.basis} {flags or _NO_FLAG} {head.step:.3g}"
+    # By its proper name, as a frame may have another; the step of normalized values.
+    return f"{parse_basis(head.basis)} {flags or _NO_FLAG} {head.step:.3g}"
 
 
 def usual(choices: Sequence[str]) -> str:
