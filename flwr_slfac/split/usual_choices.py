@@ -76,8 +76,16 @@ class UsualChoices:
 
     def state(self) -> dict[str, _Choices]:
         """Return, between rounds, what `load` takes."""
-        return {"before": self._before, "now": self._now}
+        return {"before": _in_order(self._before), "now": _in_order(self._now)}
 
     def load(self, state: Mapping[str, _Choices]) -> None:
         """Go on from what `state` returned."""
         self._before, self._now = dict(state["before"]), dict(state["now"])
+
+
+def _in_order(choices: _Choices) -> _Choices:
+    """Return the same, whatever the order of arrival."""
+    return {
+        codec: {device: choices[codec][device] for device in sorted(choices[codec])}
+        for codec in sorted(choices)
+    }

@@ -1,5 +1,6 @@
 """What encoders mostly choose, told to all devices at the start of a round."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -140,3 +141,15 @@ def test_choices_are_of_the_round_before() -> None:
         assert told(each.begin(begin(4, Float16())).cut_features) == []
         each.end(0, UP, frames[1])
         assert told(each.begin(begin(5)).cut_features) == [choice_of(frames[1])]
+
+
+def test_what_is_saved_does_not_tell_the_order_of_arrival() -> None:
+    """Two runs that are the same save the same text."""
+    frame = encode(drawn(8, 4, 8, 8), UP)
+    texts = set()
+    for order in ((0, 1, 2), (2, 0, 1)):
+        choices = UsualChoices()
+        for device in order:
+            choices.end(device, UP, frame)
+        texts.add(json.dumps(choices.state()))
+    assert len(texts) == 1
