@@ -1,7 +1,8 @@
 """What coding adds to the noise of a mini-batch, in the gradients of weights.
 
 Usage: python -m tests.bench.noise_budget [--datasets mnist ham10000 cifar10]
-       [--cuts layer1] [--steps 50 300] [--batches 24]
+       [--cuts layer1] [--steps 50 300] [--batches 24] [--up CODEC ...]
+       [--down CODEC ...]
 
 A quarter-width ResNet-18 learns unsplit, with batches of 16. After some steps, each of
 some batches gives the gradients of front and back once as they are, and once with a
@@ -45,6 +46,8 @@ DOWN = (
     "waterfill(noise=0.2)",
     "waterfill(noise=0.4)",
 )
+# The way of each, and its text.
+Codecs = list[tuple[str, str]]
 
 
 @dataclass
@@ -75,18 +78,22 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="+", default=["layer1"])
     parser.add_argument("--steps", nargs="+", type=int, default=[50, 300])
     parser.add_argument("--batches", type=int, default=24)
+    parser.add_argument("--up", nargs="*", default=UP)
+    parser.add_argument("--down", nargs="*", default=DOWN)
     options = parser.parse_args()
+    codecs = [("up", c) for c in options.up] + [("down", c) for c in options.down]
     torch.set_num_threads(1)
     print("| images | cut | step | way | codec | front | back | times fewer bytes |")
     print("|---|---|---|---|---|---|---|---|")
     for dataset in options.datasets:
         for at in options.cuts:
-            for step, cells in measure(dataset, at, options.steps, options.batches):
+            steps, batches = options.steps, options.batches
+            for step, cells in measure(dataset, at, steps, batches, codecs):
                 print(f"| {dataset} | {at} | {step} | {cells} |", flush=True)
 
 
 def measure(
-    dataset: str, at: str, steps: list[int], num_batches: int
+    dataset: str, at: str, steps: list[int], num_batches: int, codecs: Codecs
 ) -> Iterator[tuple[int, str]]:
     """Learn, and after some steps yield the cells of each codec's row."""
     data = load_dataset(Path(os.environ["SLFAC_DATA_DIR"]), dataset)
@@ -110,7 +117,7 @@ def measure(
         if step in steps:
             batches = [draw() for _ in range(num_batches)]
             kept = copy.deepcopy((front.state_dict(), back.state_dict()))
-            for cells in shares(front, back, batches):
+            for cells in shares(front, back, batches, codecs):
                 yield step, cells
             front.load_state_dict(kept[0])
             back.load_state_dict(kept[1])
@@ -121,27 +128,27 @@ def measure(
 
 
 def shares(
-    front: nn.Module, back: nn.Module, batches: list[tuple[Tensor, Tensor]]
+    front: nn.Module,
+    back: nn.Module,
+    batches: list[tuple[Tensor, Tensor]],
+    codecs: Codecs,
 ) -> Iterator[str]:
     """Yield each codec's cells."""
     plain = [gradients(front, back, *batch) for batch in batches]
-    for way, codecs in (("up", UP), ("down", DOWN)):
-        for text in codecs:
-            codec = parse_codec(text)
-            up, down = (codec, None) if way == "up" else (None, codec)
-            # Each way remembers its stream, as in training.
-            memories: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
-            coded = [gradients(front, back, *b, up, down, memories) for b in batches]
-            cells = [
-                _share(
-                    [getattr(g, half) for g in plain], [getattr(g, half) for g in coded]
-                )
-                for half in ("front", "back")
-            ]
-            raw = 4 * plain[0].activations.numel()
-            ratio = statistics.mean(raw / g.num_bytes for g in coded)
-            told = [f"{cell:.3f}" if cell else "-" for cell in cells]
-            yield f"{way} | `{text}` | {told[0]} | {told[1]} | {ratio:.0f}"
+    for way, text in codecs:
+        codec = parse_codec(text)
+        up, down = (codec, None) if way == "up" else (None, codec)
+        # Each way remembers its stream, as in training.
+        memories: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        coded = [gradients(front, back, *b, up, down, memories) for b in batches]
+        cells = [
+            _share([getattr(g, half) for g in plain], [getattr(g, half) for g in coded])
+            for half in ("front", "back")
+        ]
+        raw = 4 * plain[0].activations.numel()
+        ratio = statistics.mean(raw / g.num_bytes for g in coded)
+        told = [f"{cell:.3f}" if cell else "-" for cell in cells]
+        yield f"{way} | `{text}` | {told[0]} | {told[1]} | {ratio:.0f}"
 
 
 def gradients(
